@@ -1,0 +1,226 @@
+"""The config of an experiment: TOML in, frozen structs out, and the name of its run.
+
+    name = "digits"
+    model = "experiments.models:digits_mlp"        a factory; its keywords in [model_args]
+    data = "experiments.data:digits"
+    seeds = [0, 1, 2]                              one network each; tables show mean ± standard deviation
+
+    [train]                                        what every phase does unless it says otherwise
+    batch = 64
+    learning_rate = 1e-3
+
+    [[phase]]
+    name = "prune"
+    epochs = 30
+    ramp = 0.6                                     the part of the phase over which sparsity rises
+    [[phase.rule]]                                 see jaxprune.app.recipe
+    where = "(.*/)?kernel"
+    prune = { sparsity = 0.95, allocate = "global" }
+
+    [sweep]                                        a grid: one run for each choice
+    "phase.prune.epochs" = [10, 30]
+
+A run is named by the hash of those settings that differ from the defaults: a new setting renames no old run.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from jaxprune.app.overrides import assign, toml_value
+from jaxprune.app.recipe import check
+from jaxprune.app.rules import Rule
+from jaxprune.app.strict import Settings, convert, read_toml
+
+Optimizer = Literal["adam", "sgd"]
+Decay = Literal["constant", "cosine"]
+Select = Literal["best", "last"]
+
+
+class Train(Settings, frozen=True):
+    """How a phase trains.
+
+    Attributes:
+      seed: where `seeds` is not given, the one seed.
+      batch: examples a step.
+      optimizer: "adam" (AdamW with weight decay) or "sgd" (momentum 0.9).
+      learning_rate: at the start of a phase; the optimizer starts afresh in each.
+      weight_decay: of arrays with two axes or more.
+      schedule: of the learning rate; "cosine" falls to 0 over the phase.
+      select: which epoch a phase gives on: the "best" on the validation split (after the ramp), or the "last".
+      inner: the loop over steps: "scan" compiles an epoch, "loop" a step; "auto" loops where there is a convolution,
+        which XLA:CPU runs about ten times slower inside a compiled loop.
+      checkpoint_every: epochs between checkpoints.
+    """
+
+    seed: int = 0
+    batch: int = 64
+    optimizer: Optimizer = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Decay = "constant"
+    select: Select = "best"
+    inner: Literal["auto", "scan", "loop"] = "auto"
+    checkpoint_every: int = 10
+
+
+class Phase(Settings, frozen=True):
+    """One phase: compress by its rules, then train the code.
+
+    Attributes:
+      name: unique in the config.
+      epochs: 0 compresses and trains nothing.
+      ramp: fraction of the phase over which the cubic schedule raises the sparsity; 0 prunes at once.
+      update_every: steps between two updates of the masks on the ramp.
+      rule: the rules; none for a phase that only trains.
+      batch, optimizer, learning_rate, weight_decay, schedule, select: instead of those in [train].
+    """
+
+    name: str
+    epochs: int
+    ramp: float = 0.0
+    update_every: int = 50
+    rule: tuple[Rule, ...] = ()
+    batch: int | None = None
+    optimizer: Optimizer | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    schedule: Decay | None = None
+    select: Select | None = None
+
+
+class Config(Settings, frozen=True):
+    """An experiment.
+
+    Attributes:
+      name: of the run folder.
+      model, data: factories, as "package.module:function".
+      model_args, data_args: their keywords.
+      seeds: one network each.
+      train: defaults of the phases.
+      phase: in order.
+      baselines: also prune the dense network in one shot, by magnitude and at random, to the final density.
+      sweep: dotted key -> values; a grid of runs.
+    """
+
+    name: str
+    model: str
+    data: str
+    phase: tuple[Phase, ...]
+    model_args: dict[str, Any] = msgspec.field(default_factory=dict)
+    data_args: dict[str, Any] = msgspec.field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    train: Train = Train()
+    baselines: bool = True
+    sweep: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A config from a TOML file.
+
+    Args:
+      path: of the file.
+      overrides: "key=value" with dotted keys, as "train.batch=32" or "phase.prune.epochs=2"; values are TOML.
+
+    Raises:
+      ValueError: one line that names file, key and fix.
+    """
+    raw = read_toml(Path(path))
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text}: it must be key=value, as train.learning_rate=1e-3")
+        assign(raw, key.strip(), toml_value(value.strip()), f"--set {text}", Config)
+    return make(raw, str(path))
+
+
+def make(raw: dict[str, Any], source: str = "the config") -> Config:
+    """A config from dicts, checked."""
+    config = convert(raw, Config, source)
+    try:
+        _check(config)
+    except ValueError as e:
+        raise ValueError(f"{source}: {e}") from None
+    return config
+
+
+def grid(config: Config) -> list[tuple[dict[str, Any], Config]]:
+    """The runs of a config: for each choice of the sweep what it sets, and the config with it set."""
+    axes = _flat(config.sweep)
+    runs = []
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values))
+        raw = to_dict(config)
+        raw.pop("sweep", None)
+        for key, value in chosen.items():
+            assign(raw, key, value, f"sweep.{key}", Config)
+        runs.append((chosen, make(raw, "the sweep")))
+    return runs
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings that differ from the defaults."""
+    return msgspec.json.decode(msgspec.json.encode(config))
+
+
+def run_name(config: Config) -> str:
+    """`<name>-<hash>`, the hash of what differs from the defaults."""
+    settings = {k: v for k, v in to_dict(config).items() if k != "name"}
+    return f"{config.name}-{hashlib.sha256(msgspec.json.encode(settings, order='deterministic')).hexdigest()[:10]}"
+
+
+def settings_of(config: Config, phase: Phase) -> Train:
+    """How a phase trains: its own settings before those of [train]."""
+    own = {f: getattr(phase, f) for f in Train.__struct_fields__ if getattr(phase, f, None) is not None}
+    return msgspec.structs.replace(config.train, **own)
+
+
+def seeds_of(config: Config) -> tuple[int, ...]:
+    """The seeds of the replicates."""
+    return config.seeds or (config.train.seed,)
+
+
+def _check(config: Config) -> None:
+    if config.seeds and config.train.seed:
+        raise ValueError("seeds and train.seed are both given: keep seeds = [...], or train.seed for one run")
+    if not config.phase:
+        raise ValueError("it has no phase: add [[phase]] with name and epochs")
+    if not re.fullmatch(r"[\w.-]+", config.name):
+        raise ValueError(f"name = {config.name!r} names a folder: use letters, digits, '.', '_' and '-'")
+    names = [p.name for p in config.phase]
+    for phase in config.phase:
+        if names.count(phase.name) > 1:
+            raise ValueError(f"two phases are named {phase.name!r}: --set and the tables tell them apart by name")
+        _check_phase(config, phase)
+    for key, values in _flat(config.sweep).items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"sweep.{key} = {values!r}: a sweep takes a list of values")
+
+
+def _check_phase(config: Config, phase: Phase) -> None:
+    train, where = settings_of(config, phase), f"phase {phase.name!r}"
+    if phase.epochs < 0 or train.batch < 1 or phase.update_every < 1 or train.checkpoint_every < 1:
+        raise ValueError(f"{where}: epochs must be >= 0; batch, update_every and checkpoint_every >= 1")
+    if not 0 <= phase.ramp <= 1:
+        raise ValueError(f"{where}: ramp = {phase.ramp} is a fraction of the phase, in [0, 1]")
+    if train.learning_rate <= 0 or train.weight_decay < 0:
+        raise ValueError(f"{where}: learning_rate must be > 0 and weight_decay >= 0")
+    if phase.ramp and not (phase.epochs and any(rule.prune is not None for rule in phase.rule)):
+        raise ValueError(f"{where}: ramp = {phase.ramp} needs epochs > 0 and a rule that prunes")
+    try:
+        check(phase.rule)
+    except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys: sweep.train.seed and sweep."train.seed" are the same."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,82 @@
+"""What all seeds of a run share: the model, the data, the compiled phases."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.app import results as out
+from jaxprune.app.config import Config, settings_of
+from jaxprune.app.progress import Progress
+from jaxprune.app.strict import closest
+from jaxprune.app.training import Program, evaluator, has_convolution, program
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """A run's equipment.
+
+    Attributes:
+      config: of the run.
+      folder: of the run.
+      model: init, apply and the shape of an example.
+      data: the training split on the device, the others on the host.
+      programs: one a phase.
+      evaluate: (tree, (x, y)) -> loss and accuracy.
+      progress: where it reports.
+    """
+
+    config: Config
+    folder: Path
+    model: Any
+    data: Any
+    programs: tuple[Program, ...]
+    evaluate: Callable[..., tuple[float, float]]
+    progress: Progress
+
+    def figures(self, tree: Any) -> dict[str, Any]:
+        """Loss and accuracy on the splits that report, and the sizes."""
+        size = out.sizes(tree)
+        splits = {"validation": self.data.validation, "test": self.data.test}
+        named = {split: self.score(tree, pair) for split, pair in splits.items()}
+        return named | {"bytes": size, "ratio": size["dense"] / size["stored"], "density": out.density(tree)}
+
+    def score(self, tree: Any, pair: Any) -> dict[str, float]:
+        """Loss and accuracy on one split."""
+        return dict(zip(("loss", "accuracy"), self.evaluate(tree, pair)))
+
+
+def make_lab(config: Config, folder: Path, progress: Progress) -> Lab:
+    """Loads the model and the data and builds the phases."""
+    model = factory(config.model, "model", config.model_args)
+    data = factory(config.data, "data", config.data_args)
+    data = data._replace(train=jax.tree.map(jnp.asarray, data.train))
+    x = jax.ShapeDtypeStruct((2, *model.example), data.train[0].dtype)
+    if x.shape[1:] != data.train[0].shape[1:]:
+        raise ValueError(f"the model takes inputs of {x.shape[1:]}, and the data has {data.train[0].shape[1:]}")
+    convolves = has_convolution(model.apply, jax.eval_shape(model.init, jax.random.key(0)), x)
+    build = lambda p: program(model.apply, p, settings_of(config, p), len(data.train[0]), convolves)
+    return Lab(config, folder, model, data, tuple(map(build, config.phase)), evaluator(model.apply), progress)
+
+
+def factory(name: str, what: str, args: dict[str, Any]) -> Any:
+    """Calls "package.module:function" with keywords; every failure to find it names the fix."""
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"{what} = {name!r}: it must be package.module:function, as experiments.models:lenet300")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        top = module.split(".")[0]
+        raise ValueError(f"{what} = {name!r}: {e}. Run in the folder that holds {top}, or install it") from e
+    if not hasattr(found, attribute):
+        public = [n for n in dir(found) if not n.startswith("_")]
+        raise ValueError(f"{what} = {name!r}: {module} has no {attribute!r}{closest(attribute, public)}")
+    try:
+        return getattr(found, attribute)(**args)
+    except TypeError as e:
+        raise ValueError(f"{what} = {name!r}: {e}. Its keywords come from [{what}_args]") from e

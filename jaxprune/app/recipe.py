@@ -1,0 +1,184 @@
+"""Recipes: the compression that rules stand for, and which leaves each rule takes.
+
+The first rule that matches a leaf takes it. Within a rule the verbs work in one order: prune, factorize, share,
+cluster, quantize, codebook_bits. A rule that takes nothing, an unknown key and a verb without its budget are errors.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from jaxprune.app.rules import VERBS, Prune, Rule, read
+from jaxprune.app.strict import Settings, closest
+from jaxprune.core.arrays import Common
+from jaxprune.core.compression import Compression, at, chain, identity
+from jaxprune.core.tree import nearest, slots
+from jaxprune.core.where import Where, field
+from jaxprune.methods import allocate, patterns, scores
+from jaxprune.methods.cluster import cluster
+from jaxprune.methods.factorize import factorize
+from jaxprune.methods.prune import prune
+from jaxprune.methods.quantize import quantize
+from jaxprune.methods.share import share
+
+ALLOCATE = {"uniform": allocate.uniform, "erk": allocate.erk, "global": allocate.global_, "lamp": allocate.lamp}
+SCORE = {"magnitude": None, "random": scores.random}
+
+
+class Match(NamedTuple):
+    """A rule and the paths of the leaves it takes."""
+
+    rule: Rule
+    paths: tuple[str, ...]
+
+
+Schedule = Callable[[float], Any]
+
+
+def recipe(rules: Any, *, schedule: Schedule | None = None) -> Compression:
+    """The compression that rules stand for.
+
+    Args:
+      rules: a list of dicts, TOML text with [[rule]] tables, or the path of a TOML file.
+      schedule: sparsity -> (step -> sparsity), to make the pruning gradual: `lambda s: jp.schedules.cubic(s, 0, 1000)`.
+
+    Returns:
+      A `Compression`. `init` checks that every rule takes a leaf. The first rule that matches a leaf takes it.
+
+    Raises:
+      ValueError: for an unknown key (with the nearest), a rule that takes nothing (with the nearest paths), a verb
+        without its budget.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> rules = [{"where": "out/.*", "keep": True}, {"where": "(.*/)?kernel", "prune": 0.5}]
+      >>> tree = jp.recipe(rules).init({"out": {"kernel": jnp.ones((2, 2))}, "dense": {"kernel": jnp.ones((2, 2))}})
+      >>> type(tree["out"]["kernel"]).__name__, type(tree["dense"]["kernel"]).__name__
+      ('ArrayImpl', 'Masked')
+    """
+    parsed = parse(rules)
+    whole = chain(*(at(_taken_by(parsed, i), one(rule, schedule)) for i, rule in enumerate(parsed) if rule.verbs))
+
+    def init(params: Any, **extra: Any) -> Any:
+        describe(parsed, params)
+        return whole.init(params, **extra)
+
+    return Compression(init, whole.update)
+
+
+def one(rule: Rule, schedule: Schedule | None = None) -> Compression:
+    """The compression of one rule, before it knows its leaves."""
+    make = {
+        "prune": lambda p: _prune(p, schedule),
+        "factorize": lambda f: factorize(**_given(f, "rank")),
+        "share": lambda s: share(**_given(s, "k")),
+        "cluster": lambda c: cluster(**_given(c, "k")),
+        "quantize": lambda q: quantize(**_given(q, "bits")),
+        "codebook_bits": lambda b: quantize(bits=b),
+    }
+    return chain(*(_placed(verb, make[verb](value)) for verb, value in rule.verbs.items())) if rule.verbs else identity
+
+
+def parse(rules: Any) -> tuple[Rule, ...]:
+    """Rules from a list of dicts (or `Rule`s), TOML text, or the path of a TOML file; checked."""
+    return check(read(rules))
+
+
+def check(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules, if each does something and its verbs have their budgets."""
+    for i, rule in enumerate(rules):
+        name = f"rule {i + 1} (where = {rule.where!r})"
+        try:
+            re.compile(rule.where)
+            one(rule)
+        except (ValueError, re.error) as e:
+            raise ValueError(f"{name}: {e}") from None
+        if bool(rule.verbs) == rule.keep:
+            what = "keeps its leaves and changes them too" if rule.keep else "does nothing"
+            raise ValueError(f"{name} {what}: give it keep = true, or one of {', '.join(VERBS)}")
+    return tuple(rules)
+
+
+def describe(rules: Any, params: Any) -> tuple[Match, ...]:
+    """Which leaves each rule takes.
+
+    Raises:
+      ValueError: for a rule that takes none; it lists the nearest paths.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.app.recipe import describe
+      >>> describe([{"where": "a|b", "cluster": 2}], {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})[0].paths
+      ('a', 'b')
+    """
+    parsed = parse(rules)
+    paths = leaf_paths(params)
+    matches = tuple(Match(r, tuple(p for p in paths if taker(parsed, p) == i)) for i, r in enumerate(parsed))
+    for i, match in enumerate(matches):
+        if not match.paths:
+            raise ValueError(f"rule {i + 1} (where = {match.rule.where!r}) {_why_none(parsed, match.rule, paths)}")
+    return matches
+
+
+def leaf_paths(params: Any) -> list[str]:
+    """The paths of the leaves of the user's tree, codes counted as one leaf."""
+    whole = lambda code: not isinstance(code, Common)  # which holds a tree of leaves
+    return [s.path for s in slots(params, whole) if s.open]
+
+
+def taker(rules: Sequence[Rule], path: str) -> int | None:
+    """The index of the first rule that matches a path."""
+    return next((i for i, r in enumerate(rules) if re.fullmatch(r.where, path)), None)
+
+
+def _taken_by(rules: Sequence[Rule], i: int) -> Where:
+    return Where(lambda s: taker(rules, s.path) == i, f"path({rules[i].where!r})")
+
+
+def _placed(verb: str, compression: Compression) -> Compression:
+    """A codebook is reached by its field, whatever leaves the rule takes."""
+    if verb != "codebook_bits":
+        return compression
+
+    def init(params: Any, *, where: Where, **extra: Any) -> Any:
+        return compression.init(params, where=where & field("codebook"), **extra)
+
+    return Compression(init, compression.update)
+
+
+def _given(settings: Any, short: str) -> dict[str, Any]:
+    """The keywords of a verb, which may be a bare number for its first one."""
+    return msgspec.structs.asdict(settings) if isinstance(settings, Settings) else {short: settings}
+
+
+def _prune(settings: float | Prune, schedule: Schedule | None) -> Compression:
+    p = settings if isinstance(settings, Prune) else Prune(sparsity=settings)
+    if p.sparsity is not None and not 0 <= p.sparsity < 1:
+        raise ValueError(f"prune = {p.sparsity}: a sparsity is the fraction of weights to remove, in [0, 1)")
+    return prune(
+        p.sparsity if schedule is None or p.sparsity is None else schedule(p.sparsity),
+        threshold=p.threshold,
+        pattern=None if p.pattern is None else pattern(p.pattern),
+        score=SCORE[p.score],
+        allocate=ALLOCATE[p.allocate],
+    )
+
+
+def pattern(text: str) -> patterns.Pattern:
+    """A pattern by its words: "2:4", "block 4x4", "channel -1"."""
+    if found := re.fullmatch(r"(\d+):(\d+)", text):
+        return patterns.n_m(int(found[1]), int(found[2]))
+    if found := re.fullmatch(r"block (\d+(?:x\d+)*)", text):
+        return patterns.block(*map(int, found[1].split("x")))
+    if found := re.fullmatch(r"channel (-?\d+)", text):
+        return patterns.channel(int(found[1]))
+    raise ValueError(f"pattern = {text!r}{closest(text, ['2:4', 'block 4x4', 'channel -1'])}")
+
+
+def _why_none(rules: Sequence[Rule], rule: Rule, paths: list[str]) -> str:
+    first = [taker(rules, p) for p in paths if re.fullmatch(rule.where, p)]
+    if first:
+        return f"takes no leaf: rule {(first[0] or 0) + 1} takes all of them first. Put it before, or leave it out"
+    return f"matches no leaf: a rule must match the whole path. Nearest: {nearest(rule.where, paths)}"

@@ -1,0 +1,124 @@
+"""Rules: what a recipe says, as settings, and as TOML text.
+
+    [[rule]]
+    where = "(.*/)?kernel"                  a regular expression for the whole path of a leaf
+    prune = 0.9                             or a table, as { sparsity = 0.9, allocate = "global" }
+    cluster = 32
+    codebook_bits = 8
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from jaxprune.app.strict import Settings, convert, read_toml
+
+VERBS = ("prune", "factorize", "share", "cluster", "quantize", "codebook_bits")
+
+
+class Prune(Settings, frozen=True):
+    """`prune = 0.9`, or a table: one of sparsity, threshold and an N:M pattern."""
+
+    sparsity: float | None = None
+    threshold: float | None = None
+    pattern: str | None = None  # "2:4", "block 4x4", "channel -1"
+    allocate: Literal["uniform", "erk", "global", "lamp"] = "uniform"
+    score: Literal["magnitude", "random"] = "magnitude"
+
+
+class Cluster(Settings, frozen=True):
+    """`cluster = 32`, or a table."""
+
+    k: int
+    scope: Literal["leaf", "tree"] = "leaf"
+    init: Literal["optimal", "linear", "density", "random"] = "optimal"
+
+
+class Share(Settings, frozen=True):
+    """`share = { similarity = 0.9 }` or `share = { k = 64 }`."""
+
+    similarity: float | None = None
+    k: int | None = None
+    axis: int = -1
+
+
+class Quantize(Settings, frozen=True):
+    """`quantize = 8`, or a table."""
+
+    bits: int | None = None
+    axis: int = -1
+    group: int | None = None
+    kind: Literal["symmetric", "affine", "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary"] = "symmetric"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    range: Literal["max", "mse"] = "max"
+
+
+class Factorize(Settings, frozen=True):
+    """`factorize = 16` (the rank), or `factorize = { energy = 0.95 }`."""
+
+    rank: int | None = None
+    energy: float | None = None
+
+
+class Rule(Settings, frozen=True):
+    """What happens to the leaves whose whole path matches `where`."""
+
+    where: str
+    prune: float | Prune | None = None
+    factorize: int | Factorize | None = None
+    share: Share | None = None
+    cluster: int | Cluster | None = None
+    quantize: int | Quantize | None = None
+    codebook_bits: int | None = None
+    keep: bool = False
+
+    @property
+    def verbs(self) -> dict[str, Any]:
+        """What the rule does, in the order it does it."""
+        return {verb: getattr(self, verb) for verb in VERBS if getattr(self, verb) is not None}
+
+
+class Recipe(Settings, frozen=True):
+    """A file of rules."""
+
+    rule: tuple[Rule, ...]
+
+
+def read(rules: Any) -> tuple[Rule, ...]:
+    """Rules from a list of dicts (or `Rule`s), TOML text, or the path of a TOML file."""
+    if isinstance(rules, Path) or (isinstance(rules, str) and "\n" not in rules and rules.endswith(".toml")):
+        return convert(read_toml(Path(rules)), Recipe, str(rules)).rule
+    if isinstance(rules, str | Mapping):
+        return convert(_toml(rules) if isinstance(rules, str) else dict(rules), Recipe, "the recipe").rule
+    return tuple(r if isinstance(r, Rule) else convert(r, Rule, f"rule {i + 1}") for i, r in enumerate(rules))
+
+
+def to_toml(rules: Any) -> str:
+    """The rules as TOML text, which `recipe` reads back.
+
+    Example:
+      >>> from jaxprune.app.rules import to_toml
+      >>> print(to_toml([{"where": "kernel", "prune": {"sparsity": 0.9, "allocate": "global"}}]))
+      [[rule]]
+      where = "kernel"
+      prune = { sparsity = 0.9, allocate = "global" }
+    """
+    tables = [msgspec.to_builtins(rule) for rule in read(rules)]
+    return "\n\n".join("\n".join(["[[rule]]", *(f"{k} = {_value(v)}" for k, v in t.items())]) for t in tables)
+
+
+def _value(x: Any) -> str:
+    if isinstance(x, dict):
+        return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in x.items()) + " }"
+    # JSON's strings, numbers and booleans are TOML's too.
+    return msgspec.json.encode(x).decode()
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise ValueError(f"the recipe is not whole TOML: {e}") from None

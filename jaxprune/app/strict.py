@@ -1,0 +1,79 @@
+"""Strict settings: TOML and dicts into frozen structs; an unknown key is an error that names the nearest one."""
+
+import difflib
+import re
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """A table of a config: frozen; unknown keys are refused; what equals its default is not written."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dict."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = closest(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
+        raise ValueError(f"{path} does not exist{near}") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} cannot be read: {e}") from None
+    except tomllib.TOMLDecodeError as e:
+        raise ValueError(f"{path} is not whole TOML: {e}") from None
+
+
+def convert(raw: Any, to: Any, source: str) -> Any:
+    """`raw` as the type `to`.
+
+    Args:
+      raw: dicts, lists and numbers, as TOML gives them.
+      to: a type; its structs are `Settings`.
+      source: what the error calls it, as the path of the file.
+
+    Raises:
+      ValueError: names the source, the key, what was expected, and for an unknown key the nearest.
+    """
+    try:
+        return msgspec.convert(raw, to)
+    except msgspec.ValidationError as e:
+        raise ValueError(f"{source}: {_explain(str(e), to)}") from None
+
+
+def closest(name: str, names: Any) -> str:
+    """'. Did you mean …?' with the nearest of the names, or nothing when there are none."""
+    names = list(names)
+    ratio = lambda other: difflib.SequenceMatcher(None, name, other).ratio()
+    return f". Did you mean {max(names, key=ratio)!r}?" if names else ""
+
+
+def _explain(message: str, to: Any) -> str:
+    unknown = re.match(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?", message)
+    if not unknown:
+        return message.replace("`$.", "`").replace("Object missing", "missing").replace(" - at `$`", "")
+    name, place = unknown[1], (unknown[2] or "").lstrip(".")
+    known = fields_at(to, place)
+    where = f" in {place}" if place else ""
+    return f"unknown key {name!r}{where}{closest(name, known)} Known: {', '.join(known)}"
+
+
+def fields_at(to: Any, place: str) -> list[str]:
+    """The keys of the struct at a place like `phase[0].rule[1].prune`."""
+    for part in re.findall(r"[^.\[\]]+|\[[^\]]*\]", place):
+        inner = _structs(to)
+        hints = typing.get_type_hints(inner[0]) if inner else {}
+        to = to if part.startswith("[") else hints.get(part, to)
+    found = _structs(to)
+    return list(found[0].__struct_fields__) if found else []
+
+
+def _structs(to: Any) -> list[Any]:
+    """The structs inside a type: of `tuple[Rule, ...]` and `Rule | None`, Rule."""
+    if isinstance(to, type) and not isinstance(to, types.GenericAlias) and issubclass(to, msgspec.Struct):
+        return [to]
+    return [s for inner in typing.get_args(to) for s in _structs(inner)]

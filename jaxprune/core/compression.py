@@ -1,0 +1,156 @@
+"""A compression is two pure functions, and the combinators that join them: optax's design, for trees of weights.
+
+`init` may change a tree's structure and runs once a phase; `update` never changes it and runs inside `jit`. Extras (`step`,
+`grads`, `key`, `stats`) are keyword-only, and each compression ignores those it does not need.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from jaxprune.core import where as w
+from jaxprune.core.arrays import Stacked, is_code
+from jaxprune.core.tree import map_slots, selector, walk
+
+
+class Compression(NamedTuple):
+    """A pair of pure functions.
+
+    Attributes:
+      init: `(params, **extra) -> tree` with compressed arrays.
+      update: `(tree, *, step, **extra) -> tree` of the same structure, shapes and dtypes.
+    """
+
+    init: Callable[..., Any]
+    update: Callable[..., Any]
+
+
+def keep(tree: Any, **extra: Any) -> Any:
+    """The tree, unchanged."""
+    return tree
+
+
+identity = Compression(keep, keep)
+"""Changes nothing: the unit of `chain`."""
+
+
+def chain(*compressions: Compression) -> Compression:
+    """One after another: each works on what those before it made.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> both = jp.chain(jp.prune(0.5), jp.cluster(k=1))
+      >>> print(jp.materialize(both.init(jnp.array([[1.0, 5.0], [0.5, 7.0]]))))
+      [[0. 6.]
+       [0. 6.]]
+    """
+
+    def init(params: Any, **extra: Any) -> Any:
+        for c in compressions:
+            params = c.init(params, **extra)
+        return params
+
+    def update(tree: Any, **extra: Any) -> Any:
+        for c in compressions:
+            tree = c.update(tree, **extra)
+        return tree
+
+    return Compression(init, update)
+
+
+def at(where: Any, compression: Compression) -> Compression:
+    """The compression with its `where` replaced (the outermost `at` wins).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> small = jp.at(jp.where.path("a"), jp.quantize(bits=8)).init({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})
+      >>> type(small["a"]).__name__, type(small["b"]).__name__
+      ('Quantized', 'ArrayImpl')
+    """
+    return Compression(partial(compression.init, where=where), partial(compression.update, where=where))
+
+
+def freeze(compression: Compression) -> Compression:
+    """`init` of the compression; `update` changes nothing."""
+    return Compression(compression.init, keep)
+
+
+def every(n: int, compression: Compression) -> Compression:
+    """Updates on the steps that n divides.
+
+    Under `vmap` a `lax.cond` computes both branches: where updates are dear and steps are vmapped, call `update` outside.
+    """
+    if n < 1:
+        raise ValueError(f"every(n, …) takes n >= 1, not {n}")
+    return _when(lambda step: step % n == 0, compression)
+
+
+def between(begin: int, end: int, compression: Compression) -> Compression:
+    """Updates on the steps begin <= step <= end."""
+    if end < begin:
+        raise ValueError(f"between(begin, end, …) takes begin <= end, not {begin} > {end}")
+    return _when(lambda step: (step >= begin) & (step <= end), compression)
+
+
+def _when(test: Callable[[Any], Any], compression: Compression) -> Compression:
+    def update(tree: Any, *, step: Any, **extra: Any) -> Any:
+        do = lambda t: compression.update(t, step=step, **extra)
+        return lax.cond(test(step), do, lambda t: t, tree)
+
+    return Compression(compression.init, update)
+
+
+def over(axis: int, compression: Compression) -> Compression:
+    """The compression of each slice of a stacked axis by itself: layers stacked by a scan, experts, heads.
+
+    Args:
+      axis: the stacked axis of every selected leaf.
+      compression: what each slice gets; it must be traceable (budgets as `k=` or `rank=`, not `similarity=` or `energy=`).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> layers = jnp.stack([jnp.eye(2), 5 * jnp.eye(2)])
+      >>> print(jp.materialize(jp.over(0, jp.prune(0.75)).init(layers))[1])
+      [[5. 0.]
+       [0. 0.]]
+    """
+
+    def init(params: Any, *, where: Any = None, **extra: Any) -> Any:
+        def one(slot: w.Slot) -> Any:
+            rank = slot.value.ndim
+            if not -rank <= axis < rank:
+                raise ValueError(f"over({axis}, …): {slot} has no axis {axis}")
+            each = jax.vmap(lambda x: compression.init(x, where=w.every_leaf, **extra), in_axes=axis)(slot.value)
+            return each if axis % rank == 0 else Stacked(each, axis % rank - rank, rank)
+
+        return map_slots(one, params, where)
+
+    def update(tree: Any, *, where: Any = None, **extra: Any) -> Any:
+        def one(code: Any) -> Any:
+            if isinstance(code, Stacked):
+                return code.replace(each=one(code.each))
+            return jax.vmap(lambda t: compression.update(t, where=w.every_leaf, **extra))(code)
+
+        test = selector(where, tree)
+        return walk(lambda s: one(s.value) if is_code(s.value) and test(s) else s.value, tree, whole=is_code)
+
+    return Compression(init, update)
+
+
+def call(f: Callable[..., Any], *args: Any, **extra: Any) -> Any:
+    """f(*args) with those extras that its signature names; a missing one is an error that says which."""
+    named = inspect.signature(f).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in named.values())
+    given = {k: v for k, v in extra.items() if takes_all or k in named}
+    lacks = [
+        k for k, p in named.items()
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and k not in given
+    ]
+    if lacks:
+        name = getattr(f, "__name__", "this function")
+        raise ValueError(f"{name} needs {', '.join(k + '=' for k in lacks)}: pass it to init and update, as init(params, {lacks[0]}=…)")
+    return f(*args, **given)

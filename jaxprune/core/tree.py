@@ -1,0 +1,205 @@
+"""Walking trees of weights: slots in, slots out, and the split that training needs."""
+
+import difflib
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.core import where as w
+from jaxprune.core.arrays import Masked, is_code, materialize
+from jaxprune.core.where import Slot, Where, leaf_path
+from jaxprune.numerics.precision import widen
+
+Whole = Callable[[Any], bool]
+Rewrite = Callable[[list[Slot]], Sequence[Any]]
+
+
+def walk(f: Callable[[Slot], Any], tree: Any, whole: Whole = lambda code: False) -> Any:
+    """The tree with f(slot) at every slot; codes for which `whole` holds are slots themselves, else their fields are."""
+
+    def visit(slot: Slot) -> Any:
+        x = slot.value
+        if not is_code(x) or whole(x):
+            return f(slot)
+        return x.replace(**{n: descend(x, slot, n) for n in x.fields()})
+
+    def descend(x: Any, slot: Slot, name: str) -> Any:
+        mask = x.mask if isinstance(x, Masked) and name == "values" else None
+        inside = slot._replace(fields=(*slot.fields, name), mask=mask, open=slot.open and name in x.payload)
+        return below(getattr(x, name), inside)
+
+    def below(tree: Any, at: Slot) -> Any:
+        def leaf(keys: tuple[Any, ...], x: Any) -> Any:
+            return visit(at._replace(path="/".join(filter(None, (at.path, leaf_path(keys)))), value=x))
+
+        return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_code)
+
+    return below(tree, Slot("", None))
+
+
+def slots(tree: Any, whole: Whole = lambda code: False) -> list[Slot]:
+    """All slots of a tree, in the order of `walk`."""
+    found: list[Slot] = []
+    walk(lambda s: found.append(s) or s.value, tree, whole)
+    return found
+
+
+def rewrite(f: Rewrite, tree: Any, where: Any = None, whole: Whole = lambda code: False) -> Any:
+    """The tree with f(selected slots) in their places; selecting nothing is an error that lists the nearest paths."""
+    test = selector(where, tree)
+    chosen = [s for s in slots(tree, whole) if test(s)]
+    if not chosen:
+        raise no_match(where, tree, whole)
+    for slot in chosen:
+        check_weight(slot)
+    new = iter(f(chosen))
+    return walk(lambda s: next(new) if test(s) else s.value, tree, whole)
+
+
+def map_slots(f: Callable[[Slot], Any], tree: Any, where: Any = None, whole: Whole = lambda code: False) -> Any:
+    """The tree with f(slot) at every selected slot."""
+    return rewrite(lambda chosen: [f(s) for s in chosen], tree, where, whole)
+
+
+def selector(where: Any, tree: Any) -> Callable[[Slot], bool]:
+    """A `where` (a predicate, a tree of booleans, or a function making one; None is `where.weights`) as a test of slots."""
+    if where is None:
+        return w.weights.selects
+    if isinstance(where, Where):
+        return where.selects
+    if callable(where):
+        where = where(jax.eval_shape(materialize, tree))
+    flags = by_path(where, "where")
+    return lambda s: s.open and bool(flags.get(s.path, False))
+
+
+def by_path(tree: Any, what: str) -> dict[str, Any]:
+    """A tree's leaves by path."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_code)[0]
+    named = {leaf_path(keys): x for keys, x in leaves}
+    if len(named) != len(leaves):
+        raise ValueError(f"the {what} tree has two leaves with one path")
+    return named
+
+
+def look_up(tree: Any, chosen: Sequence[Slot], what: str, shapes: bool = True) -> list[Any]:
+    """The leaves of another tree (scores, gradients, counts) that belong to slots, by key or else by path."""
+    named = by_path(tree, what)
+    found = []
+    for slot in chosen:
+        key = next((key for key in (slot.key, slot.path) if key in named), None)
+        if key is None:
+            raise ValueError(f"the {what} tree has no leaf {slot.key!r}. Nearest: {nearest(slot.key, named)}")
+        found.append(named[key])
+        if shapes and np.shape(named[key]) != slot.value.shape:
+            raise ValueError(f"{what} of {slot} has the shape {np.shape(named[key])}; it must be {slot.value.shape}")
+    return found
+
+
+def there(slot: Slot) -> jax.Array:
+    """The weights of a slot in float32 or wider, 0 under a mask: what a code has to write."""
+    x = widen(materialize(slot.value))
+    return x if slot.mask is None else jnp.where(slot.mask, x, jnp.zeros((), x.dtype))
+
+
+def check_weight(slot: Slot) -> None:
+    """Refuses what cannot be compressed."""
+    if not w.is_float(slot.value):
+        raise ValueError(f"{slot} is not a float array: only weights can be compressed. Exclude it with `where`")
+    if slot.value.size == 0:
+        raise ValueError(f"{slot} is empty. Exclude it with `where`, as where=jp.where.weights & jp.where.size(min=1)")
+
+
+def fold_path(key: jax.Array, path: str) -> jax.Array:
+    """A key of a leaf's own: one more leaf in the tree changes no other's noise."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def nearest(name: str, names: Any, n: int = 5) -> str:
+    """The n names most like `name`, whatever their distance."""
+    like = sorted(names, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())[:n]
+    return ", ".join(repr(x) for x in like) if like else "(there are none)"
+
+
+def no_match(where: Any, tree: Any, whole: Whole = lambda code: False) -> ValueError:
+    """The error for a rule that selects nothing."""
+    rule = "where.weights" if where is None else f"where={where!r}" if isinstance(where, Where) else "this `where`"
+    text = getattr(where, "text", "")
+    lines = [f"{rule} matches nothing in this tree."]
+    there = {s.key: s for s in slots(tree, whole)}
+    order = sorted(there, key=lambda key: -difflib.SequenceMatcher(None, text, key).ratio())
+    for key in order[:8]:
+        reason = w.why_not(there[key]) if there[key].open else "a field: name it with where.field"
+        lines.append(f"  {there[key]}" + (f"  ({reason})" if where is None and reason else ""))
+    taken = [s for s in slots(tree, is_code) if is_code(s.value)]
+    if taken:
+        names = ", ".join(f"{s.path} is {type(s.value).__name__}" for s in taken[:3])
+        lines.append(f"Leaves that are codes already: {names}; reach their parts with jp.at(jp.where.field(...), ...).")
+    lines.append("A path rule must match the whole path: r'(.*/)?kernel' matches 'kernel' and 'dense/kernel'.")
+    return ValueError("\n".join(lines))
+
+
+def partition(tree: Any) -> tuple[Any, Any]:
+    """Splits a tree of codes into what a gradient may move and the rest.
+
+    Args:
+      tree: any pytree, with or without compressed arrays.
+
+    Returns:
+      (free, fixed), each shaped like the tree: float leaves (values, codebooks, scales, factors) in the first, integers, masks and
+      float8 codes in the second, None where a leaf went to the other.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> free, fixed = jp.partition({"w": jnp.ones(2), "steps": jnp.array(3)})
+      >>> free["steps"] is None, fixed["w"] is None
+      (True, True)
+    """
+    free = jax.tree.map(lambda x: x if w.is_float(x) else None, tree)
+    fixed = jax.tree.map(lambda x: None if w.is_float(x) else x, tree)
+    return free, fixed
+
+
+def combine(free: Any, fixed: Any) -> Any:
+    """The tree that `partition` split: the inverse.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> tree = {"w": jnp.ones(2), "steps": jnp.array(3)}
+      >>> sorted(jp.combine(*jp.partition(tree)))
+      ['steps', 'w']
+    """
+    return jax.tree.map(lambda a, b: b if a is None else a, free, fixed, is_leaf=lambda x: x is None)
+
+
+def value_and_grad(loss: Callable[..., Any], *, has_aux: bool = False, dense: bool = False) -> Callable[..., Any]:
+    """Trains the code: the value of loss(materialize(tree), …) and its gradient in the code's float leaves.
+
+    Args:
+      loss: a function of dense params and further arguments, giving a scalar (and, with `has_aux`, something more).
+      has_aux: as in `jax.value_and_grad`.
+      dense: also return the gradient with respect to `materialize(tree)`, which is not masked: growing and moving masks need it.
+
+    Returns:
+      f(tree, *args) -> (value, gradient), or (value, gradient, dense gradient). The gradient is shaped like `partition(tree)[0]`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> tree = {"w": jp.Clustered(jnp.array([1.0, 2.0]), jnp.array([0, 1, 1, 0], jnp.uint8))}
+      >>> value, grad = jp.value_and_grad(lambda p: jnp.sum(p["w"] ** 2))(tree)
+      >>> print(value, grad["w"].codebook)      # the gradients of the weights that share a value are summed
+      10.0 [4. 8.]
+    """
+
+    def f(tree: Any, *args: Any) -> tuple[Any, ...]:
+        free, fixed = partition(tree)
+        params, pull = jax.vjp(lambda x: partition(materialize(combine(x, fixed)))[0], free)
+        rest = partition(materialize(tree))[1]
+        value, grads = jax.value_and_grad(lambda p: loss(combine(p, rest), *args), has_aux=has_aux)(params)
+        return (value, pull(grads)[0], grads) if dense else (value, pull(grads)[0])
+
+    return f

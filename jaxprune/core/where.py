@@ -1,0 +1,149 @@
+"""Which leaves a compression works on: predicates on one slot of the tree, joined by `&`, `|` and `~`.
+
+A slot is a place that holds weights: a leaf of the user's tree, or a field of a code that stands there. Its path is the leaf's,
+so a later stage of a chain uses the same rule. Fields that are not weights again (codebooks, scales) are reached only by a rule
+that names them: `field("codebook")`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.core.arrays import is_code
+
+
+class Slot(NamedTuple):
+    """A place in a tree.
+
+    Attributes:
+      path: of the leaf in the user's tree, its keys joined by "/".
+      value: the array there, or a code.
+      fields: the fields of codes on the way to it.
+      mask: the mask over it, or None.
+      open: whether it is a weight (False: a codebook, a scale).
+    """
+
+    path: str
+    value: Any
+    fields: tuple[str, ...] = ()
+    mask: Any = None
+    open: bool = True
+
+    @property
+    def key(self) -> str:
+        """Unique in its tree: the path, and after a "." the fields that do not just hide the leaf under a mask."""
+        return ".".join((self.path, *(f for f in self.fields if f != "values")))
+
+    def __str__(self) -> str:
+        what = f"{getattr(self.value, 'dtype', type(self.value).__name__)}{list(getattr(self.value, 'shape', ()))}"
+        return f"{self.key or '(the array itself)'}: {what}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """A predicate on slots. `where(tree)` gives the tree of booleans it stands for."""
+
+    test: Callable[[Slot], bool]
+    text: str
+
+    def __and__(self, other: "Where") -> "Where":
+        return Where(lambda s: self.test(s) and other.test(s), f"({self.text} & {other.text})")
+
+    def __or__(self, other: "Where") -> "Where":
+        return Where(lambda s: self.test(s) or other.test(s), f"({self.text} | {other.text})")
+
+    def __invert__(self) -> "Where":
+        return Where(lambda s: not self.test(s), f"~{self.text}")
+
+    def __call__(self, tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda p, x: self.test(Slot(leaf_path(p), x)), tree, is_leaf=is_code
+        )
+
+    def selects(self, slot: Slot) -> bool:
+        """The rule at a slot; one inside a code that is not a weight must be named by its field."""
+        if slot.open:
+            return self.test(slot)
+        return self.test(slot) and not self.test(slot._replace(fields=()))
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def leaf_path(keys: tuple[Any, ...]) -> str:
+    """The name of a leaf: its keys joined by "/", a "/" inside a key escaped, NNX's trailing `.value` dropped."""
+    if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value" and len(keys) > 1:
+        keys = keys[:-1]
+    return "/".join(jax.tree_util.keystr((k,), simple=True).replace("/", r"\/") for k in keys)
+
+
+def is_float(x: Any) -> bool:
+    """A float leaf whose numbers are weights (float8 numbers are codes)."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits > 8
+
+
+NOT_WEIGHTS = frozenset({"bias", "b", "scale", "embedding", "mean", "var"})
+
+
+def why_not(slot: Slot) -> str:
+    """Why `weights` skips a slot; "" when it does not."""
+    if not is_float(slot.value):
+        return "not a float array"
+    if slot.value.ndim < 2:
+        return f"{slot.value.ndim}-D"
+    name = re.split(r"(?<!\\)/", slot.path)[-1]
+    return f"named {name}" if name in NOT_WEIGHTS else ""
+
+
+weights = Where(lambda s: not why_not(s), "weights")
+"""Float leaves with two axes or more whose last name is not bias, b, scale, embedding, mean or var: the default everywhere."""
+
+every_leaf = Where(lambda s: is_float(s.value), "every_leaf")
+"""Every float leaf."""
+
+
+def path(regex: str) -> Where:
+    r"""Leaves whose whole path matches a regular expression (`re.fullmatch`).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"dense": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
+      >>> print(jp.where.path(r"(.*/)?kernel")(params))
+      {'dense': {'bias': False, 'kernel': True}}
+    """
+    pattern = re.compile(regex)
+    return Where(lambda s: pattern.fullmatch(s.path) is not None, f"path({regex!r})")
+
+
+def ndim(n: int | None = None, *, min: int | None = None) -> Where:
+    """Leaves with exactly n axes, or with at least `min`."""
+    if (n is None) == (min is None):
+        raise ValueError("where.ndim takes one of: a number of axes, as ndim(2), or min=, as ndim(min=2)")
+    if n is None:
+        return Where(lambda s: is_float(s.value) and s.value.ndim >= min, f"ndim(min={min})")
+    return Where(lambda s: is_float(s.value) and s.value.ndim == n, f"ndim({n})")
+
+
+def size(n: int | None = None, *, min: int | None = None) -> Where:
+    """Leaves with exactly n weights, or with at least `min`."""
+    if (n is None) == (min is None):
+        raise ValueError("where.size takes one of: a number of weights, as size(100), or min=, as size(min=100)")
+    if n is None:
+        return Where(lambda s: is_float(s.value) and s.value.size == n, f"size({n})")
+    return Where(lambda s: is_float(s.value) and s.value.size >= min, f"size(min={min})")
+
+
+def dtype(kind: Any) -> Where:
+    """Leaves of one dtype: `where.dtype(jnp.bfloat16)`."""
+    wanted = jnp.dtype(kind)
+    return Where(lambda s: getattr(s.value, "dtype", None) == wanted, f"dtype({wanted.name})")
+
+
+def field(name: str) -> Where:
+    """Fields of codes by name: `where.field("codebook")` reaches the codebooks of `Clustered` leaves."""
+    return Where(lambda s: name in s.fields and s.fields[-1] == name, f"field({name!r})")

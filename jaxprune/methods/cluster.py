@@ -1,0 +1,145 @@
+"""Weight sharing by value: Δ(Θ) = c[a], k shared values c and an index aᵢ a weight.
+
+    minimise Σᵢ hᵢ (wᵢ − c[aᵢ])²        1-D k-means; pruned weights have h = 0
+
+Han et al. 2016 (Deep Compression), arXiv:1510.00149. Training the code moves each centroid by the sum of its weights' gradients,
+the paper's rule, which here is nothing but the transpose of the gather.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.core.arrays import Clustered, Common
+from jaxprune.core.compression import Compression, call, keep
+from jaxprune.core.tree import fold_path, look_up, rewrite
+from jaxprune.core.where import Slot
+from jaxprune.numerics import kmeans
+from jaxprune.numerics.placement import gathered, placed_like
+
+Init = Literal["optimal", "linear", "density", "random"]
+
+
+def cluster(
+    k: int,
+    *,
+    scope: Literal["leaf", "tree"] | Sequence[int] = "leaf",
+    init: Init = "optimal",
+    score: Any = None,
+    where: Any = None,
+) -> Compression:
+    """Shares k values among the weights of a leaf, a tile or the tree.
+
+    Args:
+      k: number of shared values: indices cost ceil(log2 k) bits. Of a pruned leaf only the kept weights are clustered.
+      scope: one codebook for each "leaf", one for the whole "tree", or one for each tile: sizes of a tile on the leading axes, which
+        they must divide, as scope=(64,) for runs of 64 rows. Tiles gather a sharded leaf.
+      init: how the centroids start: "optimal" (quantiles of density^(1/3), Panter & Dite 1951: the least distortion found),
+        "linear" (min to max, Han et al.'s choice: large weights keep a centroid near), "density" (quantiles), "random" (needs `key=`).
+      score: weights hᵢ >= 0 of the distortion (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params -> tree.
+      where: which leaves; `jp.where.weights` by default.
+
+    Returns:
+      A `Compression` whose leaves are `Clustered` (for scope="tree" one `Common` holds the tree).
+
+    Raises:
+      ValueError: for k < 1 or k above the number of weights (kept weights, when the mask is concrete), and a tile that does not divide.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> tree = jp.cluster(k=2).init(jnp.array([[1.0, 1.2], [5.0, 5.2]]))
+      >>> print(tree.codebook, jp.nbits(tree))          # 4 indices of 1 bit and two float32 values
+      [1.1 5.1] 68
+    """
+    if k < 1:
+        raise ValueError(f"cluster(k={k}): k is at least 1")
+    rule = where
+
+    def start(params: Any, *, key: Any = None, where: Any = None, **extra: Any) -> Any:
+        where = rule if where is None else where
+        scores = call(score, params, key=key, **extra) if callable(score) else score
+        if scope == "tree":
+            return _together(params, where, scores, k, init, key)
+        one = _encode if scope == "leaf" else partial(_tiled, tile=tuple(scope))
+
+        def encode(chosen: list[Slot]) -> list[Clustered]:
+            return [one(s, h, _fit(s, k), init, _fold(key, s)) for s, h in zip(chosen, _weights(chosen, scores))]
+
+        return rewrite(encode, params, where)
+
+    return Compression(start, keep)
+
+
+def _fit(slot: Slot, k: int) -> int:
+    there = slot.value.size
+    if k > there:
+        raise ValueError(f"cluster(k={k}): {slot} has only {there} weights; choose k <= {there}, or exclude it with `where`")
+    return k
+
+
+def _weights(chosen: list[Slot], scores: Any) -> list[Any]:
+    """h of the distortion: the score where there is one, 0 under a mask."""
+    if scores is None:
+        return [s.mask for s in chosen]
+    found = look_up(scores, chosen, "score")
+    return [h if s.mask is None else jnp.where(s.mask, h, jnp.zeros((), h.dtype)) for s, h in zip(chosen, found)]
+
+
+def _fold(key: Any, slot: Slot) -> Any:
+    return None if key is None else fold_path(key, slot.key)
+
+
+def _encode(slot: Slot, weights: Any, k: int, init: Init, key: Any) -> Clustered:
+    x = slot.value
+    codebook = kmeans.codebook(x, k, weights=weights, init=init, key=key).astype(x.dtype)
+    return Clustered(codebook, kmeans.assign(x, codebook))
+
+
+def _tiled(slot: Slot, weights: Any, k: int, init: Init, key: Any, tile: tuple[int, ...]) -> Clustered:
+    """One codebook for each tile: the leading axes are cut into runs, and the runs' axes vmapped."""
+    x = slot.value
+    sides = x.shape[: len(tile)]
+    if len(sides) != len(tile) or any(n % t for n, t in zip(sides, tile)):
+        raise ValueError(f"cluster(scope={tile}): the tile does not divide the leading axes of {slot}")
+    counts = tuple(n // t for n, t in zip(sides, tile))
+    rows = lambda a: _tiles(gathered(a), counts, tile)
+    h = jnp.ones(x.shape, jnp.float32) if weights is None else weights
+    books = jax.lax.map(lambda xh: kmeans.codebook(xh[0], k, weights=xh[1], init=init, key=key), (rows(x), rows(h)))
+    books = books.astype(x.dtype)
+    indices = jax.lax.map(lambda xc: kmeans.assign(*xc), (rows(x), books))
+    return Clustered(books.reshape(*counts, k), placed_like(_untile(indices, counts, tile, x.shape), x))
+
+
+def _tiles(x: Any, counts: tuple[int, ...], tile: tuple[int, ...]) -> Any:
+    """The tiles of the leading axes, one a row: (T, …)."""
+    n = len(tile)
+    cut = x.reshape(*(s for pair in zip(counts, tile) for s in pair), *x.shape[n:])
+    front = [2 * i for i in range(n)]
+    cut = jnp.moveaxis(cut, front, range(n))
+    return cut.reshape(-1, *cut.shape[n:])
+
+
+def _untile(rows: Any, counts: tuple[int, ...], tile: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+    n = len(tile)
+    cut = rows.reshape(*counts, *rows.shape[1:])
+    return jnp.moveaxis(cut, range(n), [2 * i for i in range(n)]).reshape(shape)
+
+
+def _together(params: Any, where: Any, scores: Any, k: int, init: Init, key: Any) -> Common:
+    """One codebook for all selected leaves."""
+    found: list[Any] = []
+
+    def all_of(chosen: list[Slot]) -> list[Clustered]:
+        total = sum(s.value.size for s in chosen)
+        if k > total:
+            raise ValueError(f"cluster(k={k}, scope='tree'): the selected leaves have only {total} weights")
+        codebook = kmeans.codebook([s.value for s in chosen], k, weights=_weights(chosen, scores), init=init, key=key)
+        codebook = codebook.astype(jnp.result_type(*(s.value.dtype for s in chosen)))
+        found.append(codebook)
+        return [Clustered(None, kmeans.assign(s.value, codebook)) for s in chosen]
+
+    tree = rewrite(all_of, params, where)
+    return Common(found[0], tree)

@@ -1,0 +1,101 @@
+"""Low rank: Δ(Θ) = U·V for matrices, a Tucker-2 core with two factors for convolutions.
+
+    minimise ‖H ∘ (W − U·V)‖²        H = 1: the truncated SVD (Eckart & Young 1936; Denil et al. 2013, arXiv:1306.0543)
+                                     H by rows: Fisher-weighted SVD (Hsu et al. 2022, arXiv:2207.00112)
+    W[x, i, o] ≈ Σ u[i, a] core[x, a, b] v[b, o]                       Kim et al. 2016, arXiv:1511.06530
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.core.arrays import CompressedArray, Dense, nbits
+from jaxprune.core.compression import Compression, call, keep
+from jaxprune.core.factors import LowRank, Tucker
+from jaxprune.core.tree import look_up, rewrite, there
+from jaxprune.core.where import Slot
+from jaxprune.numerics import lowrank
+from jaxprune.numerics.placement import gathered
+
+
+def factorize(
+    *, rank: int | tuple[int, int] | None = None, energy: float | None = None, score: Any = None, where: Any = None
+) -> Compression:
+    """Writes matrices as two factors and convolutions (three axes or more) as a core and two factors. Gathers a sharded leaf.
+
+    Args:
+      rank: of the factors; for convolutions the rank of inputs and outputs, one number or a pair. More than a side counts as the side.
+      energy: instead, the fraction of the squared singular values to keep, in (0, 1]; concrete arrays only.
+      score: weights hᵢ >= 0 of the error (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params -> tree; summed over
+        rows, for which the weighted problem has a closed form.
+      where: which leaves; `jp.where.weights` by default.
+
+    Returns:
+      A `Compression` whose leaves are `LowRank` or `Tucker`, or `Dense` where the factors would be larger than the array.
+
+    Raises:
+      ValueError: for a rank < 1, an energy outside (0, 1], `energy` under trace.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> w = jnp.outer(jnp.arange(1.0, 5.0), jnp.ones(6))             # rank 1
+      >>> tree = jp.factorize(energy=0.99).init(w)
+      >>> print(tree.u.shape, tree.v.shape, bool(jnp.allclose(jp.materialize(tree), w, atol=1e-5)))
+      (4, 1) (1, 6) True
+    """
+    if (rank is None) == (energy is None):
+        raise ValueError("factorize takes one of rank= and energy=, as factorize(rank=16) or factorize(energy=0.95)")
+    if energy is not None and not 0 < energy <= 1:
+        raise ValueError(f"factorize(energy={energy}): a fraction in (0, 1]")
+    ranks = (rank, rank) if isinstance(rank, int) else rank
+    if ranks is not None and (len(ranks) != 2 or min(ranks) < 1):
+        raise ValueError(f"factorize(rank={rank}): a rank is at least 1; a pair gives inputs and outputs of convolutions")
+    rule = where
+
+    def encode(slot: Slot, h: Any) -> CompressedArray:
+        x = slot.value
+        if x.ndim < 2:
+            raise ValueError(f"factorize: {slot} has one axis; exclude it with `where`")
+        w = gathered(there(slot))
+        code = (_matrix if x.ndim == 2 else _convolution)(slot, w, ranks, energy, h)
+        code = jax.tree.map(lambda part: part.astype(x.dtype), code)
+        if nbits(code) >= nbits(x):
+            return Dense(x, f"factors of rank {_rank(code)} would be larger")
+        return code
+
+    def init(params: Any, *, where: Any = None, **extra: Any) -> Any:
+        scores = call(score, params, **extra) if callable(score) else score
+
+        def all_of(chosen: list[Slot]) -> list[CompressedArray]:
+            h = [None] * len(chosen) if scores is None else look_up(scores, chosen, "score")
+            return [encode(*pair) for pair in zip(chosen, h)]
+
+        return rewrite(all_of, params, rule if where is None else where)
+
+    return Compression(init, keep)
+
+
+def _matrix(slot: Slot, w: Any, ranks: Any, energy: float | None, h: Any) -> LowRank:
+    r = _for_energy(slot, w, energy) if ranks is None else min(min(ranks), *w.shape)
+    return LowRank(*lowrank.svd(w, r, h))
+
+
+def _convolution(slot: Slot, w: Any, ranks: Any, energy: float | None, h: Any) -> Tucker:
+    ins, outs = w.shape[-2:]
+    if ranks is None:
+        unfold = lambda axis: jnp.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
+        # Each mode loses at most half of what may be lost.
+        each = 1 - (1 - energy) / 2  # pyright: ignore[reportOptionalOperand]
+        ranks = _for_energy(slot, unfold(-2), each), _for_energy(slot, unfold(-1), each)
+    return Tucker(*lowrank.tucker2(w, (min(ranks[0], ins), min(ranks[1], outs)), h))
+
+
+def _for_energy(slot: Slot, matrix: Any, energy: float | None) -> int:
+    if isinstance(matrix, jax.core.Tracer):
+        raise ValueError(f"factorize(energy=…): the rank of {slot} depends on its values; under trace give rank=")
+    return lowrank.rank_for_energy(jnp.linalg.svd(matrix, compute_uv=False), energy)  # pyright: ignore[reportArgumentType]
+
+
+def _rank(code: LowRank | Tucker) -> Any:
+    return code.u.shape[-1] if isinstance(code, LowRank) else code.core.shape[-2:]

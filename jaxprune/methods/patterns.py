@@ -1,0 +1,127 @@
+"""What goes together: single weights, N of every M, blocks, whole units.
+
+A pattern is three functions. `pool` turns a score into one score a unit, `spread` turns a mask of units into a mask of weights,
+and `select`, where there is one, chooses by itself and leaves no budget to give (N:M).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax import Array
+
+from jaxprune.numerics import select
+
+
+class Pattern(NamedTuple):
+    """How weights are grouped for pruning.
+
+    Attributes:
+      pool: score -> a score for each unit.
+      spread: (mask of units, shape of the weights) -> mask of weights.
+      select: (score, magnitude) -> mask of weights with no budget given, or None.
+      siblings: whether units are output channels, whose entries of a 1-D sibling `bias` go with them.
+      axis: the axis of those units.
+    """
+
+    pool: Callable[[Array], Array]
+    spread: Callable[[Array, tuple[int, ...]], Array]
+    select: Callable[[Array, bool], Array] | None = None
+    siblings: bool = False
+    axis: int = -1
+
+
+def n_m(n: int, m: int, axis: int = -2) -> Pattern:
+    """N of every M weights along `axis` are kept (the contraction axis by default, as 2:4 hardware wants).
+
+    Args:
+      n: weights kept in each run.
+      m: length of a run; it must divide the axis.
+      axis: −2 is the contraction axis of Flax kernels (in, out) and HWIO.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> w = jnp.array([[1.0], [-4.0], [3.0], [2.0]])
+      >>> print(jp.materialize(jp.prune(pattern=jp.patterns.n_m(2, 4)).init(w)).T)
+      [[ 0. -4.  3.  0.]]
+    """
+    if not 0 < n <= m:
+        raise ValueError(f"n_m({n}, {m}): it keeps n of every m weights, with 0 < n <= m")
+
+    def choose(score: Array, magnitude: bool) -> Array:
+        if not -score.ndim <= axis < score.ndim or score.shape[axis] % m:
+            size = score.shape[axis] if -score.ndim <= axis < score.ndim else "missing"
+            raise ValueError(
+                f"n_m({n}, {m}, axis={axis}): that axis of the shape {score.shape} is {size}, which {m} does not divide; "
+                "choose another axis, or exclude the leaf with `where`"
+            )
+        return select.n_m(score, n, m, axis, magnitude=magnitude)
+
+    return Pattern(alone, _as_is, choose)
+
+
+def block(*shape: int) -> Pattern:
+    """Blocks over the last axes, scored by the sum of their weights' scores: `block(4, 4)`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> w = jnp.array([[1.0, 1.0, 9.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+      >>> print(jp.materialize(jp.prune(0.5, pattern=jp.patterns.block(2, 2)).init(w)))
+      [[0. 0. 9. 0.]
+       [0. 0. 0. 0.]]
+    """
+    if not shape or any(b < 1 for b in shape):
+        raise ValueError(f"block{shape}: sizes of a block are at least 1, as block(4, 4)")
+
+    def pool(score: Array) -> Array:
+        sides = score.shape[-len(shape):] if score.ndim >= len(shape) else ()
+        if len(sides) != len(shape) or any(n % b for n, b in zip(sides, shape, strict=True)):
+            raise ValueError(
+                f"block{shape} does not divide the last axes of the shape {score.shape}; choose sizes that do, or exclude the "
+                "leaf with `where`"
+            )
+        return select.pool_blocks(score, shape)
+
+    return Pattern(pool, lambda mask, _: select.spread_blocks(mask, shape))
+
+
+def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
+    """Whole units along `axis`, scored by the sum over the unit (Σ|w| for magnitudes): zeroed, not yet cut out.
+
+    Args:
+      axis: the axis of the units; −1 is the output of Flax and Haiku kernels, 0 that of Equinox and PyTorch weights.
+      bias: whether a unit's entry in the 1-D sibling `bias` or `b` of equal length goes with it. The default is yes for axis −1.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"kernel": jnp.array([[3.0, 0.1], [4.0, 0.1]]), "bias": jnp.array([1.0, 1.0])}
+      >>> thin = jp.materialize(jp.prune(threshold=0.5, pattern=jp.patterns.channel(-1)).init(params))
+      >>> print(thin["bias"])
+      [1. 0.]
+    """
+
+    def at(shape: tuple[int, ...]) -> int:
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(f"channel({axis}): the shape {shape} has no such axis")
+        return axis % len(shape)
+
+    def pool(score: Array) -> Array:
+        return select.pool_units(score, at(score.shape))
+
+    def spread(mask: Array, shape: tuple[int, ...]) -> Array:
+        return select.spread_units(mask, at(shape), shape)
+
+    return Pattern(pool, spread, siblings=axis == -1 if bias is None else bias, axis=axis)
+
+
+def unstructured() -> Pattern:
+    """Every weight by itself: the default."""
+    return Pattern(alone, _as_is)
+
+
+def alone(score: Array) -> Array:
+    """Every weight is a unit."""
+    return score
+
+
+def _as_is(mask: Array, shape: tuple[int, ...]) -> Array:
+    return mask

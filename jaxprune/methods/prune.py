@@ -1,0 +1,228 @@
+"""Pruning: Δ(Θ) = where(mask, w, 0), with the mask that loses least.
+
+    minimise Σ_{i pruned} sᵢ   over masks with round(s·n) zeros           (sᵢ = |wᵢ|: Han et al. 2015, arXiv:1506.02626)
+    w ← 0 where |w| < τ                                                  for a threshold
+
+score -> allocate -> select: a score for every unit, a number of units that each leaf gives up, and the units with the smallest
+scores go (ties: the lowest flat index is kept; NaN is the smallest score of all). What kind of units they are is the pattern.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.core.arrays import Masked, count, materialize
+from jaxprune.core.compression import Compression, call, keep
+from jaxprune.core.tree import look_up, nearest, rewrite, walk
+from jaxprune.core.where import Slot, is_float
+from jaxprune.methods import allocate as allocations
+from jaxprune.methods import patterns
+from jaxprune.methods.patterns import Pattern
+from jaxprune.numerics import select
+from jaxprune.numerics.precision import widen
+
+
+def prune(
+    sparsity: Any = None,
+    *,
+    threshold: Any = None,
+    pattern: Pattern | None = None,
+    score: Any = None,
+    allocate: Any = None,
+    where: Any = None,
+) -> Compression:
+    """Sets weights to zero: a fraction, those below a threshold, or a pattern.
+
+    Args:
+      sparsity: fraction of the units to remove, in [0, 1): a number, a traced scalar, a schedule (step -> number; `update` then
+        follows it), or a dict of path regex -> number for the leaves that it names.
+      threshold: instead of a fraction: w ← 0 where |w| < threshold (or the score, or Σ|w| of a unit).
+      pattern: `jp.patterns.n_m`, `block` or `channel`; single weights by default. N:M takes no sparsity.
+      score: a tree shaped like the params, or params -> tree (`jp.scores`); |w| by default. The smallest go.
+      allocate: (params, scores, sparsity) -> tree of counts (`jp.allocate`), or such a tree; `uniform` by default.
+      where: which leaves; `jp.where.weights` by default.
+
+    Returns:
+      A `Compression` whose leaves are `Masked`. Exactly round(s·n) units go for a Python sparsity, within n·2⁻²⁴ for a traced one.
+      A pruned weight is +0.0 even if it was NaN or Inf. `update` never revives a weight.
+
+    Raises:
+      ValueError: for a sparsity outside [0, 1), a threshold that removes everything, a rule that matches nothing, an empty or
+        integer leaf, a pattern that does not divide a leaf; each names path, shape, value and the fix.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> params = {"kernel": jnp.array([[0.1, -2.0], [3.0, -0.4]]), "bias": jnp.ones(2)}
+      >>> sparse = jp.prune(0.5).init(params)
+      >>> print(jp.materialize(sparse)["kernel"])
+      [[ 0. -2.]
+       [ 3.  0.]]
+    """
+    pattern = pattern or patterns.unstructured()
+    _check_arguments(sparsity, threshold, pattern)
+    rule = where
+    follows = callable(sparsity) or threshold is not None
+
+    def masks(chosen: list[Slot], tree: Any, step: Any, extra: dict[str, Any]) -> list[Any]:
+        params = [materialize(s.value) for s in chosen]
+        scores = _scores(chosen, tree, score, extra | {"step": step})
+        if pattern.select is not None:
+            return [pattern.select(x if s is None else s, s is None) for x, s in zip(params, scores)]
+        if threshold is not None:
+            return [_above(x, s, threshold, pattern) for x, s in zip(params, scores)]
+        counts = _counts(chosen, params, scores, _at(sparsity, step), allocate, pattern)
+        return [_largest(x, s, n, pattern) for x, s, n in zip(params, scores, counts)]
+
+    def run(tree: Any, step: Any, where: Any, extra: dict[str, Any]) -> Any:
+        pruned: list[tuple[Slot, Any]] = []
+
+        def encode(chosen: list[Slot]) -> list[Masked]:
+            new = masks(chosen, tree, step, extra)
+            pruned.extend(zip(chosen, new))
+            return [_masked(s.value, m) for s, m in pruned]
+
+        new = rewrite(encode, tree, rule if where is None else where, _whole)
+        if threshold is not None:
+            _refuse_empty(pruned, threshold)
+        return _mask_biases(new, pruned, pattern.axis) if pattern.siblings else new
+
+    def init(params: Any, *, step: Any = 0, where: Any = None, **extra: Any) -> Any:
+        return run(params, step, where, extra)
+
+    def update(tree: Any, *, step: Any, where: Any = None, **extra: Any) -> Any:
+        return run(tree, step, where, extra)
+
+    return Compression(init, update if follows else keep)
+
+
+def _whole(code: Any) -> bool:
+    """A mask goes over a whole code, unless its payload is several smaller weights (factors)."""
+    return isinstance(code, Masked) or not code.payload
+
+
+def _check_arguments(sparsity: Any, threshold: Any, pattern: Pattern) -> None:
+    given = [name for name, x in (("sparsity", sparsity), ("threshold", threshold)) if x is not None]
+    if pattern.select is not None and given:
+        raise ValueError(f"prune({given[0]}=…, pattern=n_m(…)): N:M fixes the sparsity by itself; give no {given[0]}")
+    if pattern.select is None and len(given) != 1:
+        raise ValueError("prune takes one of sparsity=, threshold= and an N:M pattern, as prune(0.9) or prune(threshold=0.05)")
+    for value in sparsity.values() if isinstance(sparsity, dict) else [sparsity]:
+        if isinstance(value, (int, float, np.floating)) and not 0 <= value < 1:
+            raise ValueError(f"prune({value}): a sparsity is the fraction of weights to remove, in [0, 1)")
+
+
+def _at(sparsity: Any, step: Any) -> Any:
+    if not callable(sparsity):
+        return sparsity
+    value = sparsity(step)
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < 1:
+        raise ValueError(f"the sparsity schedule gives {float(value)} at step {step}: it must stay in [0, 1)")
+    return value
+
+
+# --- score ---
+
+
+def _scores(chosen: list[Slot], tree: Any, score: Any, extra: dict[str, Any]) -> list[Any]:
+    """A score for each chosen weight; None stands for its magnitude. What is pruned already scores lowest."""
+    if score is None:
+        return [None] * len(chosen)
+    scores = call(score, materialize(tree), **extra) if callable(score) else score
+    found = look_up(scores, chosen, "score")
+    return [jnp.where(s.value.mask, x, -jnp.inf) if isinstance(s.value, Masked) else x for s, x in zip(chosen, found)]
+
+
+# --- allocate ---
+
+
+def _counts(
+    chosen: list[Slot], params: list[Any], scores: list[Any], sparsity: Any, allocate: Any, pattern: Pattern
+) -> list[Any]:
+    """How many units each slot gives up."""
+    if isinstance(sparsity, dict):
+        return _by_path(chosen, params, scores, sparsity, pattern)
+    if allocate is not None and not callable(allocate):
+        return look_up(allocate, chosen, "allocate", shapes=False)
+    pooled = [None if s is None and _single(pattern) else _pool(x, s, pattern) for x, s in zip(params, scores)]
+    tree = {s.key: x for s, x in zip(chosen, params)}
+    units = None if pooled[0] is None else {s.key: u for s, u in zip(chosen, pooled)}
+    counts = (allocate or allocations.uniform)(tree, units, sparsity)
+    return [counts[s.key] for s in chosen]
+
+
+def _by_path(
+    chosen: list[Slot], params: list[Any], scores: list[Any], sparsity: dict[str, Any], pattern: Pattern
+) -> list[Any]:
+    unused = dict(sparsity)
+    counts = []
+    for slot, x, s in zip(chosen, params, scores):
+        rule = next((r for r in sparsity if re.fullmatch(r, slot.path)), None)
+        unused.pop(rule, None)
+        n = jax.eval_shape(lambda x, s: _pool(x, s, pattern), x, s).size
+        counts.append(0 if rule is None else allocations.total(sparsity[rule], n))
+    if unused:
+        rule = next(iter(unused))
+        raise ValueError(f"prune: the rule {rule!r} matches no path. Nearest: {nearest(rule, [s.path for s in chosen])}")
+    return counts
+
+
+def _single(pattern: Pattern) -> bool:
+    return pattern.pool is patterns.alone
+
+
+def _pool(x: Any, score: Any, pattern: Pattern) -> Any:
+    if _single(pattern):
+        return x if score is None else score
+    return pattern.pool(jnp.abs(x) if score is None else score)
+
+
+# --- select ---
+
+
+def _largest(x: Any, score: Any, remove: Any, pattern: Pattern) -> Any:
+    if _single(pattern):
+        return select.keep_largest(x if score is None else score, remove, magnitude=score is None)
+    return pattern.spread(select.keep_largest(_pool(x, score, pattern), remove), x.shape)
+
+
+def _above(x: Any, score: Any, threshold: Any, pattern: Pattern) -> Any:
+    units = jnp.abs(x) if score is None and _single(pattern) else _pool(x, score, pattern)
+    return pattern.spread(widen(units) >= threshold, x.shape)
+
+
+def _masked(value: Any, mask: Any) -> Masked:
+    if isinstance(value, Masked):
+        return value.replace(mask=value.mask & mask)  # pyright: ignore[reportReturnType]
+    return Masked(value, mask)
+
+
+def _refuse_empty(pruned: list[tuple[Slot, Any]], threshold: Any) -> None:
+    for slot, mask in pruned:
+        if not isinstance(mask, jax.core.Tracer) and not count(mask):
+            largest = float(jnp.max(jnp.abs(materialize(slot.value))))
+            raise ValueError(
+                f"threshold={threshold} removes every weight of {slot}, whose largest |w| is {largest:.6g}: lower it, or exclude "
+                "the leaf with `where`"
+            )
+
+
+# --- siblings ---
+
+
+def _mask_biases(tree: Any, pruned: list[tuple[Slot, Any]], axis: int) -> Any:
+    """A removed output unit takes its bias along: the 1-D leaf `bias` or `b` beside it, of the units' number."""
+    units = {}
+    for slot, mask in pruned:
+        kept = jnp.any(mask, tuple(a for a in range(mask.ndim) if a != axis % mask.ndim))
+        units[slot.path.rpartition("/")[0], kept.size] = kept
+
+    def one(slot: Slot) -> Any:
+        parent, _, name = slot.path.rpartition("/")
+        there = name in ("bias", "b") and is_float(slot.value) and slot.value.ndim == 1
+        kept = units.get((parent, slot.value.shape[0])) if there else None
+        return slot.value if kept is None else _masked(slot.value, kept)
+
+    return walk(one, tree, _whole)

@@ -1,0 +1,179 @@
+"""Quantisation: Δ(Θ) = (q − z)·s with integers of few bits, and its kin.
+
+    symmetric   q = round(w / s),      s = max|w| / (2^(b−1) − 1)
+    affine      q = round(w / s) + z,  s = (max w − min w) / (2^b − 1)
+    fixed       q = round(w · Q),      w ≈ q / Q, |error| <= 1 / (2Q)
+    float8, nf4, binary (XNOR-Net), ternary (TWN): see `jaxprune.numerics.affine`
+
+Quantising a codebook, a prototype or a factor is the same call at another place: `jp.at(jp.where.field("codebook"), …)`.
+"""
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.core.arrays import CompressedArray
+from jaxprune.core.compression import Compression, keep
+from jaxprune.core.quantized import Binary, Quantized, pack
+from jaxprune.core.tree import fold_path, map_slots
+from jaxprune.core.where import Slot
+from jaxprune.numerics import affine
+from jaxprune.numerics.precision import wide
+
+Kind = Literal["symmetric", "affine", "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary"]
+
+
+def quantize(
+    bits: int | None = None,
+    *,
+    scale: float | None = None,
+    axis: int | tuple[int, ...] | None = -1,
+    group: int | None = None,
+    kind: Kind = "symmetric",
+    rounding: Literal["nearest", "stochastic"] = "nearest",
+    range: Literal["max", "mse"] = "max",
+    clip: bool = False,
+    where: Any = None,
+) -> Compression:
+    """Writes weights as integers of few bits (or float8, or signs) times a scale.
+
+    Args:
+      bits: 2 to 16 for integers, 1 for signs; 8 by default. With `scale` as wide as the largest weight needs, unless given.
+      scale: Q, one number: q = round(w·Q), w = q / Q. Nothing saturates: too few `bits` is an error that names the bits needed,
+        unless `clip`.
+      axis: the channel axes that keep a scale of their own, counted from the end; None for one scale a leaf. A vector has one scale.
+      group: the contraction axis (−2) is cut into runs of `group` weights, each with its own scale.
+      kind: "symmetric", "affine" (a zero point), "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary".
+      rounding: "nearest" (half to even), or "stochastic": ⌊w/s + u⌋, unbiased, with `key=` given to init.
+      range: "max" (nothing saturates), or "mse": the clipping with the least squared error.
+      clip: with `scale`: saturate instead of refusing.
+      where: which leaves; `jp.where.weights` by default.
+
+    Returns:
+      A `Compression` whose leaves are `Quantized` (`Binary` for signs). Codes below 8 bits are packed. Scales are float32.
+
+    Raises:
+      ValueError: for bits outside the range, a group that does not divide the contraction axis, NaN or Inf in a concrete leaf, an
+        overflow.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> tree = jp.quantize(scale=10).init(jnp.array([[0.26, -1.0]]))
+      >>> print(jp.materialize(tree), jnp.asarray(tree.q.materialize()))
+      [[ 0.3 -1. ]] [[  3 -10]]
+    """
+    kind, bits = _settle(kind, bits, scale, rounding, range)
+    axes = (axis,) if isinstance(axis, int) else tuple(axis or ())
+    if any(a >= 0 for a in axes):
+        raise ValueError(f"quantize(axis={axis}): count axes from the end, so that stacked layers work too: −1 is the last")
+    rule = where
+
+    def encode(slot: Slot, key: Any) -> CompressedArray:
+        w, mask = slot.value, slot.mask
+        _refuse_nan(slot)
+        try:
+            if scale is not None:
+                return _fixed(w, float(scale), bits, clip, mask)
+            u = _noise(rounding, key, slot)
+            return _CODES[kind](w, bits, axes, group, mask, range, u)
+        except ValueError as error:
+            raise ValueError(f"{slot}: {error}") from None
+
+    def init(params: Any, *, key: Any = None, where: Any = None, **extra: Any) -> Any:
+        return map_slots(lambda s: encode(s, key), params, rule if where is None else where)
+
+    return Compression(init, keep)
+
+
+def _settle(kind: Kind, bits: int | None, scale: Any, rounding: str, range: str) -> tuple[Kind, int | None]:
+    """The kind and its bits, or what is wrong with the arguments."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"quantize(kind={kind!r}): choose one of {', '.join(get_args(Kind))}")
+    if rounding not in ("nearest", "stochastic") or range not in ("max", "mse"):
+        raise ValueError(f"quantize(rounding={rounding!r}, range={range!r}): nearest or stochastic, max or mse")
+    if scale is not None:
+        if not scale > 0 or kind != "symmetric" or (bits is not None and not 2 <= bits <= 32):
+            raise ValueError(f"quantize(scale={scale}, bits={bits}, kind={kind!r}): Q > 0, 2 to 32 bits, symmetric")
+        return kind, bits
+    if kind in ("symmetric", "affine"):
+        bits = 8 if bits is None else bits
+        if not 1 <= bits <= 16:
+            raise ValueError(f"quantize(bits={bits}): integers have 2 to 16 bits, 1 is binary; give scale=Q for wider ones")
+        return ("binary" if bits == 1 else kind), bits
+    own = {"binary": 1, "ternary": 2, "nf4": 4}.get(kind, 8)
+    if bits not in (None, own):
+        raise ValueError(f"quantize(bits={bits}, kind={kind!r}): {kind} has {own} bits; leave bits out")
+    if rounding == "stochastic" or range == "mse":
+        raise ValueError(f"quantize(kind={kind!r}): stochastic rounding and range='mse' are for integers (symmetric, affine)")
+    return kind, own
+
+
+def _refuse_nan(slot: Slot) -> None:
+    if isinstance(slot.value, jax.core.Tracer):
+        return  # documented policy under trace: NaN becomes 0, infinities saturate
+    there = slot.value if slot.mask is None else jnp.where(slot.mask, slot.value, jnp.zeros((), slot.value.dtype))
+    bad = there.size - int(jnp.sum(jnp.isfinite(there)))
+    if bad:
+        raise ValueError(f"{slot} has {bad} NaN or infinite weights, which no scale can hold; mend them, or prune them first")
+
+
+def _noise(rounding: str, key: Any, slot: Slot) -> Any:
+    if rounding == "nearest":
+        return None
+    if key is None:
+        raise ValueError("stochastic rounding needs a key: init(params, key=jax.random.key(0))")
+    return jax.random.uniform(fold_path(key, slot.key), slot.value.shape)
+
+
+def _fixed(w: Any, Q: float, bits: int | None, clip: bool, mask: Any) -> Quantized:
+    if bits is None and isinstance(w, jax.core.Tracer):
+        raise ValueError(f"quantize(scale={Q}) finds its bits from values, and this leaf is traced: give bits=")
+    bits = bits or max(2, affine.bits_needed(w, Q, mask))
+    q = affine.fixed_point(w, Q, bits, clip, mask)
+    s = jnp.full((1,) * w.ndim, 1 / Q, wide(w.dtype))
+    return Quantized(pack(q, bits), s, None, bits, w.dtype)
+
+
+def _symmetric(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
+    s = affine.symmetric_scale(w, bits, axes, group, mask, range)
+    return Quantized(pack(affine.quantize_symmetric(w, s, bits, u), bits), s, None, bits, w.dtype)
+
+
+def _affine(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
+    s, z = affine.affine_params(w, bits, axes, group, mask, range)
+    return Quantized(pack(affine.quantize_affine(w, s, z, bits, u), bits), s, z, bits, w.dtype)
+
+
+def _float8(dtype: Any) -> Any:
+    def encode(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
+        s = affine.absmax_scale(w, affine.FLOAT8[jnp.dtype(dtype).name], axes, group, mask)
+        return Quantized(affine.quantize_float8(w, s, dtype), s, None, bits, w.dtype)
+
+    return encode
+
+
+def _nf4(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
+    s = affine.absmax_scale(w, 1.0, axes, group, mask)
+    return Quantized(pack(affine.quantize_grid(w, s, affine.NF4), bits), s, None, bits, w.dtype, affine.NF4)
+
+
+def _binary(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Binary:
+    signs, alpha = affine.binary(w, axes, mask, group)
+    return Binary(pack(signs.astype(jnp.uint8), 1), alpha, w.dtype)
+
+
+def _ternary(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
+    q, alpha = affine.ternary(w, axes, mask, group)
+    return Quantized(pack(q, bits), alpha, None, bits, w.dtype)
+
+
+_CODES = {
+    "symmetric": _symmetric,
+    "affine": _affine,
+    "float8_e4m3": _float8(jnp.float8_e4m3fn),
+    "float8_e5m2": _float8(jnp.float8_e5m2),
+    "nf4": _nf4,
+    "binary": _binary,
+    "ternary": _ternary,
+}

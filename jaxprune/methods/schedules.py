@@ -1,0 +1,56 @@
+"""Sparsity by step: any optax schedule works; this is the one of the field.
+
+    s(t) = s_f + (s_i − s_f) (1 − (t − t₀) / (t₁ − t₀))³        for t₀ <= t <= t₁
+
+Zhu & Gupta (2017), arXiv:1710.01878: many weights go early, while the network can still recover, and few at the end.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def cubic(final: float, begin: int, end: int, *, initial: float = 0.0, power: int = 3) -> Callable[[Any], Any]:
+    """The cubic sparsity schedule: `initial` up to step `begin`, exactly `final` from step `end` on.
+
+    Args:
+      final: sparsity at the end, in [0, 1).
+      begin: the last step at `initial`.
+      end: the first step at `final`.
+      initial: sparsity at the start, in [0, 1).
+      power: 3 is Zhu & Gupta's.
+
+    Returns:
+      step -> sparsity, float32: an optax schedule.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> at = jp.schedules.cubic(0.8, begin=0, end=100)
+      >>> [round(float(at(t)), 3) for t in (0, 50, 100, 1000)]
+      [0.0, 0.7, 0.8, 0.8]
+    """
+    for name, s in (("final", final), ("initial", initial)):
+        if not 0 <= s < 1:
+            raise ValueError(f"cubic({name}={s}): a sparsity is in [0, 1)")
+    if end <= begin:
+        raise ValueError(f"cubic(begin={begin}, end={end}): end must come after begin")
+
+    def schedule(step: Any) -> Any:
+        left = 1.0 - jnp.clip((jnp.asarray(step, jnp.float32) - begin) / (end - begin), 0.0, 1.0)
+        return final + (initial - final) * left**power
+
+    return schedule
+
+
+def one_shot(final: float, at: int = 0) -> Callable[[Any], Any]:
+    """Nothing before step `at`, `final` from then on.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> [round(float(jp.schedules.one_shot(0.9, at=10)(t)), 3) for t in (9, 10)]
+      [0.0, 0.9]
+    """
+    if not 0 <= final < 1:
+        raise ValueError(f"one_shot(final={final}): a sparsity is in [0, 1)")
+    return lambda step: jnp.where(jnp.asarray(step) >= at, jnp.float32(final), jnp.float32(0.0))

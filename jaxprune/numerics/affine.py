@@ -1,0 +1,310 @@
+"""Quantisation of an array on a grid: w ≈ s (q − z), with few bits for q.
+
+    symmetric  q = round(w / s) in [−m, m]            s = max|w| / m, m = 2^(b−1) − 1
+    affine     q = round(w / s) + z in [0, 2^b − 1]   s = (h − l) / (2^b − 1), z = round(−l / s),
+                                                      h = max(w, 0), l = min(w, 0)
+    fixed      q = round(w Q), w ≈ q / Q              one given Q for the whole array
+    float8     q = float8(w / s)                      s = max|w| / (largest float8)
+    nf4        q = argmin_i |w / s − g_i|, w ≈ s g_q  s = max|w|; g: Dettmers et al. 2023, arXiv:2305.14314
+    binary     q = sign(w), w ≈ α q                   α = mean|w|; XNOR-Net, Rastegari et al. 2016, arXiv:1603.05279
+    ternary    q = sign(w) [|w| > Δ], w ≈ α q         Δ = 0.7 mean|w|, α = mean of |w| > Δ; TWN, Li et al. 2016,
+                                                      arXiv:1605.04711
+
+One rule says which weights share a scale: s has the rank of w, each size of s divides that of w, and equal runs of w
+share an entry. So one scale, one for each channel and one for each channel's groups of 128 inputs are (1, 1), (1, n)
+and (m/128, n): no group size is stored. `axis` names the channel axes, which keep scales of their own (() is none: one
+scale); `group` cuts the contraction axis, −2, into runs. A vector has no channels; its one axis is the contraction.
+
+`where` marks the weights that count (False: pruned). Others, and NaN and infinities, have no influence on any
+statistic; infinities saturate and NaN becomes 0. Encoding the decoded array again gives the same codes, and the same
+scale to an ulp or two.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import Tracer
+from jax.typing import DTypeLike
+
+from .placement import split_axes
+
+Range = Literal["max", "mse"]
+Axes = tuple[int, ...]
+RATIOS = 64  # clip ratios tried by range="mse": 1, 63/64, ..., 1/64
+
+FLOAT8 = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}  # the largest finite values
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+# --- which weights share a scale -------------------------------------------------------------------------------------
+
+
+def expand(s: Array, shape: Sequence[int]) -> Array:
+    """s repeated to `shape`, of the same rank: each of its sizes must divide; runs of equal length share an entry."""
+    if s.ndim != len(shape) or any(d == 0 or n % d for d, n in zip(s.shape, shape) if d != n):
+        raise ValueError(f"scale {s.shape} for an array {tuple(shape)}: the ranks must agree and each size divide")
+    plain = [d in (1, n) for d, n in zip(s.shape, shape)]
+    if all(plain):
+        return jnp.broadcast_to(s, shape)
+    # a repeat would gather a sharded axis; reshape, broadcast and reshape leave the shards where they are
+    thin = [x for d, p in zip(s.shape, plain) for x in ((d,) if p else (d, 1))]
+    wide = [x for d, n, p in zip(s.shape, shape, plain) for x in ((n,) if p else (d, n // d))]
+    return jnp.broadcast_to(s.reshape(thin), wide).reshape(shape)
+
+
+def reduce_over(f: Callable[..., Array], w: Array, axis: Axes = (), group: int | None = None) -> Array:
+    """f(w, axis=…, keepdims=True) over all axes but the channels `axis`, and in runs of `group`; the rank of w stays.
+
+    >>> reduce_over(jnp.sum, jnp.ones((6, 4)), axis=(-1,), group=3).shape
+    (2, 4)
+    """
+    channels = () if w.ndim < 2 else axis
+    if any(not -w.ndim <= a < 0 for a in channels):
+        raise ValueError(f"axis={axis} for an array of shape {w.shape}: give axes from −{w.ndim} to −1")
+    if group is None:
+        return f(w, axis=tuple(a for a in range(-w.ndim, 0) if a not in channels), keepdims=True)
+    cut = w.ndim - min(2, w.ndim)  # the contraction axis
+    if w.ndim == 0 or cut - w.ndim in channels or group < 1 or w.shape[cut] % group:
+        raise ValueError(
+            f"group={group}, axis={axis} for an array of shape {w.shape}: the group must divide the contraction axis "
+            "(−2, or −1 of a vector), and that axis can't be a channel axis; choose a divisor, or group=None"
+        )
+    runs = split_axes(w, {cut: group})
+    kept = {cut, *(a + w.ndim + (a + w.ndim > cut) for a in channels)}
+    return jnp.squeeze(f(runs, axis=tuple(a for a in range(runs.ndim) if a not in kept), keepdims=True), cut + 1)
+
+
+def _real(w: Array) -> Array:
+    """w in float32; float64 stays."""
+    return w.astype(jnp.float64 if w.dtype == jnp.float64 else jnp.float32)
+
+
+def _counts(w: Array, where: Array | None) -> Array:
+    return jnp.isfinite(w) if where is None else jnp.isfinite(w) & where
+
+
+def _kept(w: Array, where: Array | None) -> Array:
+    return jnp.where(_counts(w, where), _real(w), 0.0)
+
+
+def _ratio(w: Array, s: Array) -> Array:
+    """w / s. XLA divides by a broadcast through its reciprocal: written out, eager and jit agree exactly."""
+    w, s = _real(w), _real(s)
+    return w * expand(1 / s, w.shape).astype(w.dtype)
+
+
+def _usable(scale: Array) -> Array:
+    """An empty range, and one so small that its reciprocal overflows, gets scale 1 (and codes 0)."""
+    return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, 1.0)
+
+
+# --- scales ----------------------------------------------------------------------------------------------------------
+
+
+def absmax_scale(w: Array, top: float, axis: Axes = (), group: int | None = None, where: Array | None = None) -> Array:
+    """s = max|w| / top, so that |w / s| <= top: 2^(b−1) − 1 for b-bit integers, FLOAT8[…] for float8, 1 for NF4."""
+    largest = reduce_over(partial(jnp.max, initial=0.0), jnp.abs(_kept(w, where)), axis, group)
+    return _usable(largest * (1 / np.asarray(top, largest.dtype)))
+
+
+def clip_ratio(
+    rebuild: Callable[[Array], Array], w: Array, axis: Axes = (), group: int | None = None, where: Array | None = None
+) -> Array:
+    """The r in {1, 63/64, …, 1/64} with the least Σ (w − rebuild(r))² over each scale's own weights.
+
+    rebuild(r) is w encoded, with every range cut to r of itself, and decoded. r = 1 is tried: never worse than "max".
+    """
+    counts, w = _counts(w, where), lax.stop_gradient(_real(w))
+
+    def error(r):
+        gap = jnp.where(counts, lax.stop_gradient(rebuild(r)) - w, 0.0)
+        return reduce_over(jnp.sum, gap * gap, axis, group)
+
+    def step(i, best):
+        r = (RATIOS - i).astype(w.dtype) * (1 / RATIOS)
+        now = error(r)
+        better = now < best[0]
+        return jnp.where(better, now, best[0]), jnp.where(better, r, best[1])
+
+    first = error(jnp.ones((), w.dtype))
+    return lax.fori_loop(1, RATIOS, step, (first, jnp.ones_like(first)))[1]  # one w-sized buffer, not 64
+
+
+def _top(bits: int) -> int:
+    if not 2 <= bits <= 32:
+        raise ValueError(f"bits={bits}: symmetric integers have 2 to 32 bits (1 bit is `binary`)")
+    return 2 ** (bits - 1) - 1
+
+
+def symmetric_scale(
+    w: Array, bits: int, axis: Axes = (), group: int | None = None, where: Array | None = None, range: Range = "max"
+) -> Array:
+    """s = max|w| / (2^(b−1) − 1), or with range="mse" the fraction of it with the least squared error."""
+    scale = absmax_scale(w, _top(bits), axis, group, where)
+    if range == "max":
+        return scale
+    rebuild = lambda r: dequantize(quantize_symmetric(w, scale * r, bits), scale * r)
+    return scale * clip_ratio(rebuild, w, axis, group, where)
+
+
+def affine_params(
+    w: Array, bits: int, axis: Axes = (), group: int | None = None, where: Array | None = None, range: Range = "max"
+) -> tuple[Array, Array]:
+    """(s, z) of the affine grid. The range is extended to 0, so that 0 (code z) is exact."""
+    kept = _kept(w, where)
+    low = reduce_over(partial(jnp.min, initial=0.0), kept, axis, group)
+    high = reduce_over(partial(jnp.max, initial=0.0), kept, axis, group)
+    if range == "max":
+        return _affine(low, high, bits)
+
+    def rebuild(r):
+        s, z = _affine(low * r, high * r, bits)
+        return dequantize(quantize_affine(w, s, z, bits), s, z)
+
+    r = clip_ratio(rebuild, w, axis, group, where)
+    return _affine(low * r, high * r, bits)
+
+
+def _affine(low: Array, high: Array, bits: int) -> tuple[Array, Array]:
+    if not 1 <= bits <= 16:
+        raise ValueError(f"bits={bits}: affine integers have 1 to 16 bits")
+    top = 2**bits - 1
+    scale = (high - low) * (1 / np.asarray(top, low.dtype))
+    # When −low/s ends in ½, both ends may round towards 0 and use one code less; encoding again would then find a
+    # shorter range. A scale shorter by 2^−20 moves both ends past the tie.
+    span = jnp.round(_ratio(high, _usable(scale))) - jnp.round(_ratio(low, _usable(scale)))
+    scale = _usable(jnp.where(span < top, scale * (1 - 2.0**-20), scale))
+    return scale, jnp.round(_ratio(-low, scale)).astype(jnp.uint8 if bits <= 8 else jnp.uint16)
+
+
+# --- codes -----------------------------------------------------------------------------------------------------------
+
+
+def _rounded(x: Array, u: Array | None) -> Array:
+    """Half to even; or ⌊x + u⌋, whose mean over uniform u in [0, 1) is x. NaN becomes 0."""
+    x = jnp.where(jnp.isnan(x), 0.0, x)
+    return jnp.round(x) if u is None else jnp.floor(x + u.astype(x.dtype))
+
+
+def _signed(x: Array, bits: int) -> Array:
+    """Whole numbers, clipped to ±(2^(b−1) − 1)."""
+    top = np.asarray(_top(bits), x.dtype)
+    if int(top) > _top(bits):  # float32 has 24 bits: take its largest number that fits
+        top = np.nextafter(top, np.zeros_like(top))
+    return jnp.clip(x, -top, top).astype(jnp.int8 if bits <= 8 else jnp.int16 if bits <= 16 else jnp.int32)
+
+
+def quantize_symmetric(w: Array, scale: Array, bits: int, u: Array | None = None) -> Array:
+    """q = round(w / s) in ±(2^(b−1) − 1), or ⌊w/s + u⌋: int8 up to 8 bits, int16 up to 16, int32 above.
+
+    >>> quantize_symmetric(jnp.array([0.2, -1.0, 0.5]), jnp.array([0.2]), 4).tolist()
+    [1, -5, 2]
+    """
+    return _signed(_rounded(_ratio(w, scale), u), bits)
+
+
+def quantize_affine(w: Array, scale: Array, zero_point: Array, bits: int, u: Array | None = None) -> Array:
+    """q = round(w / s) + z in [0, 2^b − 1]: uint8 up to 8 bits, uint16 above."""
+    x = _rounded(_ratio(w, scale), u)
+    q = x + expand(zero_point.astype(x.dtype), w.shape)
+    return jnp.clip(q, 0, 2**bits - 1).astype(jnp.uint8 if bits <= 8 else jnp.uint16)
+
+
+def quantize_float8(w: Array, scale: Array, dtype: DTypeLike) -> Array:
+    """float8(w / s), saturated first: a cast of 500 to e4m3fn gives NaN."""
+    top = FLOAT8[jnp.dtype(dtype).name]
+    x = _ratio(w, scale)
+    return jnp.clip(jnp.where(jnp.isnan(x), 0.0, x), -top, top).astype(dtype)
+
+
+def nearest_code(x: Array, grid: Sequence[float]) -> Array:
+    """argmin_i |x − g_i| for an ascending grid of at most 256 values; ties go down; NaN counts as 0."""
+    x = _real(x)
+    x = jnp.where(jnp.isnan(x), 0.0, x)
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(grid)]
+    return sum(((x > m).astype(jnp.uint8) for m in middles), start=jnp.zeros_like(x, jnp.uint8))
+
+
+def quantize_grid(w: Array, scale: Array, grid: Sequence[float]) -> Array:
+    """The code of the grid value nearest to w / s."""
+    return nearest_code(_ratio(w, scale), grid)
+
+
+def dequantize(q: Array, scale: Array, zero_point: Array | None = None, grid: Sequence[float] | None = None) -> Array:
+    """s (q − z), or s g_q; booleans stand for ±s. In float32 (float64 if s is)."""
+    scale = expand(_real(scale), q.shape)
+    if q.dtype == jnp.bool_:
+        return (2 * q.astype(scale.dtype) - 1) * scale
+    x = _looked_up(q, grid, scale.dtype) if grid is not None else q.astype(scale.dtype)
+    if zero_point is not None:
+        x = x - expand(zero_point.astype(scale.dtype), q.shape)
+    return x * scale
+
+
+def _looked_up(q: Array, grid: Sequence[float], dtype: DTypeLike) -> Array:
+    """grid[q] by selection: it fuses, and an explicitly sharded q has no rule for gathering."""
+    x = jnp.zeros_like(q, dtype)
+    for i, g in enumerate(grid):
+        x = jnp.where(q == i, jnp.asarray(g, dtype), x)
+    return x
+
+
+# --- a given scale ---------------------------------------------------------------------------------------------------
+
+
+def bits_needed(w: Array, Q: float, where: Array | None = None) -> int:
+    """The least signed width b with max|round(w Q)| <= 2^(b−1) − 1. Needs concrete values."""
+    if isinstance(w, Tracer):
+        raise ValueError(f"the width for Q={Q} depends on values, and w {w.shape} is traced: give bits=")
+    return int(jnp.max(jnp.abs(jnp.round(_kept(w, where) * Q)), initial=0.0)).bit_length() + 1
+
+
+def fixed_point(w: Array, Q: float, bits: int | None = None, clip: bool = False, where: Array | None = None) -> Array:
+    """q = round(w Q), in `bits` or the least width that holds it.
+
+    A weight too large for `bits` saturates if clip=True or w is traced, and is an error otherwise.
+    """
+    if bits is None or not (clip or isinstance(w, Tracer)):
+        needed = bits_needed(w, Q, where)
+        if bits is not None and needed > bits:
+            raise ValueError(f"round(w · {Q}) needs {needed} bits, not {bits} (w {w.shape}): lower Q, or clip=True")
+        bits = max(2, needed) if bits is None else bits
+    return _signed(_rounded(_real(w) * Q, None), bits)
+
+
+# --- one and two values ----------------------------------------------------------------------------------------------
+
+
+def _mean(x: Array, counts: Array, axis: Axes, group: int | None) -> Array:
+    """Mean of x >= 0 where it counts, or 0; taken about the maximum, so that the mean of equal numbers is exact."""
+    x = jnp.where(counts, x, 0.0)
+    pivot = reduce_over(partial(jnp.max, initial=0.0), x, axis, group)
+    rest = reduce_over(jnp.sum, jnp.where(counts, x - expand(pivot, x.shape), 0.0), axis, group)
+    n = reduce_over(jnp.sum, counts.astype(jnp.int32), axis, group)
+    return jnp.where(n > 0, pivot + rest / jnp.maximum(n, 1).astype(x.dtype), 0.0)
+
+
+def binary(w: Array, axis: Axes = (), where: Array | None = None, group: int | None = None) -> tuple[Array, Array]:
+    """(w >= 0, α = mean|w|), the least squares fit of ±α; signs of 0, of uncounted weights and for α = 0 are +."""
+    counts = _counts(w, where)
+    alpha = _mean(jnp.abs(_kept(w, where)), counts, axis, group)
+    return (w >= 0) | ~counts | (expand(alpha, w.shape) == 0), alpha
+
+
+def ternary(w: Array, axis: Axes = (), where: Array | None = None, group: int | None = None) -> tuple[Array, Array]:
+    """(codes in {−1, 0, 1}, α): the weights beyond Δ = 0.7 mean|w|, and the mean of their magnitudes."""
+    kept = _kept(w, where)
+    size = jnp.abs(kept)
+    delta = 0.7 * _mean(size, _counts(w, where), axis, group)
+    beyond = size > expand(delta, w.shape)
+    return jnp.where(beyond, jnp.sign(kept), 0.0).astype(jnp.int8), _mean(size, beyond, axis, group)

@@ -1,0 +1,165 @@
+"""Interleaved rANS: symbols in about as many bits as their entropy, coded in many lanes at once.
+
+Duda 2013, arXiv:1311.2540; interleaving: Giesen 2014, arXiv:1402.3392. A lane is an integer x. With frequencies f_s
+that sum to M = 4096 and C_s = f_0 + … + f_{s−1},
+
+    push s   x <- ⌊x / f_s⌋ M + C_s + (x mod f_s)      x grows by a factor of about M / f_s: log2(M / f_s) bits
+    pop      s: C_s <= x mod M < C_s + f_s             x <- f_s ⌊x / M⌋ + (x mod M) − C_s
+
+are inverse. Keep 2^16 <= x < 2^32: before a push that would leave this range the low 16 bits go to the stream, after a
+pop that left it they come back. Symbol i belongs to lane i mod N; a push runs through the symbols backwards, so that a
+pop runs forwards, N symbols a step, which is what NumPy is good at.
+
+    stream = u32[N] states | u16[…] words, little endian; the table is the caller's to store (2 bytes a symbol)
+
+Every lane starts at 2^16, so a decoder that does not end there has read a damaged stream: a free check, though not a
+checksum. Integers only: the same bytes everywhere. NumPy and the standard library only.
+"""
+
+import heapq
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+BITS = 12
+TOTAL = 1 << BITS  # M
+LOW = 1 << 16
+MAX_STEPS = 16384  # a table of one symbol costs 0 bits: without a bound, few bytes could ask for any amount of work
+
+
+class StreamError(ValueError):
+    """The bytes or the table are not what `encode` writes."""
+
+
+def normalise(counts: ArrayLike) -> NDArray[np.uint16]:
+    """Frequencies that sum to 4096, >= 1 where counts are, with the least coded size Σ c log2(4096 / f).
+
+    From 1 each, the next unit goes where it saves most; the savings c log((f + 1) / f) fall with f, so this is optimal.
+
+    >>> normalise([3, 1, 0]).tolist()
+    [3072, 1024, 0]
+    """
+    count = [int(c) for c in np.asarray(counts).ravel()]
+    present = [s for s, c in enumerate(count) if c > 0]
+    if min(count, default=0) < 0 or len(present) > TOTAL:
+        raise ValueError(
+            f"{len(present)} of {len(count)} counts are positive: at most {TOTAL} may be, and none negative"
+        )
+    freq = np.zeros(max(1, len(count)), np.uint16)
+    if not present:
+        freq[0] = TOTAL  # nothing to code: any table will do
+        return freq
+    freq[present] = 1
+    saving = [(-count[s] * math.log(2), s) for s in present]
+    heapq.heapify(saving)
+    for _ in range(TOTAL - len(present)):
+        s = saving[0][1]
+        f = int(freq[s]) + 1
+        freq[s] = f
+        heapq.heapreplace(saving, (-count[s] * math.log1p(1 / f), s))
+    return freq
+
+
+def lanes_for(n: int, bits: float) -> int:
+    """Lanes for n symbols in about `bits` bits: states of 4 bytes at most 0.5% of them, but never over 16384 steps."""
+    return max(1, -(-n // MAX_STEPS), min(n, int(bits * 0.005) // 32))
+
+
+def encode(symbols: ArrayLike, freqs: ArrayLike, lanes: int) -> bytes:
+    """The stream of `symbols`, in C order."""
+    freq = _checked(freqs)
+    symbol = np.asarray(symbols).ravel()
+    n = symbol.size
+    steps = _steps(n, lanes)
+    if n and (symbol.dtype.kind not in "bui" or symbol.min() < 0 or symbol.max() >= freq.size):
+        raise ValueError(f"symbols must be integers from 0 to {freq.size - 1}")
+    f_of = freq.astype(np.uint32)
+    start_of = (np.cumsum(f_of) - f_of).astype(np.uint32)
+    x = np.full(lanes, LOW, np.uint32)
+    words = [np.zeros(0, np.uint16)]
+    for step in reversed(range(steps)):
+        s = symbol[step * lanes : (step + 1) * lanes].astype(np.intp)
+        words.append(_push(x[: s.size], f_of[s], start_of[s]))
+    return x.astype("<u4").tobytes() + np.concatenate(words[::-1]).astype("<u2").tobytes()
+
+
+def _push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]) -> NDArray[np.uint16]:
+    """Pushes a symbol on each lane, in place; returns the words that had to leave."""
+    if not f.all():
+        raise ValueError("a symbol has frequency 0: make the table from these symbols' counts")
+    full = np.flatnonzero(x >> np.uint32(32 - BITS) >= f)
+    leaving = x[full]
+    x[full] = leaving >> np.uint32(16)
+    quotient = x // f
+    x += quotient * (np.uint32(TOTAL) - f) + start  # q M + (x − q f) + C
+    return leaving.astype(np.uint16)
+
+
+def decode(buffer: bytes, n: int, freqs: ArrayLike, lanes: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """The n symbols of a stream. Anything but a whole stream that ends in the right state is a StreamError."""
+    freq = _checked(freqs)
+    steps = _steps(n, lanes)
+    x, words = _parsed(buffer, lanes)
+    symbol_of, pop_of = _slots(freq)
+    symbol = np.full(n, symbol_of[0])
+    slots = np.empty(lanes, np.intp)
+    taken = 0
+    for step in range(steps if freq.max() < TOTAL else 0):  # a lone symbol takes no bits: `symbol` is right already
+        out = symbol[step * lanes : (step + 1) * lanes]
+        slot = slots[: out.size]
+        taken += _pop(x[: out.size], slot, pop_of, words[taken : taken + lanes])
+        symbol_of.take(slot, out=out, mode="clip")  # slots are in range; "clip" spares a check and a copy
+    if taken != words.size:
+        raise StreamError(f"{words.size - taken} words are left over after {n} symbols")
+    if np.any(x != LOW):
+        raise StreamError("the lanes do not end in their initial state: the stream is damaged")
+    return symbol
+
+
+def _pop(x: NDArray[np.uint32], slot: NDArray[np.intp], pop_of: NDArray[np.uint32], words: NDArray[np.uint32]) -> int:
+    """Pops each lane's slot, in place; returns the number of words that came back."""
+    np.bitwise_and(x, np.uint32(TOTAL - 1), out=slot, casting="unsafe")
+    pop = pop_of.take(slot)
+    x >>= np.uint32(BITS)
+    x *= pop & np.uint32(0xFFFF)
+    x += pop >> np.uint32(16)
+    low = np.flatnonzero(x < LOW)
+    if low.size > words.size:
+        raise StreamError("the stream is truncated")
+    x[low] = x[low] << np.uint32(16) | words[: low.size]
+    return low.size
+
+
+def _slots(freq: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.uint32]]:
+    """For each x mod M: its symbol, and f_s + 2^16 ((x mod M) − C_s), so that a pop needs one look-up."""
+    symbol_of = np.repeat(np.arange(freq.size), freq)
+    offset = np.arange(TOTAL) - (np.cumsum(freq) - freq)[symbol_of]
+    pop_of = (freq[symbol_of] | offset << 16).astype(np.uint32)
+    return symbol_of.astype(np.uint8 if freq.size <= 256 else np.uint16), pop_of
+
+
+def _parsed(buffer: bytes, lanes: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    if len(buffer) < 4 * lanes or len(buffer) % 2:
+        raise StreamError(f"{len(buffer)} bytes cannot hold {lanes} states and whole words")
+    x = np.frombuffer(buffer, "<u4", lanes).astype(np.uint32)
+    if x.min() < LOW:
+        raise StreamError("a lane's state is below 2^16")
+    return x, np.frombuffer(buffer, "<u2", offset=4 * lanes).astype(np.uint32)
+
+
+def _checked(freqs: ArrayLike) -> NDArray[np.int64]:
+    freq = np.asarray(freqs)
+    if freq.ndim != 1 or freq.dtype.kind not in "ui" or not 1 <= freq.size <= LOW:
+        raise StreamError(f"a table is a vector of 1 to {LOW} integers, not {freq.dtype}{freq.shape}")
+    freq = freq.astype(np.int64)
+    if freq.min() < 0 or freq.max() > TOTAL or freq.sum() != TOTAL:
+        raise StreamError(f"the frequencies must be >= 0 and sum to {TOTAL}, not {freq.sum()}")
+    return freq
+
+
+def _steps(n: int, lanes: int) -> int:
+    steps = -(-n // lanes) if lanes >= 1 else -1
+    if n < 0 or not 0 <= steps <= MAX_STEPS:
+        raise StreamError(f"{n} symbols in {lanes} lanes: at least 1 lane, at most {MAX_STEPS} symbols in each")
+    return steps

@@ -1,0 +1,204 @@
+"""Floating point operations by reading the jaxpr: what a function does, before a compiler changes it.
+
+`costs` prices one equation; this file walks: into jit, remat and custom calls, `length` times into a scan, once into a
+while, into the dearest branch of a cond.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+
+from jaxprune.core.arrays import materialize
+from jaxprune.report.costs import COSTS, OPAQUE, SAME, cost, plain
+from jaxprune.report.pieces import Leaf, kept, leaves
+
+Counts = dict[str, Fraction]
+Density = dict[Any, Fraction]
+
+
+def flops(f: Callable[..., Any], *args: Any, **kw: Any) -> int:
+    """Operations of one call of f, counted on its jaxpr; nothing is run or compiled.
+
+    `scan` counts its body length times, `while` once (its number of turns is not known), `cond` its dearest branch.
+
+    Args:
+      f: a pure function.
+      args: its arguments: arrays, `ShapeDtypeStruct`s, or trees of them, compressed or not.
+      kw: keyword arguments; those that hold no arrays (`train=False`) are given to f as they are.
+
+    Returns:
+      The number of operations; a multiply-add is two.
+
+    Raises:
+      ValueError: f calls what cannot be looked into (a callback, a Pallas kernel, an iterative solver): which.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.flops(lambda w, x: jnp.tanh(x @ w), jnp.zeros((30, 10)), jnp.zeros((5, 30)))     # 2·5·30·10 + 5·10
+      3050
+    """
+    return sum(flops_by_primitive(f, *args, **kw).values())
+
+
+def flops_by_primitive(f: Callable[..., Any], *args: Any, **kw: Any) -> dict[str, int]:
+    """`flops`, split by primitive, the dearest first; what costs nothing is left out.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxprune.report.flops import flops_by_primitive
+      >>> flops_by_primitive(lambda w, x: jnp.tanh(x @ w), jnp.zeros((30, 10)), jnp.zeros((5, 30)))
+      {'dot_general': 3000, 'tanh': 50}
+    """
+    return _whole(_count(_trace(f, args, kw).jaxpr, {}))
+
+
+def sparse_flops(f: Callable[..., Any], params: Any, *args: Any, **kw: Any) -> int:
+    """Operations of f(params, *args) were no product with a zero weight computed: 2 · nonzeros in place of 2 · weights.
+
+    A theoretical number, the one that pruning papers print: dense hardware does not run faster for it. A matrix product
+    or a convolution is scaled by the density of its operand where that is a leaf of `params` (converted, reshaped,
+    transposed, or sliced by a scan); where both operands are, by the smaller density. All else counts as in `flops`.
+
+    Args:
+      f: a pure function of dense params.
+      params: a tree of concrete arrays, compressed or not. A mask tells what a `Masked` keeps; elsewhere it is
+        what is not 0.
+      args: the further arguments of f, as in `flops`.
+
+    Returns:
+      The number of operations.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> from jaxprune.report.flops import sparse_flops
+      >>> w = jp.Masked(jnp.ones((30, 10)), jnp.zeros((30, 10), bool).at[:3].set(True))
+      >>> sparse_flops(lambda w, x: x @ w, w, jnp.zeros((5, 30)))          # 2·5·(3·10)
+      300
+    """
+    dense = jax.eval_shape(materialize, params)
+    jaxpr = _trace(f, (dense, *args), kw).jaxpr
+    weights = [_density(leaf) for leaf in leaves(params) if not leaf.side]
+    return sum(_whole(_count(jaxpr, dict(zip(jaxpr.invars, weights)))).values())
+
+
+def _trace(f: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> jex.ClosedJaxpr:
+    traced = {k: v for k, v in kw.items() if all(hasattr(x, "dtype") for x in jax.tree.leaves(v))}
+    fixed = {k: v for k, v in kw.items() if k not in traced}
+    return jax.make_jaxpr(lambda *a, **k: f(*a, **k, **fixed))(*args, **traced)
+
+
+def _density(leaf: Leaf) -> Fraction:
+    there = kept(leaf)
+    return Fraction(int(np.count_nonzero(there)), there.size) if there.size else Fraction(1)
+
+
+def _whole(counts: Counts) -> dict[str, int]:
+    dear = sorted(counts.items(), key=lambda item: -item[1])
+    return {name: round(n) for name, n in dear if n}
+
+
+def _count(jaxpr: jex.Jaxpr, density: Density) -> Counts:
+    """Operations by primitive. `density` knows the weights among the inputs, and learns where they go."""
+    total: Counts = {}
+    for eqn in jaxpr.eqns:
+        bodies = _bodies(eqn)
+        inner = [{v: density[a] for v, a in zip(b.jaxpr.invars, b.operands) if _known(a, density)} for b in bodies]
+        parts = [_times(b.times, _count(b.jaxpr, d)) for b, d in zip(bodies, inner)]
+        if not bodies:
+            parts = [{eqn.primitive.name: cost(eqn) * _share(eqn, density)}]
+        if eqn.primitive.name == "cond":
+            parts = [max(parts, key=lambda c: sum(c.values()))]
+        total = _sum([total, *parts])
+        _follow(eqn, density, bodies, inner)
+    return total
+
+
+def _follow(eqn: Any, density: Density, bodies: "list[Body]", inner: list[Density]) -> None:
+    """Writes down which results are weights still."""
+    ins, known = eqn.invars if eqn.primitive.name in SAME else [], density
+    if len(bodies) == 1:  # of a scan: constants and slices that come out as they went in
+        ins, known = bodies[0].jaxpr.outvars, inner[0]
+    density.update({out: known[v] for v, out in zip(ins, eqn.outvars) if _known(v, known)})
+
+
+def _known(v: Any, density: Density) -> bool:
+    return v is not None and not isinstance(v, jex.Literal) and v in density
+
+
+def _share(eqn: Any, density: Density) -> Fraction:
+    if eqn.primitive.name not in ("dot_general", "ragged_dot_general", "conv_general_dilated"):
+        return Fraction(1)
+    return min((density[v] for v in eqn.invars if _known(v, density)), default=Fraction(1))
+
+
+def _sum(many: Iterable[Counts]) -> Counts:
+    total: Counts = {}
+    for counts in many:
+        for name, n in counts.items():
+            total[name] = total.get(name, Fraction(0)) + n
+    return total
+
+
+def _times(n: int, counts: Counts) -> Counts:
+    return {name: n * x for name, x in counts.items()}
+
+
+class Body(NamedTuple):
+    """A jaxpr inside an equation.
+
+    Attributes:
+      jaxpr: the inner jaxpr.
+      times: how often it runs.
+      operands: the outer variables that its inputs are, None for what changes from turn to turn.
+    """
+
+    jaxpr: Any
+    times: int
+    operands: list[Any]
+
+
+def _bodies(eqn: Any) -> list[Body]:
+    """What an equation calls; the one place that reads control flow, in the parameters of JAX 0.10 and of 0.12."""
+    p, name, args = eqn.params, eqn.primitive.name, list(eqn.invars)
+    if plain(name) in COSTS or plain(name) in OPAQUE:  # a reduction's or a scatter's body is part of its cost
+        return []
+    if name == "scan":
+        turns = _scan_operands(p, args)
+        return [Body(_open(p["jaxpr"]), p["length"], turns)]
+    if name == "while":
+        c, b = p["cond_nconsts"], p["body_nconsts"]
+        state = [None] * (len(args) - c - b)
+        test, body = _open(p["cond_jaxpr"]), _open(p["body_jaxpr"])
+        return [Body(test, 1, args[:c] + state), Body(body, 1, args[c : c + b] + state)]
+    if name == "cond":
+        return [Body(_open(j), 1, args[1:]) for j in p["branches"]]
+    if name == "custom_linear_solve":  # the others of its four jaxprs run in transformations only
+        return [Body(_open(p["jaxprs"].solve), 1, [])]
+    inside = [x for v in p.values() for x in (v if isinstance(v, tuple | list) else (v,)) if isinstance(x, JAXPRS)]
+    return [Body(_open(j), _shards(p), args) for j in inside]
+
+
+JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
+
+
+def _open(jaxpr: Any) -> Any:
+    return jaxpr.jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jaxpr
+
+
+def _scan_operands(p: dict[str, Any], args: list[Any]) -> list[Any]:
+    if "ft_in" in p:
+        consts, carry, slices = (list(x) for x in p["ft_in"].update(args).unpack())
+        return consts + [None] * len(carry) + slices
+    consts, carry = p["num_consts"], p["num_carry"]
+    return args[:consts] + [None] * carry + args[consts + carry :]
+
+
+def _shards(p: dict[str, Any]) -> int:
+    """How many devices run the body of a `shard_map`; 1 for other calls."""
+    axes = p.get("newly_manual_axes", p.get("manual_axes", ()))
+    return math.prod(p["mesh"].shape[a] for a in axes) if axes else 1

@@ -1,0 +1,138 @@
+"""Saving, loading and looking at files: the three verbs of the storage. The format is specified in docs/format.md."""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Literal
+
+from jaxprune.storage import reader
+from jaxprune.storage.format import FormatError
+from jaxprune.storage.inspection import Inspection, summary
+from jaxprune.storage.loading import Loading
+from jaxprune.storage.writer import encode
+
+Path = str | os.PathLike[str]
+
+
+def save(path: Path, tree: Any, *, metadata: dict[str, Any] | None = None) -> None:
+    """Writes a tree of arrays and compressed arrays: each array by its smallest lossless codec.
+
+    The file appears whole or not at all: it is written beside `path`, flushed to the disk, and renamed. What a mask
+    hides is not stored. The same tree gives the same bytes.
+
+    Args:
+      path: the file; any suffix will do. It is a valid safetensors file.
+      tree: any pytree. Leaves are arrays of any dtype of JAX, compressed arrays, NumPy arrays, Python numbers and
+        None.
+      metadata: what JSON can hold, for `inspect(path).metadata`.
+
+    Raises:
+      ValueError: a leaf or a key that cannot be saved; the message has its path.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, tempfile, os
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.jp")
+      >>> jp.save(path, {"w": jp.Masked(jnp.arange(4.0), jnp.arange(4) > 1)}, metadata={"epoch": 3})
+      >>> print(jp.load(path)["w"].values, jp.inspect(path).metadata)
+      [0. 0. 2. 3.] {'epoch': 3}
+    """
+    _replace(path, encode(tree, metadata))
+
+
+def load(
+    path: Path,
+    *,
+    like: Any = None,
+    as_: Literal["compressed", "dense", "numpy"] = "compressed",
+    only: str | None = None,
+    max_bytes: int = 2**34,
+) -> Any:
+    """Reads a tree that `save` wrote, bit for bit.
+
+    Args:
+      path: the file.
+      like: a tree of arrays or `jax.ShapeDtypeStruct`s, shaped like the dense weights: the result has its structure
+        (NamedTuples, Flax FrozenDicts, nnx.States, Equinox modules). Without it, these come back as dicts.
+      as_: "compressed" gives codes back as codes; "dense" as JAX arrays; "numpy" makes everything a NumPy array.
+      only: a regular expression; only leaves whose whole path it matches are read. Others are left out (None in
+        lists), or are those of `like`.
+      max_bytes: the most that the decoded arrays may take; checked before any of them is made.
+
+    Raises:
+      FormatError: the file is damaged, truncated, hostile, or of a newer version.
+      ValueError: `like` has leaves that the file lacks, or lacks some, or others in shape or dtype; `only` matches
+        nothing.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, tempfile, os
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.jp")
+      >>> jp.save(path, {"w": jp.Clustered(jnp.array([1.0, 2.0]), jnp.array([0, 1, 1], jnp.uint8)), "steps": 7})
+      >>> jp.load(path, as_="numpy", only="w")
+      {'w': array([1., 2., 2.], dtype=float32)}
+    """
+    if as_ not in ("compressed", "dense", "numpy"):
+        raise ValueError(f"as_={as_!r}: it is one of 'compressed', 'dense' and 'numpy'")
+    with _opened(path) as file:
+        return Loading(file, reader.contents(file), as_, only, max_bytes).run(like)
+
+
+def inspect(path: Path) -> Inspection:
+    """What a file holds, from its header and manifest alone; the data is not read.
+
+    Returns:
+      An `Inspection`: `.rows` (one a leaf), `.bytes` (file, data, manifest, predicted), `.metadata`, `.to_dict()`; it
+      prints as a table.
+
+    Raises:
+      FormatError: as `load`, but for what only the data can show.
+    """
+    with _opened(path) as file:
+        return summary(reader.contents(file))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with reader.open_regular(path) as file:
+            yield file
+    except FormatError as e:
+        raise FormatError(f"{os.fspath(path)}: {e}") from None
+
+
+# --- writing whole or not at all -------------------------------------------------------------------------------------
+
+
+def _replace(path: Path, pieces: list[Any]) -> None:
+    """Puts the pieces in place of the file at `path` in one step: a crash leaves the old file or the new one."""
+    target = os.path.realpath(path)  # a link stays, what it points at is replaced
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise ValueError(f"{os.fspath(path)} is not a regular file, and is not replaced")
+    folder, name = os.path.split(target)
+    beside = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(beside, "xb") as file:
+            for piece in pieces:
+                _write(file, piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    _sync(folder)
+
+
+def _write(file: BinaryIO, piece: Any) -> None:
+    file.write(piece)
+
+
+def _sync(folder: str) -> None:
+    """Makes the new name last; not every system can."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

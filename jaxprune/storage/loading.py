@@ -1,0 +1,162 @@
+"""A file's leaves as a tree: all of them or a selection, by themselves or in the places of a template."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import jax
+
+from jaxprune.core.arrays import Common
+from jaxprune.core.tree import nearest
+from jaxprune.core.where import leaf_path
+from jaxprune.storage import parts, reader, trees
+from jaxprune.storage.format import DTYPES, Code, FormatError, Group, Leaf, Row
+from jaxprune.storage.structure import Shaped, dense
+
+SHOWN = 10  # paths of each sort in an error
+
+
+def leaves(node: Any, group: Group | None = None) -> Iterator[tuple[Leaf, Group | None]]:
+    """Every leaf, with the `Common` that it is in; a codebook comes before its tree."""
+    if isinstance(node, Leaf):
+        yield node, group
+    elif isinstance(node, Group):
+        yield node.codebook, None
+        yield from leaves(node.tree, node)
+    else:
+        for kid in node.values() if isinstance(node, dict) else node or ():
+            yield from leaves(kid, group)
+
+
+def shared(group: Group | None) -> Shaped | None:
+    """What the codebook of a `Common` stands for."""
+    return dense(group.codebook.node) if group else None
+
+
+def dense_bytes(node: Any, group: Group | None) -> int:
+    """Bytes of the array that a leaf stands for; 0 for a Python number."""
+    if not isinstance(node, Row | Code):
+        return 0
+    shape, dtype = dense(node, shared(group))
+    return math.prod(shape) * DTYPES[dtype].itemsize
+
+
+class Loading:
+    """One call of `load`."""
+
+    def __init__(self, file: BinaryIO, contents: reader.Contents, as_: str, only: str | None, max_bytes: int):
+        self.file, self.contents, self.as_ = file, contents, as_
+        self.pattern = None if only is None else re.compile(only)
+        self.wanted = self.selection()
+        self.codebooks: dict[Group, Any] = {}
+        self.afford(max_bytes)
+
+    def run(self, like: Any) -> Any:
+        """The tree, in the places of `like` if there is one."""
+        return self.tree(self.contents.tree, None) if like is None else self.fill(trees.dense_template(like))
+
+    # --- what is read
+
+    def matches(self, path: str) -> bool:
+        return self.pattern is None or self.pattern.fullmatch(path) is not None
+
+    def selection(self) -> set[Leaf]:
+        """The leaves to read: those that match, and the codebooks they look into."""
+        chosen = [(leaf, group) for leaf, group in leaves(self.contents.tree) if self.matches(leaf.path)]
+        if self.pattern is not None and not chosen:
+            near = nearest(self.pattern.pattern, [leaf.path for leaf in self.contents.leaves])
+            raise ValueError(f"only={self.pattern.pattern!r} matches no leaf of the file. Nearest: {near}")
+        return {leaf for leaf, _ in chosen} | {group.codebook for _, group in chosen if group}
+
+    def afford(self, max_bytes: int) -> None:
+        total = 0
+        for leaf, group in leaves(self.contents.tree):
+            if leaf in self.wanted:
+                dense_too = self.as_ != "compressed" and isinstance(leaf.node, Code)
+                total += reader.decoded_bytes(leaf.node) + (dense_bytes(leaf.node, group) if dense_too else 0)
+        if total > max_bytes:
+            raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
+
+    def leaf(self, leaf: Leaf, group: Group | None) -> Any:
+        node = reader.read(self.file, self.contents.start, leaf, shared(group))
+        return parts.from_node(node, self.as_, self.codebook(group) if group and self.as_ != "compressed" else None)
+
+    def codebook(self, group: Group) -> Any:
+        """A codebook, read once."""
+        if group not in self.codebooks:
+            node = reader.read(self.file, self.contents.start, group.codebook)
+            self.codebooks[group] = parts.made(node, host=self.as_ == "compressed")
+        return self.codebooks[group]
+
+    # --- without a template
+
+    def tree(self, node: Any, group: Group | None) -> Any:
+        if node is None or not self.holds(node):
+            return None
+        if isinstance(node, Leaf):
+            return self.leaf(node, group)
+        if isinstance(node, Group):
+            tree = self.tree(node.tree, node)
+            return Common(self.codebook(node), tree) if self.as_ == "compressed" else tree
+        if isinstance(node, dict):
+            return {key: self.tree(kid, group) for key, kid in node.items() if self.holds(kid)}
+        return type(node)(self.tree(kid, group) for kid in node)
+
+    def holds(self, node: Any) -> bool:
+        """Whether there is something to load below a node."""
+        if self.pattern is None:
+            return True
+        return any(leaf in self.wanted for leaf, _ in leaves(node.tree if isinstance(node, Group) else node))
+
+    # --- with a template
+
+    def fill(self, template: Any) -> Any:
+        """The template with the stored leaves in their places; densely, or each as its code."""
+        named = self.named()
+        flat, treedef = jax.tree_util.tree_flatten_with_path(template)
+        places = [next((p for p in trees.names(keys) if p in named), leaf_path(keys)) for keys, _ in flat]
+        self.compare([(path, x) for path, (_, x) in zip(places, flat)], named)
+        take = lambda path, x: self.leaf(*named[path]) if path in named and named[path][0] in self.wanted else x
+        filled = jax.tree.unflatten(treedef, [take(path, x) for path, (_, x) in zip(places, flat)])
+        return self.grouped(filled, named) if self.as_ == "compressed" else filled
+
+    def named(self) -> dict[str, tuple[Leaf, Group | None]]:
+        codebooks = {group.codebook for _, group in leaves(self.contents.tree) if group}
+        found = [(leaf, group) for leaf, group in leaves(self.contents.tree) if leaf not in codebooks]
+        named = {leaf.path: (leaf, group) for leaf, group in found}
+        if len(named) != len(found):
+            raise ValueError("the file has two leaves with one path: load it without `like`")
+        return named
+
+    def compare(self, places: list[tuple[str, Any]], named: dict[str, tuple[Leaf, Group | None]]) -> None:
+        """Refuses a template that is not of the file's leaves."""
+        there = dict(places)
+        lost = [path for path, x in there.items() if path not in named and trees.expects_data(x) and self.matches(path)]
+        more = [path for path, (leaf, _) in named.items() if path not in there and leaf in self.wanted]
+        other = []
+        for path, (leaf, group) in named.items():
+            why = trees.mismatch(there[path], leaf.node, shared(group)) if path in there and leaf in self.wanted else ""
+            other += [f"{path or 'the array itself'} ({why})"] if why else []
+        if lost or more or other:
+            kinds = (("lacks", lost), ("has besides", more), ("holds otherwise", other))
+            found = "; and ".join(f"{kind} {_some(paths)}" for kind, paths in kinds if paths)
+            raise ValueError(f"`like` does not fit the file, which {found}")
+
+    def grouped(self, tree: Any, named: dict[str, tuple[Leaf, Group | None]]) -> Any:
+        """Puts each `Common` around its subtree, the innermost first."""
+        groups = {group: None for leaf, group in named.values() if group and leaf in self.wanted}
+        for group in sorted(groups, key=lambda g: -len(g.path)):
+            tree = _around(tree, group.path, self.codebook(group))
+        return tree
+
+
+def _around(tree: Any, path: str, codebook: Any) -> Any:
+    is_place: Callable[..., bool] = lambda keys, x: leaf_path(keys) == path
+    wrap = lambda keys, x: Common(codebook, x) if leaf_path(keys) == path else x
+    return jax.tree_util.tree_map_with_path(wrap, tree, is_leaf=is_place, is_leaf_takes_path=True)
+
+
+def _some(paths: list[str]) -> str:
+    shown = ", ".join(path or "the array itself" for path in paths[:SHOWN])
+    return shown + (f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")

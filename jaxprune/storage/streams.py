@@ -1,0 +1,213 @@
+"""One array as bytes. Three codecs, of which the smallest wins (the first of equals):
+
+    0 raw    the words, little endian
+    1 bits   base, u8 width, then each symbol in `width` bits, lowest bit first; the last byte is padded with zeros
+    2 rans   base, lanes, 2 (k − 1) + d, the k frequencies (of 4096), then the stream of `numerics.rans`
+
+Symbols are the words less `base`, their smallest. Integers are varints (7 bits a byte, the lowest first; `base` is
+zigzagged), and the table is deflated when d = 1. An empty array is raw. NumPy and the standard library only.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxprune.numerics import codes, rans
+from jaxprune.storage import lanes as coder
+from jaxprune.storage.format import BITS, MAX_ALPHABET, MAX_WIDTH, RANS, RAW, Dtype, FormatError
+
+CHUNK = 1 << 16  # symbols packed at a time: whole bytes, and little memory
+Buffer = bytes | memoryview
+
+
+class Plan(NamedTuple):
+    """One way to write an array, and how long it will be (for rans a prediction, good to some bytes)."""
+
+    codec: int
+    size: int
+    write: Callable[[], Buffer]
+
+
+def encode(words: np.ndarray, dtype: Dtype) -> tuple[int, Buffer, int]:
+    """(codec, bytes, predicted length) of the words of one array."""
+    plans = _plans(words, dtype)
+    predicted = min(plan.size for plan in plans)
+    near = [plan for plan in plans if plan.size <= 1.02 * predicted + 16]
+    codec, octets = min(((plan.codec, plan.write()) for plan in near), key=lambda pair: (len(pair[1]), pair[0]))
+    return codec, octets, predicted
+
+
+def predict(words: np.ndarray, dtype: Dtype) -> int:
+    """The length that `encode` will come to, from counts alone."""
+    return min(plan.size for plan in _plans(words, dtype))
+
+
+def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
+    """The n words of a stream."""
+    if n == 0 or codec == RAW:
+        if codec != RAW or len(buffer) != n * dtype.itemsize or (n and not dtype.may_be_raw):
+            raise FormatError(f"{len(buffer)} bytes with the codec {codec} cannot be {n} raw elements of {dtype.name}")
+        return np.frombuffer(buffer, "<" + dtype.word).astype(dtype.word, copy=False)
+    if not dtype.discrete:
+        raise FormatError(f"elements of {dtype.name} are stored raw, not with the codec {codec}")
+    base, at = _varint(buffer, 0)
+    read = _read_bits if codec == BITS else _read_rans
+    return _shifted(read(memoryview(buffer)[at:], n), _unzigzag(base), dtype)
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
+    raw = [Plan(RAW, words.size * dtype.itemsize, lambda: _raw(words))] if dtype.may_be_raw or not words.size else []
+    if not dtype.discrete or words.size == 0:
+        return raw
+    base, top = int(words.min()), int(words.max()) - int(words.min())
+    if top >= 1 << MAX_WIDTH:
+        return raw
+    head, symbols, width = _leb(_zigzag(base)), _less(words, base), top.bit_length()
+    plans = [*raw, Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
+    return plans + _rans(head, symbols, min(plan.size for plan in plans)) if 0 < top < MAX_ALPHABET else plans
+
+
+def _less(words: np.ndarray, base: int) -> np.ndarray:
+    """words − base, unsigned and modular, so that no word overflows."""
+    unsigned = np.dtype(f"u{words.itemsize}")
+    return words.view(unsigned) - np.array(base % (1 << 8 * words.itemsize), unsigned)
+
+
+def _shifted(symbols: np.ndarray, base: int, dtype: Dtype) -> np.ndarray:
+    if dtype.low is None or dtype.high is None or base < dtype.low or base + int(symbols.max()) > dtype.high:
+        raise FormatError(f"symbols from {base} leave the range of {dtype.name}")
+    unsigned = np.dtype(f"u{dtype.itemsize}")
+    return (symbols.astype(unsigned) + np.array(base % (1 << 8 * dtype.itemsize), unsigned)).view(dtype.word)
+
+
+def _raw(words: np.ndarray) -> Buffer:
+    little = np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False))
+    return little.data.cast("B") if little.size else b""
+
+
+def _rans(head: bytes, symbols: np.ndarray, best: int) -> list[Plan]:
+    """The plan for rans, unless its entropy alone is more than the best without."""
+    counts = np.bincount(symbols.astype(np.intp))
+    entropy = codes.entropy_bits(counts)
+    if entropy / 8 + np.count_nonzero(counts) // 4 + 8 >= best:
+        return []
+    freqs, lanes = rans.normalise(counts), rans.lanes_for(symbols.size, entropy)
+    head += _leb(lanes) + _table(freqs)
+    used = counts > 0
+    information = float(counts[used] @ (rans.BITS - np.log2(freqs[used].astype(np.float64))))
+    # A lane's state of 32 bits starts with 16 that say nothing, and ends with 8 on average that filled no word.
+    size = len(head) + 4 * lanes + round(max(0.0, information - 8 * lanes) / 8)
+    return [Plan(RANS, size, lambda: head + coder.encode(symbols, freqs, lanes))]
+
+
+# --- bits ------------------------------------------------------------------------------------------------------------
+
+
+def _bits(symbols: np.ndarray, width: int) -> bytes:
+    parts = [bytes([width])]
+    for i in range(0, symbols.size if width else 0, CHUNK):
+        octets = symbols[i : i + CHUNK].astype("<u4").view(np.uint8).reshape(-1, 4)
+        each = np.unpackbits(octets, axis=1, count=width, bitorder="little")
+        parts.append(np.packbits(each, bitorder="little").tobytes())
+    return b"".join(parts)
+
+
+def _read_bits(rest: memoryview, n: int) -> np.ndarray:
+    width = rest[0] if len(rest) else 255
+    if width > MAX_WIDTH or len(rest) != 1 + -(-n * width // 8):
+        raise FormatError(f"{len(rest)} bytes cannot hold {n} symbols of {width} bits")
+    if n * width % 8 and rest[-1] >> (n * width % 8):
+        raise FormatError("the padding of the last byte is not zero")
+    kind = "u1" if width <= 8 else "u2" if width <= 16 else "u4"
+    out = np.zeros(n, kind)
+    octets = np.frombuffer(rest, np.uint8, offset=1)
+    for i in range(0, n if width else 0, CHUNK):
+        m = min(CHUNK, n - i)
+        each = np.unpackbits(octets[i * width // 8 :][: -(-m * width // 8)], count=m * width, bitorder="little")
+        wide = np.zeros((m, 8 * int(kind[1:])), np.uint8)
+        wide[:, :width] = each.reshape(m, width)
+        out[i : i + m] = np.packbits(wide, bitorder="little").view("<" + kind)
+    return out
+
+
+# --- rans ------------------------------------------------------------------------------------------------------------
+
+
+def _table(freqs: np.ndarray) -> bytes:
+    plain = b"".join(_leb(int(f)) for f in freqs)
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    small = deflate.compress(plain) + deflate.flush()
+    k = 2 * (len(freqs) - 1)
+    return _leb(k + 1) + small if len(small) < len(plain) else _leb(k) + plain
+
+
+def _read_table(rest: memoryview, at: int) -> tuple[np.ndarray, memoryview]:
+    head, at = _varint(rest, at)
+    k, rest = head // 2 + 1, rest[at:]
+    if k > MAX_ALPHABET:
+        raise FormatError(f"a table of {k} symbols; at most {MAX_ALPHABET} are allowed")
+    plain, after = (_inflated(rest, 2 * k) if head & 1 else (rest, None))
+    freqs, at = np.zeros(k, np.int64), 0
+    for i in range(k):
+        freqs[i], at = _varint(plain, at, 2)
+    if after is None:
+        return freqs, rest[at:]
+    if at != len(plain):
+        raise FormatError("bytes are left over after the table")
+    return freqs, after
+
+
+def _inflated(rest: memoryview, most: int) -> tuple[memoryview, memoryview]:
+    inflate = zlib.decompressobj(-15)
+    try:
+        plain = inflate.decompress(rest, most + 1)
+    except zlib.error as e:
+        raise FormatError(f"the table does not inflate: {e}") from None
+    if not inflate.eof or len(plain) > most:
+        raise FormatError("the table is truncated or too long")
+    return memoryview(plain), rest[len(rest) - len(inflate.unused_data) :]
+
+
+def _read_rans(rest: memoryview, n: int) -> np.ndarray:
+    lanes, at = _varint(rest, 0)
+    freqs, stream = _read_table(rest, at)
+    if not 1 <= lanes <= n:
+        raise FormatError(f"{lanes} lanes for {n} symbols")
+    try:
+        return coder.decode(bytes(stream), n, freqs, lanes)
+    except rans.StreamError as e:
+        raise FormatError(str(e)) from None
+
+
+# --- integers --------------------------------------------------------------------------------------------------------
+
+
+def _leb(n: int) -> bytes:
+    out = bytearray()
+    while n >= 128:
+        out.append(n & 127 | 128)
+        n >>= 7
+    return bytes([*out, n])
+
+
+def _varint(buffer: Buffer, at: int, most: int = 10) -> tuple[int, int]:
+    n = 0
+    for i, octet in enumerate(buffer[at : at + most]):
+        n |= (octet & 127) << 7 * i
+        if octet < 128:
+            return n, at + i + 1
+    raise FormatError("an integer is truncated or too long")
+
+
+def _zigzag(n: int) -> int:
+    return 2 * n if n >= 0 else -2 * n - 1
+
+
+def _unzigzag(n: int) -> int:
+    return -(n + 1) // 2 if n & 1 else n // 2
+

@@ -1,0 +1,56 @@
+"""Attraction: a spring pulls each weight towards what a code can say, until little is lost by encoding.
+
+    ∇L(w) + μ (w − Δ(Θ(w)))            the quadratic penalty of learning-compression, Carreira-Perpiñán 2017, arXiv:1707.01209
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.core.arrays import materialize
+from jaxprune.core.compression import Compression
+from jaxprune.core.where import is_float
+
+
+class AttractState(NamedTuple):
+    """Steps taken."""
+
+    count: jax.Array
+
+
+def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
+    """An optax transform, first in its chain: adds μ (w − Δ(Θ(w))) to the gradient.
+
+    Args:
+      compression: any compression that works under `jit`.
+      mu: strength of the spring, or an optax schedule of it (learning-compression raises it step by step).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, optax
+      >>> tx = jp.attract(jp.prune(0.5), mu=0.5)
+      >>> w = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+      >>> print(tx.update(jnp.zeros_like(w), tx.init(w), w)[0])
+      [[0.5 1. ]
+       [0.  0. ]]
+    """
+    if not callable(mu) and mu < 0:
+        raise ValueError(f"attract(mu={mu}): a negative spring pushes weights away; mu >= 0")
+
+    def init(params: Any) -> AttractState:
+        return AttractState(jnp.zeros((), jnp.int32))
+
+    def update(grads: Any, state: AttractState, params: Any = None, **extra: Any) -> tuple[Any, AttractState]:
+        if params is None:
+            raise ValueError("attract needs the params: tx.update(grads, state, params)")
+        strength = mu(state.count) if callable(mu) else mu
+        near = materialize(compression.init(params, **({"step": state.count} | extra)))
+
+        def pull(g: Any, w: Any, h: Any) -> Any:
+            return g + (jnp.asarray(strength, g.dtype) * (w - h).astype(g.dtype)) if is_float(w) else g
+
+        return jax.tree.map(pull, grads, params, near), AttractState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)

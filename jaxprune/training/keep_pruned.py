@@ -1,0 +1,78 @@
+"""Zeros that stay: the last link of an optax chain, so that no hook can be forgotten.
+
+    u ← −w where w was pruned, so that w + u is exactly +0.0            whatever the links before it did
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.core.arrays import is_code
+from jaxprune.core.tree import by_path, no_match, selector
+from jaxprune.core.where import Slot, leaf_path
+
+
+class KeepPrunedState(NamedTuple):
+    """Masks shaped like the params (True: free); None for leaves that have none."""
+
+    masks: Any
+
+
+def keep_pruned(mask: Any = None, *, where: Any = None) -> optax.GradientTransformationExtraArgs:
+    """An optax transform: weights that are exactly zero at `init` stay +0.0. Put it last in its chain.
+
+    Works inside `optax.chain`, `MultiSteps`, `multi_transform`, `masked` and `inject_hyperparams`, and with `nnx.Optimizer`; it looks at
+    no other transform's state.
+
+    Args:
+      mask: instead of the zeros at init: a tree shaped like the params, True for the weights that are free.
+      where: which leaves; `jp.where.weights` by default.
+
+    Returns:
+      A `GradientTransformation` on dense params. A leaf that is wholly zero at init stays free (it was initialised so, not pruned).
+
+    Raises:
+      ValueError: for a `where` that matches nothing, or without params.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, optax
+      >>> tx = optax.chain(optax.adam(0.1), jp.keep_pruned())
+      >>> w = jnp.array([[0.0, 2.0], [3.0, 0.0]])
+      >>> updates, _ = tx.update(jnp.ones_like(w), tx.init(w), w)
+      >>> print(optax.apply_updates(w, updates))
+      [[0.  1.9]
+       [2.9 0. ]]
+    """
+
+    def init(params: Any) -> KeepPrunedState:
+        test = selector(where, params)
+        given = None if mask is None else by_path(mask, "mask")
+        hits: list[str] = []
+
+        def one(keys: Any, w: Any) -> Any:
+            slot = Slot(leaf_path(keys), w)
+            if is_code(w) or not test(slot):
+                return None
+            hits.append(slot.path)
+            return _free(w) if given is None else given.get(slot.path)
+
+        masks = jax.tree_util.tree_map_with_path(one, params, is_leaf=is_code)
+        # The default rule may find nothing in one group of a multi_transform; a rule that was given must.
+        if where is not None and not hits:
+            raise no_match(where, params)
+        return KeepPrunedState(masks)
+
+    def update(updates: Any, state: KeepPrunedState, params: Any = None, **extra: Any) -> tuple[Any, KeepPrunedState]:
+        if params is None:
+            raise ValueError("keep_pruned needs the params: tx.update(grads, state, params)")
+        held = lambda m, u, w: u if m is None else jnp.where(m, u, (-w).astype(u.dtype))
+        return jax.tree.map(held, state.masks, updates, params, is_leaf=lambda x: x is None), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _free(w: Any) -> jax.Array:
+    zero = w == 0
+    return ~zero | jnp.all(zero)

@@ -1,0 +1,53 @@
+"""What several tests share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+
+
+def normal(shape, seed=0, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32).astype(dtype)
+
+
+def model(dtype=jnp.float32, seed=0):
+    """A small tree with what a network has: a kernel, a convolution, biases, an embedding, a counter."""
+    return {
+        "conv": {"kernel": normal((3, 3, 8, 16), seed, dtype), "bias": normal(16, seed + 1, dtype)},
+        "dense": {"kernel": normal((16, 24), seed + 2, dtype), "bias": normal(24, seed + 3, dtype)},
+        "embed": {"embedding": normal((10, 4), seed + 4, dtype)},
+        "steps": jnp.array(7),
+    }
+
+
+def is_code(x):
+    return isinstance(x, jp.CompressedArray)
+
+
+def same(a, b, exact=True):
+    """Trees with the same structure, dtypes and values."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        assert x.shape == y.shape and x.dtype == y.dtype, (x.shape, y.shape, x.dtype, y.dtype)
+        if exact:
+            np.testing.assert_array_equal(bits(x), bits(y))
+        else:
+            np.testing.assert_allclose(np.asarray(x, np.float64), np.asarray(y, np.float64), rtol=2e-6, atol=2e-6)
+
+
+def bits(x):
+    """The bytes of an array: −0.0 differs from +0.0, and NaN equals NaN."""
+    return np.ascontiguousarray(np.asarray(x)).view(np.uint8)
+
+
+def distortion(params, tree):
+    dense = jp.materialize(tree)
+    gaps = jax.tree.map(lambda a, b: np.sum((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2), params, dense)
+    return sum(jax.tree.leaves(gaps))
+
+
+def avals(tree):
+    """Structure, shapes, dtypes and weak types."""
+    one = lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False))
+    return jax.tree.structure(tree), [one(x) for x in jax.tree.leaves(tree)]

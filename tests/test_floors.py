@@ -1,0 +1,56 @@
+"""The architecture is what the imports say: a folder is a floor, and imports go down only."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FLOORS = {"numerics": 0, "core": 1, "methods": 2, "transforms": 2, "training": 3, "storage": 3, "report": 3, "distill": 4, "search": 5, "app": 6}
+FILES = sorted((ROOT / "jaxprune").rglob("*.py"))
+
+
+def floor(parts):
+    return parts[1] if len(parts) > 1 and parts[0] == "jaxprune" else None
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.split("."), [a.name for a in node.names]
+        elif isinstance(node, ast.Import):
+            for a in node.names:
+                yield a.name.split("."), []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_go_down(file):
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    here = floor(parts) if len(parts) > 2 else None
+    for module, names in imported(ast.parse(file.read_text())):
+        assert not (module[0] == "jax" and len(module) > 1 and module[1] == "_src"), f"{file}: private JAX"
+        if module == ["jaxprune"] and here is not None and here != "app":
+            raise AssertionError(f"{file} imports the public package from below")
+        for target in [floor(module)] if len(module) > 1 else names:
+            if here is None or target not in FLOORS or module[0] != "jaxprune" or target == here:
+                continue
+            assert FLOORS[target] < FLOORS[here], f"{file}: {here} may not import {target}"
+
+
+def test_every_public_name_has_one_address():
+    import jaxprune as jp
+
+    names = [n for n in dir(jp) if not n.startswith("_")]
+    objects = [id(getattr(jp, n)) for n in names if callable(getattr(jp, n))]
+    assert len(objects) == len(set(objects))
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time, jax; t = time.process_time(); import jaxprune; t = time.process_time() - t\n"
+        "print(sorted(m for m in ('flax', 'matplotlib', 'rich', 'typer', 'sklearn') if m in sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
