@@ -2,15 +2,13 @@
 
 Minimise  D(c) = Σᵢ hᵢ (xᵢ − c_a(i))²,  a(i) = argmin_a |xᵢ − c_a|,  hᵢ >= 0 (a weight with hᵢ = 0 is not there).
 
-Cells.  Sorting is not needed: put x into m bins that are equal in  u(x) = sign(x) lg(1 + |x|/s),  s = (mean |x|^¼)⁴.
-    Both lg and the root are read off the bits of a float (linear between powers of two). u is linear for the bulk of
-    the weights, logarithmic for outliers, so that one weight of 10⁴ among 10⁻² does not put all others into one bin.
-    A bin keeps its mass H = Σh and Σ h (x − centre), hence the exact mean v of its members: a point v of mass H.
+Cells.  Sorting is not needed: a fine histogram keeps the mass H and the exact mean v of each bin (see cells.py).
 Start.  Panter and Dite (1951): the best quantiser has its levels at the quantiles of density^(1/3). Over a group of
     cells that is  λ = V^(1/3),  V = Σ H (v − mean)²  its distortion; a lone outlier has V = 0 and takes no level.
 Lloyd.  Neighbours meet half way, each level moves to the mean of its cells; both are differences of prefix sums, O(k).
-    Until no cell changes hands. Lloyd alone is easily stuck, so the optimal start also swaps: merge the two neighbours
-    that are cheapest to merge and split the cluster that gains most, as long as that pays.
+    Until no border moves by more than a cell, or a thousandth of a cluster. Lloyd alone is easily stuck, so the optimal
+    start also swaps: split the cluster that gains most and merge the two neighbours that are cheapest to merge, as long
+    as that pays.
 Few.    If x has no more than k distinct values, they are the codebook, to the bit: encoding twice is encoding once.
 
 Other starts: linear over [min x, max x] (Han et al. 2016, arXiv:1510.00149), quantiles of the density, random entries.
@@ -19,7 +17,7 @@ Not exact: two weights in one bin are never separated. Against the exact dynamic
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +25,14 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from .cells import BINS, Cells, Data, Scale, bins_for, cells_of, clean, scale_of, sums, xp_of
 from .placement import fold_chunks, may_be_sharded, on_host, put_like, spec_of
 
 Init = Literal["optimal", "linear", "density", "random"]
 Arrays = jax.Array | Sequence[jax.Array]
 
-BINS = 1 << 16
-EIGHTHS = np.arange(1, 8, dtype=np.int32)[:, None]  # a split is tried at these parts of a cluster's bins, and at its mean
+EIGHTHS = np.arange(1, 8, dtype=np.int32)[:, None]  # where a cluster's bins are cut on trial, and at its mean
 GROUP = 64  # cells a group of the start
-ONE = 0x3F800000  # the bits of 1.0
 
 
 def codebook(
@@ -61,183 +58,40 @@ def codebook(
     draws = jax.random.uniform(key, (k,)) if init == "random" else None  # type: ignore[arg-type]
     if on_host(*xs, *(h for h in hs if h is not None), *(() if draws is None else (draws,))):
         return put_like(_fit_host(xs, hs, k, init, draws, iterations), xs[0])
-    sharded = any(may_be_sharded(x) for x in xs)
+    sharded = any(map(may_be_sharded, xs + hs))
     return _fit_compiled(xs, hs, draws, k, init, iterations, sharded)
 
 
 @partial(jax.jit, static_argnames=("k", "init", "iterations", "sharded"))
 def _fit_compiled(xs: Any, hs: Any, draws: Any, k: int, init: Init, iterations: int, sharded: bool) -> jax.Array:
-    data = _Data(xs, hs, chunked=not sharded)
-    scale = _scale(data)
-    cells = _cells(data, scale, _bins(xs))
-    c = _lloyd(cells, _start(cells, scale, k, init, draws), iterations, init == "optimal" and k > 2)
+    data = Data(xs, hs, chunked=not sharded)
+    scale = scale_of(data)
+    cells = cells_of(data, scale, bins_for(xs))
+    c = _lloyd(cells, _start(cells, scale, k, init, draws), iterations, init == "optimal")
     few, values = _distinct(data, k, jnp.sum(cells.mass > 0, dtype=jnp.int32))
     return jnp.where(jnp.sum(cells.mass) > 0, jnp.where(few, values, c), 0.0)
 
 
+@np.errstate(over="ignore")  # of 1 + |x|/s: it saturates
 def _fit_host(xs: Any, hs: Any, k: int, init: Init, draws: Any, iterations: int) -> np.ndarray:
-    pairs = [_clean(np.asarray(x), None if h is None else np.asarray(h)) for x, h in zip(xs, hs)]
+    pairs = [clean(np.asarray(x), None if h is None else np.asarray(h)) for x, h in zip(xs, hs)]
     x, h = (np.concatenate([a.reshape(-1) for a in part]) for part in zip(*pairs))
     values = np.unique(x[h > 0])
     if values.size <= k:
         return np.pad(values, (0, k - values.size), "edge") if values.size else np.zeros(k, np.float32)
-    data = _Data([x], [h], chunked=False)
-    scale = _scale(data)
-    cells = _cells(data, scale, _bins(xs))
+    data = Data([x], [h], chunked=False)
+    scale = scale_of(data)
+    cells = cells_of(data, scale, bins_for(xs))
     draws = None if draws is None else np.asarray(draws)
-    c = _lloyd(cells, _start(cells, scale, k, init, draws), iterations, init == "optimal" and k > 2)
+    c = _lloyd(cells, _start(cells, scale, k, init, draws), iterations, init == "optimal")
     return c.astype(np.float32)
-
-
-# --- one text for jax and for numpy -----------------------------------------------------------------------------------
-
-
-def _xp(x: Any) -> Any:
-    return jnp if isinstance(x, jax.Array) else np
-
-
-def _as_bits(x: Any) -> Any:
-    return lax.bitcast_convert_type(x, jnp.int32) if isinstance(x, jax.Array) else np.asarray(x).view(np.int32)
-
-
-def _as_float(bits: Any) -> Any:
-    return lax.bitcast_convert_type(bits, jnp.float32) if isinstance(bits, jax.Array) else bits.view(np.float32)
-
-
-def _sums(index: Any, values: Any, size: int) -> Any:
-    """Σ of `values` by `index`. The scatter of a sharded array stays on its devices; only the sums travel."""
-    if not isinstance(index, jax.Array):
-        return np.bincount(index.reshape(-1), values.reshape(-1), size)
-    out = None if spec_of(index) is None else PartitionSpec()
-    zeros = jnp.zeros((size, *values.shape[index.ndim :]), values.dtype)
-    return zeros.at[index].add(values, mode="promise_in_bounds", out_sharding=out)
-
-
-def _cumsum(x: Any) -> Any:
-    """Along the last axis, of a multiple of 256 entries, on two levels: half the time of jnp.cumsum to compile and run."""
-    xp = _xp(x)
-    inner = xp.cumsum(x.reshape(*x.shape[:-1], -1, 256), -1)
-    ends = inner[..., -1]
-    return (inner + (xp.cumsum(ends, -1) - ends)[..., None]).reshape(x.shape)
-
-
-def _while(condition: Callable, body: Callable, carry: Any, xp: Any) -> Any:
-    if xp is jnp:
-        return lax.while_loop(condition, body, carry)
-    while condition(carry):
-        carry = body(carry)
-    return carry
-
-
-class _Data(NamedTuple):
-    """The weights and their h, read in chunks or whole."""
-
-    xs: Sequence[Any]
-    hs: Sequence[Any]
-    chunked: bool
-
-    def fold(self, f: Callable, carry: Any) -> Any:
-        """carry <- f(carry, x, h) over all parts, cleaned."""
-        for x, h in zip(self.xs, self.hs):
-            parts = (x,) if h is None else (x, h)
-            if self.chunked:
-                carry = fold_chunks(lambda c, _, *p: f(c, *_clean(*p)), carry, *parts)
-            else:
-                carry = f(carry, *_clean(*parts))
-        return carry
-
-
-def _clean(x: Any, h: Any = None) -> tuple[Any, Any]:
-    """float32, and h = 0, x = 0 where there is no weight."""
-    xp = _xp(x)
-    x, h = x.astype(np.float32), xp.ones((), np.float32) if h is None else h.astype(np.float32)
-    there = xp.isfinite(x) & (h > 0)
-    return xp.where(there, x, 0.0), xp.where(there, h, 0.0)
-
-
-# --- cells ------------------------------------------------------------------------------------------------------------
-
-
-class Scale(NamedTuple):
-    """low, high: the range of x; s: the size of most of x."""
-
-    low: Any
-    high: Any
-    s: Any
-
-    def position(self, x: Any, m: int) -> Any:
-        """Where x lies among m bins, in [0, m]."""
-        low, high = self._u(self.low), self._u(self.high)
-        return (self._u(x) - low) * (m / _xp(x).maximum(high - low, 1e-30))
-
-    def index(self, x: Any, m: int) -> Any:
-        return _xp(x).clip(self.position(x, m), 0, m - 1).astype(np.int32)
-
-    def value(self, position: Any, m: int) -> Any:
-        """The inverse of `position`."""
-        xp = _xp(position)
-        low, high = self._u(self.low), self._u(self.high)
-        u = low + position * ((high - low) / m)
-        y = _as_float((xp.clip(xp.abs(u), 0.0, 127.0) * 2.0**23).astype(np.int32) + ONE) - 1.0
-        return xp.where(u < 0, -y, y) * self.s
-
-    def _u(self, x: Any) -> Any:
-        u = (_as_bits(_xp(x).abs(x) * (1 / self.s) + 1.0) - ONE).astype(np.float32) * np.float32(2.0**-23)
-        return _xp(x).where(x < 0, -u, u)
-
-
-def _scale(data: _Data) -> Scale:
-    def widen(carry: Any, x: Any, h: Any) -> Any:
-        xp, there = _xp(x), h > 0
-        low, high, root, n = carry
-        low = xp.minimum(low, xp.min(xp.where(there, x, np.inf), initial=np.inf))
-        high = xp.maximum(high, xp.max(xp.where(there, x, -np.inf), initial=-np.inf))
-        n = n + xp.sum(there, dtype=np.float32)
-        return low, high, root + xp.sum(_as_float((_as_bits(xp.abs(x)) >> 2) + ONE // 4 * 3), dtype=np.float32), n
-
-    xp = _xp(data.xs[0])
-    start = tuple(xp.asarray(v, np.float32) for v in (np.inf, -np.inf, 0.0, 0.0))
-    low, high, root, n = data.fold(widen, start)
-    s = (root / xp.maximum(n, 1.0)) ** 4
-    return Scale(low, high, xp.where(s > 1e-30, s, 1.0).astype(np.float32))
-
-
-def _bins(xs: Sequence[Any]) -> int:
-    """At least 64 a weight, up to BINS."""
-    return min(BINS, max(1 << 14, 1 << (64 * sum(x.size for x in xs)).bit_length()))
-
-
-class Cells(NamedTuple):
-    """Points `mean` of mass `mass`, ascending; `index`: the cell in which any x lies."""
-
-    mass: Any
-    mean: Any
-    index: Callable
-
-
-def _cells(data: _Data, scale: Scale, m: int) -> Cells:
-    xp = _xp(data.xs[0])
-    centre = partial(scale.value, m=m)
-
-    def tally(total: Any, x: Any, h: Any) -> Any:
-        i = scale.index(x, m)
-        off = h * (x - centre(i.astype(np.float32) + 0.5))
-        # Each part into fresh counters: in a float32 that has reached 2^24, adding 1 is lost.
-        if xp is np:
-            return total + (_sums(i, h, m) + 1j * _sums(i, off, m))
-        return total + _sums(i, lax.complex(h, off), m)  # one scatter of pairs costs less than two
-
-    sums = data.fold(tally, xp.zeros(m, np.complex64 if xp is jnp else np.complex128))
-    mass, off = sums.real, sums.imag
-    mean = centre(xp.arange(m, dtype=np.float32) + 0.5) + xp.where(mass > 0, off / xp.where(mass > 0, mass, 1.0), 0.0)
-    return Cells(mass, mean, partial(scale.index, m=m))
 
 
 # --- start ------------------------------------------------------------------------------------------------------------
 
 
 def _start(cells: Cells, scale: Scale, k: int, init: Init, draws: Any) -> Any:
-    xp = _xp(cells.mass)
+    xp = xp_of(cells.mass)
     if init == "linear":
         return xp.linspace(scale.low, scale.high, k, dtype=np.float32)
     middles = (xp.arange(k, dtype=np.float32) + 0.5) / k
@@ -249,7 +103,7 @@ def _start(cells: Cells, scale: Scale, k: int, init: Init, draws: Any) -> Any:
 
 
 def _panter_dite(cells: Cells, scale: Scale, quantiles: Any) -> Any:
-    xp, m = _xp(cells.mass), cells.mass.size
+    xp, m = xp_of(cells.mass), cells.mass.size
     mass = (cells.mass / xp.maximum(xp.sum(cells.mass), 1e-30)).reshape(-1, GROUP)
     v = (cells.mean / scale.s).reshape(-1, GROUP)
     total = xp.sum(mass, 1, keepdims=True)
@@ -266,12 +120,28 @@ def _panter_dite(cells: Cells, scale: Scale, quantiles: Any) -> Any:
 # --- Lloyd ------------------------------------------------------------------------------------------------------------
 
 
+def _cumsum(x: Any) -> Any:
+    """Along the last axis, of a multiple of 256 entries, on two levels: jnp.cumsum takes twice the time."""
+    xp = xp_of(x)
+    inner = xp.cumsum(x.reshape(*x.shape[:-1], -1, 256), -1)
+    ends = inner[..., -1]
+    return (inner + (xp.cumsum(ends, -1) - ends)[..., None]).reshape(x.shape)
+
+
+def _while(condition: Callable, body: Callable, carry: Any, xp: Any) -> Any:
+    if xp is jnp:
+        return lax.while_loop(condition, body, carry)
+    while condition(carry):
+        carry = body(carry)
+    return carry
+
+
 def _between(values: Any, middle: Any) -> Callable:
     """(b₀, b₁) -> [Σ row[b₀:b₁] for each row of values], from sums that start at the middle and run outwards.
 
     What lies at the ends, an outlier, then costs no digits of the sums before it.
     """
-    xp = _xp(values)
+    xp = xp_of(values)
     right = xp.arange(values.shape[1]) >= middle
     halves = xp.stack([xp.where(right, values, 0.0), xp.where(right, 0.0, values)[:, ::-1]])
     out, back = _cumsum(halves)
@@ -281,7 +151,7 @@ def _between(values: Any, middle: Any) -> Callable:
 
 def _lloyd(cells: Cells, c: Any, iterations: int, swaps: bool) -> Any:
     mass, mean, index = cells
-    xp, k, m = _xp(mass), c.size, mass.size
+    xp, k, m = xp_of(mass), c.size, mass.size
     between = _between(xp.stack([mass, mass * mean]), index(xp.zeros((), np.float32)))
 
     def before(x: Any) -> Any:
@@ -304,51 +174,56 @@ def _lloyd(cells: Cells, c: Any, iterations: int, swaps: bool) -> Any:
             cut = xp.concatenate([xp.clip(before(c), b[:-1], b[1:])[None], eighths])
             c = _swap(h, c, means(b[:-1], cut, c), means(cut, b[1:], c))
         new = ends(c)
-        return t + 1, c, new, xp.any(new != b)
+        return t + 1, c, new, xp.any(abs(new - b) > still)
 
+    still = max(1, m // (1024 * k))
     limit = iterations + k if swaps else iterations
     _, c, b, _ = _while(lambda carry: (carry[0] < limit) & carry[3], step, (0, c, ends(c), True), xp)
     return _settle(mass, mean, c, b)
 
 
 def _swap(h: Any, c: Any, left: tuple[Any, Any], right: tuple[Any, Any]) -> Any:
-    """Merge the neighbours i, i+1 that are cheapest to merge, and split the cluster j that gains most, if it pays.
+    """Split the cluster j that gains most, then merge the neighbours i, i+1 that are cheapest to merge, if it pays.
 
     To part masses H, H' at a distance d saves  H H' / (H + H') d²  (Ward 1963), and to merge them costs as much.
     left, right: the masses and means of the two sides of each cluster, (cuts, k), for the few cuts that are tried.
     """
-    xp, k = _xp(c), c.size
-    gain = _ward(left, right)
+    xp, k = xp_of(c), c.size
+    gain = _ward(left, right).reshape(-1)
     best = xp.argmax(gain)  # of all cuts of all clusters
-    j = best % k
-    pair, level = xp.arange(k - 1), xp.arange(k)
-    cost = xp.where((pair == j) | (pair + 1 == j), np.inf, _ward((h[:-1], c[:-1]), (h[1:], c[1:])))
-    i = xp.argmin(cost)
-    both = h[i] + h[i + 1]
-    merged = xp.where(both > 0, (h[i] * c[i] + h[i + 1] * c[i + 1]) / xp.where(both > 0, both, 1.0), c[i])
-    low, high = (side[1].reshape(-1)[best] for side in (left, right))
-    moved = xp.where(level == i, merged, xp.where(level == i + 1, high, xp.where(level == j, low, c)))
-    return xp.where(gain.reshape(-1)[best] > 1.01 * cost[i], xp.sort(moved), c)  # 1%: not to and fro on rounding
+    j, level = best % k, xp.arange(k + 1)
+
+    def split(old: Any, low: Any, high: Any) -> Any:
+        old = old[xp.clip(xp.where(level > j, level - 1, level), 0, k - 1)]
+        return xp.where(level == j, low.reshape(-1)[best], xp.where(level == j + 1, high.reshape(-1)[best], old))
+
+    H, C = (split(*parts) for parts in zip((h, c), left, right))
+    cost = xp.where(level[:-1] == j, np.inf, _ward((H[:-1], C[:-1]), (H[1:], C[1:])))
+    i, level = xp.argmin(cost), level[:-1]
+    both = xp.where(H[i] + H[i + 1] > 0, H[i] + H[i + 1], 1.0)
+    merged = C[i] + (C[i + 1] - C[i]) * (H[i + 1] / both)
+    merged = xp.where(level == i, merged, xp.where(level < i, C[:-1], C[1:]))
+    return xp.where(gain[best] > 1.01 * cost[i], merged, c)  # 1%: not to and fro on rounding
 
 
 def _ward(p: tuple[Any, Any], q: tuple[Any, Any]) -> Any:
     (h0, c0), (h1, c1) = p, q
-    xp = _xp(c0)
+    xp = xp_of(c0)
     return h0 * h1 / xp.where(h0 + h1 > 0, h0 + h1, 1.0) * (c1 - c0) ** 2
 
 
 def _settle(mass: Any, mean: Any, c: Any, b: Any) -> Any:
     """The exact means of the final clusters, summed about c; an empty one repeats its neighbour."""
-    xp, k, m = _xp(mass), c.size, mass.size
+    xp, k, m = xp_of(mass), c.size, mass.size
     a = xp.searchsorted(b[1:-1], xp.arange(m, dtype=np.int32), side="right").astype(np.int32)
-    h = _sums(a, mass, k)
-    c = c + _sums(a, mass * (mean - c[a]), k) / xp.where(h > 0, h, 1.0)
+    h = sums(a, mass, k)
+    c = c + sums(a, mass * (mean - c[a]), k) / xp.where(h > 0, h, 1.0)
     last = xp.where(h > 0, xp.arange(k), 0)
     last = lax.cummax(last) if xp is jnp else np.maximum.accumulate(last)
     return c[xp.maximum(last, xp.argmax(h > 0))]
 
 
-def _distinct(data: _Data, k: int, occupied: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _distinct(data: Data, k: int, occupied: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(whether x has at most k distinct values, these values, the last repeated).
 
     Each is the least one above the one before: a pass over x each, made only if no more than k bins are occupied.
@@ -383,7 +258,7 @@ def assign(x: jax.Array, codebook: jax.Array) -> jax.Array:
 
 def _boundaries(c: Any) -> tuple[Any, Any]:
     """(the largest float nearer to or as near to each entry as to the next, the lowest index of each entry's value)."""
-    xp = _xp(c)
+    xp = xp_of(c)
     c = c.astype(np.float32)
     a, b = 0.5 * c[:-1], 0.5 * c[1:]
     half = a + b
@@ -411,7 +286,7 @@ def _assign_compiled(x: jax.Array, codebook: jax.Array, dtype: np.dtype, sharded
 
 def _table(codebook: jax.Array, ends: jax.Array, first: jax.Array) -> Callable:
     """x -> first[#{ends < x}]: a table of how many lie in lower bins, then one compare for each in the fullest bin."""
-    scale = _scale(_Data([codebook], [None], chunked=False))
+    scale = scale_of(Data([codebook], [None], chunked=False))
     m = min(BINS, 64 << (codebook.size - 1).bit_length())
     counts = jnp.zeros(m, jnp.int32).at[scale.index(ends, m)].add(1)
     lower, fullest = jnp.cumsum(counts) - counts, jnp.max(counts)

@@ -1,9 +1,9 @@
 """Where an array lies decides how it may be read.
 
-    host      few entries, concrete, on one CPU device: NumPy has the answer before XLA has compiled
-    chunked   one device: a loop over runs of CHUNK entries, so that no temporary has the size of the array
-    whole     perhaps sharded: elementwise work and reductions in the array's own shape, which stay where the data is;
-              to flatten, slice or scatter a sharded array gathers it
+host      few entries, concrete, on one CPU device: NumPy has the answer before XLA has compiled
+chunked   one device: a loop over runs of CHUNK entries, so that no temporary has the size of the array
+whole     perhaps sharded: elementwise work and reductions in the array's own shape, which stay where the data is;
+          to flatten, slice or scatter a sharded array gathers it
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -116,7 +116,9 @@ def test_abstract_scan_and_small_shapes():
     assert masks.sum((1, 2)).tolist() == [60, 59, 58]
     for y in (jnp.float32(2.0), jnp.zeros((0, 3)), jnp.ones(1)):
         for chunked in ENGINES:
-            assert kept(chunked, y, 0, False).tolist() == select.keep_largest(y, 0).tolist() == jnp.ones_like(y).tolist()
+            assert (
+                kept(chunked, y, 0, False).tolist() == select.keep_largest(y, 0).tolist() == jnp.ones_like(y).tolist()
+            )
             assert not kept(chunked, y, 1, False).any() and not select.keep_largest(y, 1).any()
 
 
@@ -171,7 +173,9 @@ def test_sharded_arrays_stay_where_they_are(kind, spec):
         verbs = [
             lambda x: select.keep_largest(x, 700, magnitude=True),
             lambda x: select.n_m(x, 2, 4, 0),
-            lambda x: select.spread_blocks(select.pool_blocks(jnp.nan_to_num(x, posinf=9, neginf=-9), (2, 2)) > 0, (2, 2)),
+            lambda x: select.spread_blocks(
+                select.pool_blocks(jnp.nan_to_num(x, posinf=9, neginf=-9), (2, 2)) > 0, (2, 2)
+            ),
         ]
         for verb in verbs:
             compiled = jax.jit(verb).lower(y).compile()
