@@ -4,6 +4,7 @@ A compression writes arrays in a shorter code: for weights w it picks a code Θ 
 here is a pytree transform (`params -> tree of compressed arrays`) or a function of one; `materialize` gives dense arrays back.
 """
 
+from jaxprune.app.recipe import recipe as recipe
 from jaxprune.core import where as where
 from jaxprune.core.arrays import Clustered as Clustered
 from jaxprune.core.arrays import Common as Common

@@ -68,7 +68,7 @@ def erk(params: Any, scores: Any, sparsity: Any) -> Counts:
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> jp.allocate.erk({"wide": jnp.ones((100, 100)), "thin": jnp.ones((10, 10))}, None, 0.9)
-      {'thin': 0, 'wide': 9090}
+      {'thin': 8, 'wide': 9082}
     """
     n = np.array(_sizes(params, scores), np.float64)
     raw = np.array([sum(x.shape) / x.size for x in jax.tree.leaves(params)])

@@ -86,6 +86,13 @@ def inspect(path: Path) -> Inspection:
 
     Raises:
       FormatError: as `load`, but for what only the data can show.
+
+    Example:
+      >>> import os, tempfile, jax.numpy as jnp, jaxprune as jp
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.jpz")
+      >>> jp.save(path, {"kernel": jp.prune(0.5).init(jnp.eye(4))})
+      >>> [(row.path, row.kind, row.dense_bytes) for row in jp.inspect(path).rows]
+      [('kernel', 'Masked', 64)]
     """
     with _opened(path) as file:
         return summary(reader.contents(file))

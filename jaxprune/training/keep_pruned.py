@@ -38,7 +38,7 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> optax.GradientTransfo
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
-      >>> tx = optax.chain(optax.adam(0.1), jp.keep_pruned())
+      >>> tx = optax.chain(optax.sgd(0.1), jp.keep_pruned())
       >>> w = jnp.array([[0.0, 2.0], [3.0, 0.0]])
       >>> updates, _ = tx.update(jnp.ones_like(w), tx.init(w), w)
       >>> print(optax.apply_updates(w, updates))
