@@ -148,7 +148,7 @@ def _download(name: str, names: list[str]) -> Path:
 
 
 def _mnist_npz(path: Path) -> tuple[Pair, Pair]:
-    with np.load(path) as f:
+    with open(path, "rb") as file, np.load(file) as f:
         pairs = (f["x_train"], f["y_train"]), (f["x_test"], f["y_test"])
     return _matched(pairs[0]), _matched(pairs[1])
 
@@ -179,7 +179,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 def _cifar_npz(path: Path) -> tuple[Pair, Pair]:
     def one(path: Path) -> Pair:
-        with np.load(path) as f:
+        with open(path, "rb") as file, np.load(file) as f:
             return _matched((f["x"], f["y"]))
 
     return one(path), _read(one, path.with_name("cifar10_test.npz"))
@@ -194,6 +194,7 @@ def _cifar_binary(folder: Path) -> tuple[Pair, Pair]:
 
 def _cifar_tar(path: Path) -> tuple[Pair, Pair]:
     with tarfile.open(path) as tar:
+
         def batch(name: str) -> Pair:
             file = tar.extractfile(f"cifar-10-batches-bin/{name}.bin")
             assert file is not None

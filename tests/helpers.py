@@ -43,7 +43,9 @@ def bits(x):
 
 def distortion(params, tree):
     dense = jp.materialize(tree)
-    gaps = jax.tree.map(lambda a, b: np.sum((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2), params, dense)
+    gaps = jax.tree.map(
+        lambda a, b: np.sum((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2), params, dense
+    )
     return sum(jax.tree.leaves(gaps))
 
 

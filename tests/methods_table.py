@@ -59,7 +59,15 @@ METHODS = [
     Method("cluster density", lambda k: jp.cluster(k, init="density"), (4, 8, 16, 32), projects=False),
     Method("cluster tile", lambda k: jp.cluster(k, scope=(1,)), (4, 8, 16), gathers=True),
     Method("share k", lambda k: jp.share(k=k), (4, 8, 12), inexact=True, gathers=True),
-    Method("share similarity", lambda t: jp.share(similarity=t), (0.3, 0.5, 0.7), 1.0, traced=False, inexact=True, gathers=True),
+    Method(
+        "share similarity",
+        lambda t: jp.share(similarity=t),
+        (0.3, 0.5, 0.7),
+        1.0,
+        traced=False,
+        inexact=True,
+        gathers=True,
+    ),
     Method("quantize", lambda b: jp.quantize(bits=b), (4, 6, 8, 12, 16)),
     Method("quantize tensor", lambda b: jp.quantize(bits=b, axis=None), (4, 5, 8, 10)),
     Method("quantize group", lambda b: jp.quantize(bits=b, group=8), (3, 4, 8)),
@@ -72,8 +80,18 @@ METHODS = [
     Method("binary", lambda _: jp.quantize(bits=1), (1,)),
     Method("ternary", lambda _: jp.quantize(kind="ternary"), (2,)),
     Method("factorize", lambda r: jp.factorize(rank=r), (2, 3, 4), inexact=True, gathers=True),
-    Method("factorize energy", lambda e: jp.factorize(energy=e), (0.3, 0.5, 0.7), traced=False, inexact=True, gathers=True),
-    Method("deep compression", lambda d: jp.chain(jp.prune(1 - d), jp.cluster(8), jp.at(book, jp.quantize(bits=8))), (0.25, 0.5)),
+    Method(
+        "factorize energy", lambda e: jp.factorize(energy=e), (0.3, 0.5, 0.7), traced=False, inexact=True, gathers=True
+    ),
+    Method(
+        "deep compression",
+        lambda d: jp.chain(jp.prune(1 - d), jp.cluster(8), jp.at(book, jp.quantize(bits=8))),
+        (0.25, 0.5),
+    ),
     Method("prune, quantize", lambda d: jp.chain(jp.prune(1 - d), jp.quantize(bits=4)), DENSITIES),
-    Method("every, between", lambda d: jp.every(2, jp.between(0, 9, jp.prune(jp.schedules.cubic(0.9, 0, 8, initial=1 - d)))), DENSITIES),
+    Method(
+        "every, between",
+        lambda d: jp.every(2, jp.between(0, 9, jp.prune(jp.schedules.cubic(0.9, 0, 8, initial=1 - d)))),
+        DENSITIES,
+    ),
 ]

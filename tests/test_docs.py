@@ -12,9 +12,13 @@ import jaxprune as jp
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = sorted(
-    ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "jaxprune").rglob("*.py") if p.name != "__init__.py"
+    ".".join(p.relative_to(ROOT).with_suffix("").parts)
+    for p in (ROOT / "jaxprune").rglob("*.py")
+    if p.name != "__init__.py"
 )
-PAGES = [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments/README.md") if p.exists()]
+PAGES = [
+    p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments/README.md") if p.exists()
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -32,7 +36,9 @@ def test_code_blocks_of_a_page(page, tmp_path, monkeypatch):
     for block in blocks:
         if ">>>" in block:
             test = doctest.DocTestParser().get_doctest(block, names, page.name, str(page), 0)
-            assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, clear_globs=False).failed == 0
+            assert (
+                doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, clear_globs=False).failed == 0
+            )
             names.update(test.globs)
         else:
             exec(compile(block, str(page), "exec"), names)

@@ -8,7 +8,18 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-FLOORS = {"numerics": 0, "core": 1, "methods": 2, "transforms": 2, "training": 3, "storage": 3, "report": 3, "distill": 4, "search": 5, "app": 6}
+FLOORS = {
+    "numerics": 0,
+    "core": 1,
+    "methods": 2,
+    "transforms": 2,
+    "training": 3,
+    "storage": 3,
+    "report": 3,
+    "distill": 4,
+    "search": 5,
+    "app": 6,
+}
 FILES = sorted((ROOT / "jaxprune").rglob("*.py"))
 
 

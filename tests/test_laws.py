@@ -36,7 +36,9 @@ def test_encoding_twice_is_encoding_once(method):
     once = jp.materialize(method.compression.init(model()))
     twice = jp.materialize(method.compression.init(once))
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice)):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=3e-7 if not method.inexact else 2e-5, atol=1e-6 if method.inexact else 0)
+        np.testing.assert_allclose(
+            np.asarray(a), np.asarray(b), rtol=3e-7 if not method.inexact else 2e-5, atol=1e-6 if method.inexact else 0
+        )
 
 
 @traced_methods
@@ -79,7 +81,9 @@ def test_a_batch_of_codes_is_the_codes_of_a_batch(method):
     together = jp.materialize(jax.vmap(init)(batch))["kernel"]
     for i in range(3):
         alone = jp.materialize(jax.jit(init)(batch[i]))["kernel"]
-        np.testing.assert_allclose(np.asarray(together[i]), np.asarray(alone), rtol=2e-6, atol=2e-6 if method.inexact else 0)
+        np.testing.assert_allclose(
+            np.asarray(together[i]), np.asarray(alone), rtol=2e-6, atol=2e-6 if method.inexact else 0
+        )
 
 
 @traced_methods

@@ -12,6 +12,7 @@ import jaxprune as jp
 from tests.helpers import normal
 from tests.methods_table import METHODS
 
+
 def mesh(kind):
     return jax.make_mesh((8,), ("x",), axis_types=(kind,))
 
@@ -36,5 +37,7 @@ def test_sharded_equals_unsharded(method, kind, spec):
 
 def gathered(hlo: str) -> int:
     """The largest number of elements that an all-gather of the program makes."""
-    sizes = [np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\w+\[([\d,]*)\][^=]* all-gather", hlo)]
+    sizes = [
+        np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\w+\[([\d,]*)\][^=]* all-gather", hlo)
+    ]
     return int(max(sizes, default=0))

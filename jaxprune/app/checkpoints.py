@@ -65,4 +65,3 @@ class Checkpoints:
 def _arrays(state: Any) -> dict[str, Any]:
     """The leaves by number. Orbax refuses arrays without elements; they hold nothing to restore."""
     return {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state)) if np.size(x)}
-

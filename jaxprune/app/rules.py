@@ -1,10 +1,10 @@
 """Rules: what a recipe says, as settings, and as TOML text.
 
-    [[rule]]
-    where = "(.*/)?kernel"                  a regular expression for the whole path of a leaf
-    prune = 0.9                             or a table, as { sparsity = 0.9, allocate = "global" }
-    cluster = 32
-    codebook_bits = 8
+[[rule]]
+where = "(.*/)?kernel"                  a regular expression for the whole path of a leaf
+prune = 0.9                             or a table, as { sparsity = 0.9, allocate = "global" }
+cluster = 32
+codebook_bits = 8
 """
 
 import tomllib

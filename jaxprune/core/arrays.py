@@ -4,12 +4,12 @@ A compression picks a code Θ from a small set and a decompression map Δ so tha
 
     minimise  Σᵢ hᵢ (wᵢ − Δ(Θ)ᵢ)²        h = 1: magnitude pruning, k-means, SVD;  h = diagonal Fisher: OBD and its kin
 
-the learning-compression view of Carreira-Perpiñán (2017), arXiv:1707.01209. A type below holds one Θ as a frozen pytree, and
-its `materialize` is Δ. Autodiff of `materialize` is each paper's gradient rule: the masked gradient for pruning, the
-cluster-summed gradient for Deep Compression, the factors' gradients for low rank.
+the learning-compression view of Carreira-Perpiñán (2017), arXiv:1707.01209. A type below holds one Θ as a frozen
+pytree, and its `materialize` is Δ. Autodiff of `materialize` is each paper's gradient rule: the masked gradient for
+pruning, the cluster-summed gradient for Deep Compression, the factors' gradients for low rank.
 
-Two rules keep every type correct under `vmap`. Leading axes that a transform adds are batch axes, so axes are counted from the
-end; and no shape is stored that the children already tell.
+Two rules keep every type correct under `vmap`. Leading axes that a transform adds are batch axes, so axes are counted
+from the end; and no shape is stored that the children already tell.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 
 from jaxprune.numerics.placement import merge_axes, spec_of, split_axes
@@ -96,8 +97,8 @@ def materialize(tree: Any) -> Any:
 def nbits(tree: Any) -> Any:
     """Bits of the fixed-length code of a tree: an int for concrete arrays, a float32 scalar under `jit`.
 
-    An index into k centroids costs ceil(log2 k) bits, a b-bit integer b bits, scales and codebooks their full width. A `Masked`
-    pays one bit a weight for its mask, and the code of its values for the kept weights only.
+    An index into k centroids costs ceil(log2 k) bits, a b-bit integer b bits, scales and codebooks their full width. A
+    `Masked` pays one bit a weight for its mask, and the code of its values for the kept weights only.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -129,7 +130,7 @@ def dtype_bits(dtype: Any) -> int:
 
 def count(mask: Array) -> Any:
     """How many entries of a mask are True: an int when concrete, a float32 scalar when traced."""
-    if isinstance(mask, jax.core.Tracer):
+    if isinstance(mask, Tracer):
         return jnp.sum(mask, dtype=jnp.float32)
     if getattr(mask, "is_fully_addressable", True):
         return int(np.count_nonzero(np.asarray(mask)))
@@ -169,8 +170,8 @@ class Clustered(CompressedArray):
     """Shared values (Han et al. 2016, arXiv:1510.00149): Δ = codebook[indices].
 
     Attributes:
-      codebook: `Float[k]`, or `Float[t k]` (`Float[t0 t1 k]`) with one row for every run of `indices`' leading axis (axes), whose
-        length each tile count divides. None inside a `Common`, which holds it for a whole tree.
+      codebook: `Float[k]`, or `Float[t k]` (`Float[t0 t1 k]`) with one row for every run of `indices`' leading axis
+        (axes), whose length each tile count divides. None inside a `Common`, which holds it for a whole tree.
       indices: unsigned integers, shaped like the weights.
     """
 
@@ -277,4 +278,3 @@ class Stacked(CompressedArray):
 
     def nbits(self, kept: Any = None) -> Any:
         return _bits(self.each, kept)
-

@@ -1,7 +1,7 @@
 """A compression is two pure functions, and the combinators that join them: optax's design, for trees of weights.
 
-`init` may change a tree's structure and runs once a phase; `update` never changes it and runs inside `jit`. Extras (`step`,
-`grads`, `key`, `stats`) are keyword-only, and each compression ignores those it does not need.
+`init` may change a tree's structure and runs once a phase; `update` never changes it and runs inside `jit`. Extras
+(`step`, `grads`, `key`, `stats`) are keyword-only, and each compression ignores those it does not need.
 """
 
 import inspect
@@ -82,7 +82,8 @@ def freeze(compression: Compression) -> Compression:
 def every(n: int, compression: Compression) -> Compression:
     """Updates on the steps that n divides.
 
-    Under `vmap` a `lax.cond` computes both branches: where updates are dear and steps are vmapped, call `update` outside.
+    Under `vmap` a `lax.cond` computes both branches: where updates are dear and steps are vmapped, call `update`
+    outside.
     """
     if n < 1:
         raise ValueError(f"every(n, …) takes n >= 1, not {n}")
@@ -109,7 +110,8 @@ def over(axis: int, compression: Compression) -> Compression:
 
     Args:
       axis: the stacked axis of every selected leaf.
-      compression: what each slice gets; it must be traceable (budgets as `k=` or `rank=`, not `similarity=` or `energy=`).
+      compression: what each slice gets; it must be traceable (budgets as `k=` or `rank=`, not `similarity=` or
+        `energy=`).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -146,11 +148,10 @@ def call(f: Callable[..., Any], *args: Any, **extra: Any) -> Any:
     named = inspect.signature(f).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in named.values())
     given = {k: v for k, v in extra.items() if takes_all or k in named}
-    lacks = [
-        k for k, p in named.items()
-        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and k not in given
-    ]
+    lacks = [k for k, p in named.items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty and k not in given]
     if lacks:
         name = getattr(f, "__name__", "this function")
-        raise ValueError(f"{name} needs {', '.join(k + '=' for k in lacks)}: pass it to init and update, as init(params, {lacks[0]}=…)")
+        raise ValueError(
+            f"{name} needs {', '.join(k + '=' for k in lacks)}: give it to init and update: init(params, {lacks[0]}=…)"
+        )
     return f(*args, **given)

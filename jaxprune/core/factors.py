@@ -71,7 +71,8 @@ class LowRank(CompressedArray):
 
 @code
 class Tucker(CompressedArray):
-    """Tucker-2 of a convolution (Kim et al. 2016, arXiv:1511.06530): Δ[x, i, o] = Σ u[i, a] core[x, a, b] v[b, o] at each window place x.
+    """Tucker-2 of a convolution (Kim et al. 2016, arXiv:1511.06530): Δ[x, i, o] = Σ u[i, a] core[x, a, b] v[b, o] at
+    each window place x.
 
     Attributes:
       core: `Float[... window rank_in rank_out]`.

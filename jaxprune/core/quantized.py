@@ -1,7 +1,7 @@
 """Weights on a grid: w ≈ (q − z)·s with small integers q, one scale s a channel, group or tensor.
 
-The scale has the rank of q, and each of its axes divides q's: one rule for a tensor (all ones), a channel (one axis whole) and a
-group (an axis cut into equal runs). Integers of 1 to 7 bits are packed into bytes, in memory and in files.
+The scale has the rank of q, and each of its axes divides q's: one rule for a tensor (all ones), a channel (one axis
+whole) and a group (an axis cut into equal runs). Integers of 1 to 7 bits are packed into bytes, in memory and in files.
 """
 
 from typing import Any

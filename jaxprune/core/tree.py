@@ -19,7 +19,7 @@ Rewrite = Callable[[list[Slot]], Sequence[Any]]
 
 
 def walk(f: Callable[[Slot], Any], tree: Any, whole: Whole = lambda code: False) -> Any:
-    """The tree with f(slot) at every slot; codes for which `whole` holds are slots themselves, else their fields are."""
+    """The tree with f(slot) at every slot; a code for which `whole` holds is one slot, else its fields are."""
 
     def visit(slot: Slot) -> Any:
         x = slot.value
@@ -66,7 +66,7 @@ def map_slots(f: Callable[[Slot], Any], tree: Any, where: Any = None, whole: Who
 
 
 def selector(where: Any, tree: Any) -> Callable[[Slot], bool]:
-    """A `where` (a predicate, a tree of booleans, or a function making one; None is `where.weights`) as a test of slots."""
+    """A `where` (a predicate, a tree of booleans or a function making one; None: `weights`) as a test of slots."""
     if where is None:
         return w.weights.selects
     if isinstance(where, Where):
@@ -150,8 +150,8 @@ def partition(tree: Any) -> tuple[Any, Any]:
       tree: any pytree, with or without compressed arrays.
 
     Returns:
-      (free, fixed), each shaped like the tree: float leaves (values, codebooks, scales, factors) in the first, integers, masks and
-      float8 codes in the second, None where a leaf went to the other.
+      (free, fixed), each shaped like the tree: float leaves (values, codebooks, scales, factors) in the first,
+      integers, masks and float8 codes in the second, None where a leaf went to the other.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -182,10 +182,12 @@ def value_and_grad(loss: Callable[..., Any], *, has_aux: bool = False, dense: bo
     Args:
       loss: a function of dense params and further arguments, giving a scalar (and, with `has_aux`, something more).
       has_aux: as in `jax.value_and_grad`.
-      dense: also return the gradient with respect to `materialize(tree)`, which is not masked: growing and moving masks need it.
+      dense: also return the gradient with respect to `materialize(tree)`, which is not masked: growing and moving masks
+        need it.
 
     Returns:
-      f(tree, *args) -> (value, gradient), or (value, gradient, dense gradient). The gradient is shaped like `partition(tree)[0]`.
+      f(tree, *args) -> (value, gradient), or (value, gradient, dense gradient). The gradient is shaped like
+      `partition(tree)[0]`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -1,7 +1,8 @@
 """Which leaves a compression works on: predicates on one slot of the tree, joined by `&`, `|` and `~`.
 
-A slot is a place that holds weights: a leaf of the user's tree, or a field of a code that stands there. Its path is the leaf's,
-so a later stage of a chain uses the same rule. Fields that are not weights again (codebooks, scales) are reached only by a rule
+A slot is a place that holds weights: a leaf of the user's tree, or a field of a code that stands there. Its path is the
+leaf's, so a later stage of a chain uses the same rule. Fields that are not weights again (codebooks, scales) are
+reached only by a rule
 that names them: `field("codebook")`.
 """
 
@@ -60,9 +61,7 @@ class Where:
         return Where(lambda s: not self.test(s), f"~{self.text}")
 
     def __call__(self, tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda p, x: self.test(Slot(leaf_path(p), x)), tree, is_leaf=is_code
-        )
+        return jax.tree_util.tree_map_with_path(lambda p, x: self.test(Slot(leaf_path(p), x)), tree, is_leaf=is_code)
 
     def selects(self, slot: Slot) -> bool:
         """The rule at a slot; one inside a code that is not a weight must be named by its field."""
@@ -101,7 +100,7 @@ def why_not(slot: Slot) -> str:
 
 
 weights = Where(lambda s: not why_not(s), "weights")
-"""Float leaves with two axes or more whose last name is not bias, b, scale, embedding, mean or var: the default everywhere."""
+"""Float leaves with two axes or more not named bias, b, scale, embedding, mean or var: the default everywhere."""
 
 every_leaf = Where(lambda s: is_float(s.value), "every_leaf")
 """Every float leaf."""

@@ -5,8 +5,9 @@
     global_   the round(s·N) smallest of all leaves together
     lamp      the same with scores wᵢ² / Σ_{j : wⱼ² >= wᵢ²} wⱼ²          Lee et al. 2021, arXiv:2010.07611
 
-Counts are Python ints for a Python sparsity, exactly round(s·N) in all; for a traced one int32 scalars, exact within N·2⁻²⁴.
-`scores` holds one score a unit (a weight, a block, a channel), or is None for magnitude, which then costs no array of its own.
+Counts are Python ints for a Python sparsity, exactly round(s·N) in all; for a traced one int32 scalars, exact within
+N·2⁻²⁴. `scores` holds one score a unit (a weight, a block, a channel), or is None for magnitude, which then costs no
+array of its own.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.numerics import select
 from jaxprune.numerics.placement import gathered
@@ -63,7 +65,8 @@ def global_(params: Any, scores: Any, sparsity: Any) -> Counts:
 
 
 def erk(params: Any, scores: Any, sparsity: Any) -> Counts:
-    """Erdős–Rényi kernel: leaves with fewer weights for their sides stay denser; leaves that would pass density 1 stay whole.
+    """Erdős–Rényi kernel: leaves with fewer weights for their sides stay denser; leaves that would pass density 1 stay
+    whole.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -90,7 +93,8 @@ def _round_together(x: Any, xp: Any) -> list[Any]:
 
 
 def lamp(params: Any, scores: Any, sparsity: Any) -> Counts:
-    """Layer-adaptive magnitudes: each score is divided by the sum of the squares that are at least as large in its leaf.
+    """Layer-adaptive magnitudes: each score is divided by the sum of the squares that are at least as large in its
+    leaf.
 
     The sum needs the leaf in order, so this allocation sorts each leaf (and gathers it, when it is sharded).
 
@@ -113,4 +117,4 @@ def lamp(params: Any, scores: Any, sparsity: Any) -> Counts:
 
 
 def _ints(counts: Any) -> list[Any]:
-    return [c if isinstance(c, jax.core.Tracer) else int(c) for c in counts]
+    return [c if isinstance(c, Tracer) else int(c) for c in counts]

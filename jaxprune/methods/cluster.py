@@ -2,8 +2,8 @@
 
     minimise Σᵢ hᵢ (wᵢ − c[aᵢ])²        1-D k-means; pruned weights have h = 0
 
-Han et al. 2016 (Deep Compression), arXiv:1510.00149. Training the code moves each centroid by the sum of its weights' gradients,
-the paper's rule, which here is nothing but the transpose of the gather.
+Han et al. 2016 (Deep Compression), arXiv:1510.00149. Training the code moves each centroid by the sum of its weights'
+gradients, the paper's rule, which here is nothing but the transpose of the gather.
 """
 
 from collections.abc import Sequence
@@ -35,18 +35,21 @@ def cluster(
 
     Args:
       k: number of shared values: indices cost ceil(log2 k) bits. Of a pruned leaf only the kept weights are clustered.
-      scope: one codebook for each "leaf", one for the whole "tree", or one for each tile: sizes of a tile on the leading axes, which
-        they must divide, as scope=(64,) for runs of 64 rows. Tiles gather a sharded leaf.
-      init: how the centroids start: "optimal" (quantiles of density^(1/3), Panter & Dite 1951: the least distortion found),
-        "linear" (min to max, Han et al.'s choice: large weights keep a centroid near), "density" (quantiles), "random" (needs `key=`).
-      score: weights hᵢ >= 0 of the distortion (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params -> tree.
+      scope: one codebook for each "leaf", one for the whole "tree", or one for each tile: sizes of a tile on the
+        leading axes, which they must divide, as scope=(64,) for runs of 64 rows. Tiles gather a sharded leaf.
+      init: how the centroids start: "optimal" (quantiles of density^(1/3), Panter & Dite 1951: the least distortion
+        found), "linear" (min to max, Han et al.'s choice: large weights keep a centroid near), "density" (quantiles),
+        "random" (needs `key=`).
+      score: weights hᵢ >= 0 of the distortion (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params
+        -> tree.
       where: which leaves; `jp.where.weights` by default.
 
     Returns:
       A `Compression` whose leaves are `Clustered` (for scope="tree" one `Common` holds the tree).
 
     Raises:
-      ValueError: for k < 1 or k above the number of weights (kept weights, when the mask is concrete), and a tile that does not divide.
+      ValueError: for k < 1 or k above the number of weights (kept weights, when the mask is concrete), and a tile that
+        does not divide.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -76,7 +79,9 @@ def cluster(
 def _fit(slot: Slot, k: int) -> int:
     there = slot.value.size
     if k > there:
-        raise ValueError(f"cluster(k={k}): {slot} has only {there} weights; choose k <= {there}, or exclude it with `where`")
+        raise ValueError(
+            f"cluster(k={k}): {slot} has only {there} weights; choose k <= {there}, or exclude it with `where`"
+        )
     return k
 
 

@@ -1,14 +1,15 @@
 """Low rank: Δ(Θ) = U·V for matrices, a Tucker-2 core with two factors for convolutions.
 
-    minimise ‖H ∘ (W − U·V)‖²        H = 1: the truncated SVD (Eckart & Young 1936; Denil et al. 2013, arXiv:1306.0543)
-                                     H by rows: Fisher-weighted SVD (Hsu et al. 2022, arXiv:2207.00112)
-    W[x, i, o] ≈ Σ u[i, a] core[x, a, b] v[b, o]                       Kim et al. 2016, arXiv:1511.06530
+minimise ‖H ∘ (W − U·V)‖²        H = 1: the truncated SVD (Eckart & Young 1936; Denil et al. 2013, arXiv:1306.0543)
+                                 H by rows: Fisher-weighted SVD (Hsu et al. 2022, arXiv:2207.00112)
+W[x, i, o] ≈ Σ u[i, a] core[x, a, b] v[b, o]                       Kim et al. 2016, arXiv:1511.06530
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, call, keep
@@ -22,17 +23,20 @@ from jaxprune.numerics.placement import gathered
 def factorize(
     *, rank: int | tuple[int, int] | None = None, energy: float | None = None, score: Any = None, where: Any = None
 ) -> Compression:
-    """Writes matrices as two factors and convolutions (three axes or more) as a core and two factors. Gathers a sharded leaf.
+    """Writes matrices as two factors and convolutions (three axes or more) as a core and two factors. Gathers a sharded
+    leaf.
 
     Args:
-      rank: of the factors; for convolutions the rank of inputs and outputs, one number or a pair. More than a side counts as the side.
+      rank: of the factors; for convolutions the rank of inputs and outputs, one number or a pair. More than a side
+        counts as the side.
       energy: instead, the fraction of the squared singular values to keep, in (0, 1]; concrete arrays only.
-      score: weights hᵢ >= 0 of the error (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params -> tree; summed over
-        rows, for which the weighted problem has a closed form.
+      score: weights hᵢ >= 0 of the error (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params ->
+        tree; summed over rows, for which the weighted problem has a closed form.
       where: which leaves; `jp.where.weights` by default.
 
     Returns:
-      A `Compression` whose leaves are `LowRank` or `Tucker`, or `Dense` where the factors would be larger than the array.
+      A `Compression` whose leaves are `LowRank` or `Tucker`, or `Dense` where the factors would be larger than the
+      array.
 
     Raises:
       ValueError: for a rank < 1, an energy outside (0, 1], `energy` under trace.
@@ -50,7 +54,9 @@ def factorize(
         raise ValueError(f"factorize(energy={energy}): a fraction in (0, 1]")
     ranks = (rank, rank) if isinstance(rank, int) else rank
     if ranks is not None and (len(ranks) != 2 or min(ranks) < 1):
-        raise ValueError(f"factorize(rank={rank}): a rank is at least 1; a pair gives inputs and outputs of convolutions")
+        raise ValueError(
+            f"factorize(rank={rank}): a rank is at least 1; a pair gives inputs and outputs of convolutions"
+        )
     rule = where
 
     def encode(slot: Slot, h: Any) -> CompressedArray:
@@ -81,20 +87,20 @@ def _matrix(slot: Slot, w: Any, ranks: Any, energy: float | None, h: Any) -> Low
     return LowRank(*lowrank.svd(w, r, h))
 
 
-def _convolution(slot: Slot, w: Any, ranks: Any, energy: float | None, h: Any) -> Tucker:
+def _convolution(slot: Slot, w: Any, ranks: Any, energy: Any, h: Any) -> Tucker:
     ins, outs = w.shape[-2:]
     if ranks is None:
         unfold = lambda axis: jnp.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
         # Each mode loses at most half of what may be lost.
-        each = 1 - (1 - energy) / 2  # pyright: ignore[reportOptionalOperand]
+        each = 1 - (1 - energy) / 2
         ranks = _for_energy(slot, unfold(-2), each), _for_energy(slot, unfold(-1), each)
     return Tucker(*lowrank.tucker2(w, (min(ranks[0], ins), min(ranks[1], outs)), h))
 
 
-def _for_energy(slot: Slot, matrix: Any, energy: float | None) -> int:
-    if isinstance(matrix, jax.core.Tracer):
+def _for_energy(slot: Slot, matrix: Any, energy: Any) -> int:
+    if isinstance(matrix, Tracer):
         raise ValueError(f"factorize(energy=…): the rank of {slot} depends on its values; under trace give rank=")
-    return lowrank.rank_for_energy(jnp.linalg.svd(matrix, compute_uv=False), energy)  # pyright: ignore[reportArgumentType]
+    return lowrank.rank_for_energy(jnp.linalg.svd(matrix, compute_uv=False), energy)
 
 
 def _rank(code: LowRank | Tucker) -> Any:

@@ -1,7 +1,7 @@
 """What goes together: single weights, N of every M, blocks, whole units.
 
-A pattern is three functions. `pool` turns a score into one score a unit, `spread` turns a mask of units into a mask of weights,
-and `select`, where there is one, chooses by itself and leaves no budget to give (N:M).
+A pattern is three functions. `pool` turns a score into one score a unit, `spread` turns a mask of units into a mask of
+weights, and `select`, where there is one, chooses by itself and leaves no budget to give (N:M).
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def n_m(n: int, m: int, axis: int = -2) -> Pattern:
         if not -score.ndim <= axis < score.ndim or score.shape[axis] % m:
             size = score.shape[axis] if -score.ndim <= axis < score.ndim else "missing"
             raise ValueError(
-                f"n_m({n}, {m}, axis={axis}): that axis of the shape {score.shape} is {size}, which {m} does not divide; "
+                f"n_m({n}, {m}, axis={axis}): that axis of the shape {score.shape} is {size}, not a multiple of {m}; "
                 "choose another axis, or exclude the leaf with `where`"
             )
         return select.n_m(score, n, m, axis, magnitude=magnitude)
@@ -73,10 +73,10 @@ def block(*shape: int) -> Pattern:
         raise ValueError(f"block{shape}: sizes of a block are at least 1, as block(4, 4)")
 
     def pool(score: Array) -> Array:
-        sides = score.shape[-len(shape):] if score.ndim >= len(shape) else ()
+        sides = score.shape[-len(shape) :] if score.ndim >= len(shape) else ()
         if len(sides) != len(shape) or any(n % b for n, b in zip(sides, shape, strict=True)):
             raise ValueError(
-                f"block{shape} does not divide the last axes of the shape {score.shape}; choose sizes that do, or exclude the "
+                f"block{shape} does not divide the last axes of {score.shape}; choose sizes that do, or exclude the "
                 "leaf with `where`"
             )
         return select.pool_blocks(score, shape)
@@ -89,7 +89,8 @@ def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
 
     Args:
       axis: the axis of the units; −1 is the output of Flax and Haiku kernels, 0 that of Equinox and PyTorch weights.
-      bias: whether a unit's entry in the 1-D sibling `bias` or `b` of equal length goes with it. The default is yes for axis −1.
+      bias: whether a unit's entry in the 1-D sibling `bias` or `b` of equal length goes with it. The default is yes for
+        axis −1.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

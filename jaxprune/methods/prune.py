@@ -3,8 +3,9 @@
     minimise Σ_{i pruned} sᵢ   over masks with round(s·n) zeros           (sᵢ = |wᵢ|: Han et al. 2015, arXiv:1506.02626)
     w ← 0 where |w| < τ                                                  for a threshold
 
-score -> allocate -> select: a score for every unit, a number of units that each leaf gives up, and the units with the smallest
-scores go (ties: the lowest flat index is kept; NaN is the smallest score of all). What kind of units they are is the pattern.
+score -> allocate -> select: a score for every unit, a number of units that each leaf gives up, and the units with the
+smallest scores go (ties: the lowest flat index is kept; NaN is the smallest score of all). What kind of units they are
+is the pattern.
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.core.arrays import Masked, count, materialize
 from jaxprune.core.compression import Compression, call, keep
@@ -37,8 +39,8 @@ def prune(
     """Sets weights to zero: a fraction, those below a threshold, or a pattern.
 
     Args:
-      sparsity: fraction of the units to remove, in [0, 1): a number, a traced scalar, a schedule (step -> number; `update` then
-        follows it), or a dict of path regex -> number for the leaves that it names.
+      sparsity: fraction of the units to remove, in [0, 1): a number, a traced scalar, a schedule (step -> number;
+        `update` then follows it), or a dict of path regex -> number for the leaves that it names.
       threshold: instead of a fraction: w ← 0 where |w| < threshold (or the score, or Σ|w| of a unit).
       pattern: `jp.patterns.n_m`, `block` or `channel`; single weights by default. N:M takes no sparsity.
       score: a tree shaped like the params, or params -> tree (`jp.scores`); |w| by default. The smallest go.
@@ -46,12 +48,12 @@ def prune(
       where: which leaves; `jp.where.weights` by default.
 
     Returns:
-      A `Compression` whose leaves are `Masked`. Exactly round(s·n) units go for a Python sparsity, within n·2⁻²⁴ for a traced one.
-      A pruned weight is +0.0 even if it was NaN or Inf. `update` never revives a weight.
+      A `Compression` whose leaves are `Masked`. Exactly round(s·n) units go for a Python sparsity, within n·2⁻²⁴ for a
+      traced one. A pruned weight is +0.0 even if it was NaN or Inf. `update` never revives a weight.
 
     Raises:
-      ValueError: for a sparsity outside [0, 1), a threshold that removes everything, a rule that matches nothing, an empty or
-        integer leaf, a pattern that does not divide a leaf; each names path, shape, value and the fix.
+      ValueError: for a sparsity outside [0, 1), a threshold that removes everything, a rule that matches nothing, an
+        empty or integer leaf, a pattern that does not divide a leaf; each names path, shape, value and the fix.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -108,7 +110,9 @@ def _check_arguments(sparsity: Any, threshold: Any, pattern: Pattern) -> None:
     if pattern.select is not None and given:
         raise ValueError(f"prune({given[0]}=…, pattern=n_m(…)): N:M fixes the sparsity by itself; give no {given[0]}")
     if pattern.select is None and len(given) != 1:
-        raise ValueError("prune takes one of sparsity=, threshold= and an N:M pattern, as prune(0.9) or prune(threshold=0.05)")
+        raise ValueError(
+            "prune takes one of sparsity=, threshold= and an N:M pattern, as prune(0.9) or prune(threshold=0.05)"
+        )
     for value in sparsity.values() if isinstance(sparsity, dict) else [sparsity]:
         if isinstance(value, (int, float, np.floating)) and not 0 <= value < 1:
             raise ValueError(f"prune({value}): a sparsity is the fraction of weights to remove, in [0, 1)")
@@ -118,7 +122,7 @@ def _at(sparsity: Any, step: Any) -> Any:
     if not callable(sparsity):
         return sparsity
     value = sparsity(step)
-    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < 1:
+    if isinstance(value, jax.Array) and not isinstance(value, Tracer) and not 0 <= float(value) < 1:
         raise ValueError(f"the sparsity schedule gives {float(value)} at step {step}: it must stay in [0, 1)")
     return value
 
@@ -149,7 +153,7 @@ def _counts(
     pooled = [None if s is None and _single(pattern) else _pool(x, s, pattern) for x, s in zip(params, scores)]
     tree = {s.key: x for s, x in zip(chosen, params)}
     units = None if pooled[0] is None else {s.key: u for s, u in zip(chosen, pooled)}
-    counts = (allocate or allocations.uniform)(tree, units, sparsity)
+    counts: Any = (allocate or allocations.uniform)(tree, units, sparsity)
     return [counts[s.key] for s in chosen]
 
 
@@ -160,12 +164,14 @@ def _by_path(
     counts = []
     for slot, x, s in zip(chosen, params, scores):
         rule = next((r for r in sparsity if re.fullmatch(r, slot.path)), None)
-        unused.pop(rule, None)
+        unused.pop(rule or "", None)
         n = jax.eval_shape(lambda x, s: _pool(x, s, pattern), x, s).size
         counts.append(0 if rule is None else allocations.total(sparsity[rule], n))
     if unused:
         rule = next(iter(unused))
-        raise ValueError(f"prune: the rule {rule!r} matches no path. Nearest: {nearest(rule, [s.path for s in chosen])}")
+        raise ValueError(
+            f"prune: the rule {rule!r} matches no path. Nearest: {nearest(rule, [s.path for s in chosen])}"
+        )
     return counts
 
 
@@ -201,11 +207,11 @@ def _masked(value: Any, mask: Any) -> Masked:
 
 def _refuse_empty(pruned: list[tuple[Slot, Any]], threshold: Any) -> None:
     for slot, mask in pruned:
-        if not isinstance(mask, jax.core.Tracer) and not count(mask):
+        if not isinstance(mask, Tracer) and not count(mask):
             largest = float(jnp.max(jnp.abs(materialize(slot.value))))
             raise ValueError(
-                f"threshold={threshold} removes every weight of {slot}, whose largest |w| is {largest:.6g}: lower it, or exclude "
-                "the leaf with `where`"
+                f"threshold={threshold} removes every weight of {slot}, whose largest |w| is {largest:.6g}: lower "
+                "it, or exclude the leaf with `where`"
             )
 
 

@@ -5,13 +5,15 @@
     fixed       q = round(w · Q),      w ≈ q / Q, |error| <= 1 / (2Q)
     float8, nf4, binary (XNOR-Net), ternary (TWN): see `jaxprune.numerics.affine`
 
-Quantising a codebook, a prototype or a factor is the same call at another place: `jp.at(jp.where.field("codebook"), …)`.
+Quantising a codebook, a prototype or a factor is the same call at another place: `jp.at(jp.where.field("codebook"),
+…)`.
 """
 
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxprune.core.arrays import CompressedArray
 from jaxprune.core.compression import Compression, keep
@@ -39,10 +41,12 @@ def quantize(
     """Writes weights as integers of few bits (or float8, or signs) times a scale.
 
     Args:
-      bits: 2 to 16 for integers, 1 for signs; 8 by default. With `scale` as wide as the largest weight needs, unless given.
-      scale: Q, one number: q = round(w·Q), w = q / Q. Nothing saturates: too few `bits` is an error that names the bits needed,
-        unless `clip`.
-      axis: the channel axes that keep a scale of their own, counted from the end; None for one scale a leaf. A vector has one scale.
+      bits: 2 to 16 for integers, 1 for signs; 8 by default. With `scale` as wide as the largest weight needs, unless
+        given.
+      scale: Q, one number: q = round(w·Q), w = q / Q. Nothing saturates: too few `bits` is an error that names the bits
+        needed, unless `clip`.
+      axis: the channel axes that keep a scale of their own, counted from the end; None for one scale a leaf. A vector
+        has one scale.
       group: the contraction axis (−2) is cut into runs of `group` weights, each with its own scale.
       kind: "symmetric", "affine" (a zero point), "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary".
       rounding: "nearest" (half to even), or "stochastic": ⌊w/s + u⌋, unbiased, with `key=` given to init.
@@ -51,11 +55,12 @@ def quantize(
       where: which leaves; `jp.where.weights` by default.
 
     Returns:
-      A `Compression` whose leaves are `Quantized` (`Binary` for signs). Codes below 8 bits are packed. Scales are float32.
+      A `Compression` whose leaves are `Quantized` (`Binary` for signs). Codes below 8 bits are packed. Scales are
+      float32.
 
     Raises:
-      ValueError: for bits outside the range, a group that does not divide the contraction axis, NaN or Inf in a concrete leaf, an
-        overflow.
+      ValueError: for bits outside the range, a group that does not divide the contraction axis, NaN or Inf in a
+        concrete leaf, an overflow.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -66,7 +71,9 @@ def quantize(
     kind, bits = _settle(kind, bits, scale, rounding, range)
     axes = (axis,) if isinstance(axis, int) else tuple(axis or ())
     if any(a >= 0 for a in axes):
-        raise ValueError(f"quantize(axis={axis}): count axes from the end, so that stacked layers work too: −1 is the last")
+        raise ValueError(
+            f"quantize(axis={axis}): count axes from the end, so that stacked layers work too: −1 is the last"
+        )
     rule = where
 
     def encode(slot: Slot, key: Any) -> CompressedArray:
@@ -99,23 +106,29 @@ def _settle(kind: Kind, bits: int | None, scale: Any, rounding: str, range: str)
     if kind in ("symmetric", "affine"):
         bits = 8 if bits is None else bits
         if not 1 <= bits <= 16:
-            raise ValueError(f"quantize(bits={bits}): integers have 2 to 16 bits, 1 is binary; give scale=Q for wider ones")
+            raise ValueError(
+                f"quantize(bits={bits}): integers have 2 to 16 bits, 1 is binary; give scale=Q for wider ones"
+            )
         return ("binary" if bits == 1 else kind), bits
     own = {"binary": 1, "ternary": 2, "nf4": 4}.get(kind, 8)
     if bits not in (None, own):
         raise ValueError(f"quantize(bits={bits}, kind={kind!r}): {kind} has {own} bits; leave bits out")
     if rounding == "stochastic" or range == "mse":
-        raise ValueError(f"quantize(kind={kind!r}): stochastic rounding and range='mse' are for integers (symmetric, affine)")
+        raise ValueError(
+            f"quantize(kind={kind!r}): stochastic rounding and range='mse' are for integers (symmetric, affine)"
+        )
     return kind, own
 
 
 def _refuse_nan(slot: Slot) -> None:
-    if isinstance(slot.value, jax.core.Tracer):
+    if isinstance(slot.value, Tracer):
         return  # documented policy under trace: NaN becomes 0, infinities saturate
     there = slot.value if slot.mask is None else jnp.where(slot.mask, slot.value, jnp.zeros((), slot.value.dtype))
     bad = there.size - int(jnp.sum(jnp.isfinite(there)))
     if bad:
-        raise ValueError(f"{slot} has {bad} NaN or infinite weights, which no scale can hold; mend them, or prune them first")
+        raise ValueError(
+            f"{slot} has {bad} NaN or infinite weights, which no scale can hold; mend them, or prune them first"
+        )
 
 
 def _noise(rounding: str, key: Any, slot: Slot) -> Any:
@@ -127,7 +140,7 @@ def _noise(rounding: str, key: Any, slot: Slot) -> Any:
 
 
 def _fixed(w: Any, Q: float, bits: int | None, clip: bool, mask: Any) -> Quantized:
-    if bits is None and isinstance(w, jax.core.Tracer):
+    if bits is None and isinstance(w, Tracer):
         raise ValueError(f"quantize(scale={Q}) finds its bits from values, and this leaf is traced: give bits=")
     bits = bits or max(2, affine.bits_needed(w, Q, mask))
     q = affine.fixed_point(w, Q, bits, clip, mask)

@@ -1,13 +1,13 @@
 """How much a weight matters: params -> a tree of scores; the smallest go first.
 
-    magnitude   |w|                                   Janowsky 1989; Han et al. 2015, arXiv:1506.02626
-    random      u ~ U[0, 1)                           the control every method must beat
-    saliency    |w·g|                                 Mozer & Smolensky 1989; SNIP, arXiv:1810.02340; Taylor, arXiv:1611.06440
-    fisher      ½ w²·E[g²]                            OBD with the empirical Fisher: LeCun et al. 1990; Theis et al., arXiv:1801.05787
-    movement    −Σₜ wₜ·gₜ                             Sanh et al. 2020, arXiv:2005.07683
+    magnitude   |w|              Janowsky 1989; Han et al. 2015, arXiv:1506.02626
+    random      u ~ U[0, 1)      the control every method must beat
+    saliency    |w·g|            Mozer & Smolensky 1989; SNIP, arXiv:1810.02340; Taylor, arXiv:1611.06440
+    fisher      ½ w²·E[g²]       OBD with the empirical Fisher: LeCun et al. 1990; Theis et al., arXiv:1801.05787
+    movement    −Σₜ wₜ·gₜ        Sanh et al. 2020, arXiv:2005.07683
 
-A score is a plain function of dense params (and of keyword-only extras that `init` and `update` pass on), giving a tree of float
-arrays shaped like the params. Scores never prune.
+A score is a plain function of dense params (and of keyword-only extras that `init` and `update` pass on), giving a tree
+of float arrays shaped like the params. Scores never prune.
 """
 
 from collections.abc import Callable, Iterable
@@ -83,7 +83,8 @@ def fisher(loss: Callable[..., Any], params: Any, batches: Iterable[tuple[Any, .
     Args:
       loss: (params, *batch) -> scalar.
       params: dense params at which the gradients are taken.
-      batches: tuples of the arguments after params. One example a batch gives the Fisher itself; larger batches average g first.
+      batches: tuples of the arguments after params. One example a batch gives the Fisher itself; larger batches average
+        g first.
 
     Returns:
       A tree of scores, float32: pass it as `score=`.
@@ -117,7 +118,8 @@ def diagonal_fisher(loss: Callable[..., Any], params: Any, batches: Iterable[tup
 
 
 def movement(params: Any, *, grads: Any, so_far: Any = None) -> Any:
-    """−Σ w·g: weights that training moves towards zero score low. Carry the returned tree as `so_far`, then pass it as `score=`.
+    """−Σ w·g: weights that training moves towards zero score low. Carry the returned tree as `so_far`, then pass it as
+    `score=`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

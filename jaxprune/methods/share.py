@@ -2,14 +2,15 @@
 
     unit u  ≈  s_u · p_{a(u)},     cos(unit, prototype) >= τ     ⟹     ‖error_u‖ <= √(1 − τ²) · ‖unit_u‖
 
-Units are the columns of a kernel, the filters of a convolution: whatever lies along `axis`. P and S are stored, never W.
+Units are the columns of a kernel, the filters of a convolution: whatever lies along `axis`. P and S are stored, never
+W.
 """
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, keep
@@ -25,18 +26,20 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
     """Units that point the same way share one prototype.
 
     Args:
-      similarity: the least cosine τ of a unit with its prototype, in (0, 1]. Prototypes are as many as that takes, which depends on
+      similarity: the least cosine τ of a unit with its prototype, in (0, 1]. Prototypes are as many as that takes,
+        which depends on
         the values: concrete arrays only.
       k: instead, the number of prototypes (works under `jit` and `vmap`). Either way a sharded leaf is gathered.
       axis: the axis of the units, counted from the end: −1 is the output of Flax and Haiku kernels, −2 their input.
       where: which leaves; `jp.where.weights` by default.
 
     Returns:
-      A `Compression` whose leaves are `Shared`, or `Dense` where P and S together would be larger than W. Weights under a mask are
-      taken as 0.
+      A `Compression` whose leaves are `Shared`, or `Dense` where P and S together would be larger than W. Weights under
+      a mask are taken as 0.
 
     Raises:
-      ValueError: for a similarity outside (0, 1], k < 1 or above the number of units, an axis that is not there, `similarity` under trace.
+      ValueError: for a similarity outside (0, 1], k < 1 or above the number of units, an axis that is not there,
+        `similarity` under trace.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -52,7 +55,9 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
     if k is not None and k < 1:
         raise ValueError(f"share(k={k}): k is at least 1")
     if axis >= 0:
-        raise ValueError(f"share(axis={axis}): count axes from the end, as axis={axis - 2} of a matrix; stacked layers then work too")
+        raise ValueError(
+            f"share(axis={axis}): count axes from the end, as axis={axis - 2} of a matrix; stacked layers then work too"
+        )
     rule = where
 
     def encode(slot: Slot) -> CompressedArray:
@@ -79,7 +84,9 @@ def _prototypes(slot: Slot, units: Any, similarity: float | None, k: int | None)
         if k > units.shape[0]:
             raise ValueError(f"share(k={k}): {slot} has only {units.shape[0]} units; choose k <= {units.shape[0]}")
         return directions.spherical(units, k)
-    if isinstance(units, jax.core.Tracer):
-        raise ValueError(f"share(similarity={similarity}): the number of prototypes of {slot} depends on its values; under trace give k=")
+    if isinstance(units, Tracer):
+        raise ValueError(
+            f"share(similarity={similarity}): the number of prototypes of {slot} needs its values; under trace give k="
+        )
     chosen, assignment = directions.leaders(np.asarray(units), similarity)  # pyright: ignore[reportArgumentType]
     return units[jnp.asarray(chosen)], jnp.asarray(assignment.astype(np.int32))

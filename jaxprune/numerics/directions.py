@@ -1,12 +1,13 @@
 """Units that point the same way: W ≈ P·S with one scale a unit.
 
-Rows w_u of an (n, d) array are the units; p_1 … p_k the prototypes. A unit is best written as s·p with s = ⟨w, p⟩ / ⟨p, p⟩, and then
+Rows w_u of an (n, d) array are the units; p_1 … p_k the prototypes. A unit is best written as s·p with s = ⟨w, p⟩ / ⟨p,
+p⟩, and then
 
     ‖w − s·p‖ = ‖w‖ · sin∠(w, p) = ‖w‖ · √(1 − cos²)
 
-so a cosine of at least τ bounds the relative error of every unit by √(1 − τ²). `leaders` finds prototypes for a τ, `spherical` for
-a k (spherical k-means, Dhillon & Modha 2001, with prototypes moved by one power iteration a step: each tends to the direction
-that explains most of its group's squares).
+so a cosine of at least τ bounds the relative error of every unit by √(1 − τ²). `leaders` finds prototypes for a τ,
+`spherical` for a k (spherical k-means, Dhillon & Modha 2001, with prototypes moved by one power iteration a step: each
+tends to the direction that explains most of its group's squares).
 """
 
 from functools import partial
@@ -27,8 +28,8 @@ def _unit(w: Array) -> Array:
 def leaders(units: np.ndarray, similarity: float) -> tuple[np.ndarray, np.ndarray]:
     """Prototypes (row numbers) and an assignment with cos(unit, its prototype) >= similarity.
 
-    The largest unit still alone leads; all that are near enough follow it; at the end each unit goes to the nearest leader.
-    Zero units follow the first one. Concrete arrays, on the host: O(n·k·d).
+    The largest unit still alone leads; all that are near enough follow it; at the end each unit goes to the nearest
+    leader. Zero units follow the first one. Concrete arrays, on the host: O(n·k·d).
     """
     w = np.asarray(units, np.float64)
     norm = np.linalg.norm(w, axis=1)

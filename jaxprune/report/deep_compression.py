@@ -25,9 +25,7 @@ class DeepCompression(NamedTuple):
     huffman: int
 
 
-def deep_compression_bits(
-    tree: Any, *, value_bits: int | None = None, gap_width: int | None = None
-) -> DeepCompression:
+def deep_compression_bits(tree: Any, *, value_bits: int | None = None, gap_width: int | None = None) -> DeepCompression:
     """Bits of a tree as Deep Compression counts them (Han et al. 2016, arXiv:1510.00149).
 
     What is counted, leaf by leaf:

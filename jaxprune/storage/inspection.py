@@ -56,8 +56,10 @@ class Inspection:
             lines.append(_line(r.path, r.kind, array, f"{r.dense_bytes:,}", f"{r.stored_bytes:,}", _codecs(r)))
         ratio = f"{total / self.bytes.file:.1f}x smaller; " if total else ""
         lines.append("─" * WIDTH)
-        lines.append(f"{total:,} bytes dense, {self.bytes.file:,} in the file ({ratio}data {self.bytes.data:,}, "
-                     f"manifest {self.bytes.manifest:,})")
+        lines.append(
+            f"{total:,} bytes dense, {self.bytes.file:,} in the file ({ratio}data {self.bytes.data:,}, "
+            f"manifest {self.bytes.manifest:,})"
+        )
         return "\n".join(lines)
 
 

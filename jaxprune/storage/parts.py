@@ -184,5 +184,3 @@ def _has_wide(node: Any) -> bool:
     if isinstance(node, Code):
         return any(s in WIDE for s in node.statics) or any(map(_has_wide, node.parts))
     return node is not None and (node.dtype in WIDE or CODE_OF.get(str(node.dtype)) in WIDE)
-
-

@@ -151,7 +151,7 @@ def _read_table(rest: memoryview, at: int) -> tuple[np.ndarray, memoryview]:
     k, rest = head // 2 + 1, rest[at:]
     if k > MAX_ALPHABET:
         raise FormatError(f"a table of {k} symbols; at most {MAX_ALPHABET} are allowed")
-    plain, after = (_inflated(rest, 2 * k) if head & 1 else (rest, None))
+    plain, after = _inflated(rest, 2 * k) if head & 1 else (rest, None)
     freqs, at = np.zeros(k, np.int64), 0
     for i in range(k):
         freqs[i], at = _varint(plain, at, 2)
@@ -210,4 +210,3 @@ def _zigzag(n: int) -> int:
 
 def _unzigzag(n: int) -> int:
     return -(n + 1) // 2 if n & 1 else n // 2
-

@@ -113,4 +113,3 @@ def mismatch(x: Any, node: Any, shared: Shaped | None) -> str:
     if np.shape(x) == shape and expected == stored:
         return ""
     return f"{expected}{list(np.shape(x))} expected, {stored}{list(shape)} stored"
-

@@ -1,6 +1,6 @@
 """Attraction: a spring pulls each weight towards what a code can say, until little is lost by encoding.
 
-    ∇L(w) + μ (w − Δ(Θ(w)))            the quadratic penalty of learning-compression, Carreira-Perpiñán 2017, arXiv:1707.01209
+∇L(w) + μ (w − Δ(Θ(w)))        the quadratic penalty of learning-compression, Carreira-Perpiñán 2017, arXiv:1707.01209
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from jaxprune.core.where import is_float
 class AttractState(NamedTuple):
     """Steps taken."""
 
-    count: jax.Array
+    count: Any
 
 
 def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
@@ -42,7 +42,7 @@ def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> optax
     def init(params: Any) -> AttractState:
         return AttractState(jnp.zeros((), jnp.int32))
 
-    def update(grads: Any, state: AttractState, params: Any = None, **extra: Any) -> tuple[Any, AttractState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, AttractState]:
         if params is None:
             raise ValueError("attract needs the params: tx.update(grads, state, params)")
         strength = mu(state.count) if callable(mu) else mu
@@ -51,6 +51,6 @@ def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> optax
         def pull(g: Any, w: Any, h: Any) -> Any:
             return g + (jnp.asarray(strength, g.dtype) * (w - h).astype(g.dtype)) if is_float(w) else g
 
-        return jax.tree.map(pull, grads, params, near), AttractState(optax.safe_increment(state.count))
+        return jax.tree.map(pull, updates, params, near), AttractState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,6 +1,6 @@
 """Zeros that stay: the last link of an optax chain, so that no hook can be forgotten.
 
-    u ← −w where w was pruned, so that w + u is exactly +0.0            whatever the links before it did
+u ← −w where w was pruned, so that w + u is exactly +0.0            whatever the links before it did
 """
 
 from typing import Any, NamedTuple
@@ -23,15 +23,16 @@ class KeepPrunedState(NamedTuple):
 def keep_pruned(mask: Any = None, *, where: Any = None) -> optax.GradientTransformationExtraArgs:
     """An optax transform: weights that are exactly zero at `init` stay +0.0. Put it last in its chain.
 
-    Works inside `optax.chain`, `MultiSteps`, `multi_transform`, `masked` and `inject_hyperparams`, and with `nnx.Optimizer`; it looks at
-    no other transform's state.
+    Works inside `optax.chain`, `MultiSteps`, `multi_transform`, `masked` and `inject_hyperparams`, and with
+    `nnx.Optimizer`; it looks at no other transform's state.
 
     Args:
       mask: instead of the zeros at init: a tree shaped like the params, True for the weights that are free.
       where: which leaves; `jp.where.weights` by default.
 
     Returns:
-      A `GradientTransformation` on dense params. A leaf that is wholly zero at init stays free (it was initialised so, not pruned).
+      A `GradientTransformation` on dense params. A leaf that is wholly zero at init stays free (it was initialised so,
+      not pruned).
 
     Raises:
       ValueError: for a `where` that matches nothing, or without params.
@@ -64,7 +65,7 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> optax.GradientTransfo
             raise no_match(where, params)
         return KeepPrunedState(masks)
 
-    def update(updates: Any, state: KeepPrunedState, params: Any = None, **extra: Any) -> tuple[Any, KeepPrunedState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, KeepPrunedState]:
         if params is None:
             raise ValueError("keep_pruned needs the params: tx.update(grads, state, params)")
         held = lambda m, u, w: u if m is None else jnp.where(m, u, (-w).astype(u.dtype))

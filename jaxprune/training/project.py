@@ -1,6 +1,6 @@
 """Projection: after each update the weights are put back on what a code can say.
 
-    w ← Δ(Θ(w + u))            projected gradient descent; iterative hard thresholding for pruning
+w ← Δ(Θ(w + u))            projected gradient descent; iterative hard thresholding for pruning
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from jaxprune.core.where import is_float
 class ProjectState(NamedTuple):
     """Steps taken."""
 
-    count: jax.Array
+    count: Any
 
 
 def project(compression: Compression, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
@@ -29,7 +29,8 @@ def project(compression: Compression, *, every: int = 1) -> optax.GradientTransf
       every: project on the steps that this divides (the encoding runs inside `lax.cond`).
 
     Returns:
-      A `GradientTransformation` on dense params. Pruned weights land on exactly +0.0; other values within an ulp, because optax adds.
+      A `GradientTransformation` on dense params. Pruned weights land on exactly +0.0; other values within an ulp,
+      because optax adds.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
@@ -46,10 +47,10 @@ def project(compression: Compression, *, every: int = 1) -> optax.GradientTransf
     def init(params: Any) -> ProjectState:
         return ProjectState(jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: ProjectState, params: Any = None, **extra: Any) -> tuple[Any, ProjectState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, ProjectState]:
         if params is None:
             raise ValueError("project needs the params: tx.update(grads, state, params)")
-        count = optax.safe_increment(state.count)
+        count: Any = optax.safe_increment(state.count)
 
         def onto(updates: Any) -> Any:
             new = optax.apply_updates(params, updates)

@@ -2,7 +2,8 @@
 
     w' = Δ(Θ(w)),   ∂w'/∂w := 1            Bengio et al. 2013, arXiv:1308.3432
 
-Quantisation-aware training, binary nets (BinaryConnect, XNOR-Net) and straight-through pruning are this with one code or another.
+Quantisation-aware training, binary nets (BinaryConnect, XNOR-Net) and straight-through pruning are this with one code
+or another.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,7 @@ def straight_through(compression: Compression) -> Callable[..., Any]:
       >>> print(f(w))
       [[0.9 0. ]
        [0.  1. ]]
-      >>> print(jax.grad(lambda w: jnp.sum(f(w) * w))(w))            # f(w) + w: the code's part passes as the identity's
+      >>> print(jax.grad(lambda w: jnp.sum(f(w) * w))(w))        # f(w) + w: the code's part passes as the identity's
       [[ 1.8 -0.2]
        [ 0.1  2. ]]
     """
@@ -40,6 +41,8 @@ def straight_through(compression: Compression) -> Callable[..., Any]:
     def f(params: Any, **extra: Any) -> Any:
         hard = materialize(compression.init(jax.tree.map(lax.stop_gradient, params), **extra))
         # Not w + stop(hard − w): that rounds, and a pruned weight or a grid point would be off by an ulp.
-        return jax.tree.map(lambda h, w: lax.stop_gradient(h) + (w - lax.stop_gradient(w)) if is_float(w) else h, hard, params)
+        return jax.tree.map(
+            lambda h, w: lax.stop_gradient(h) + (w - lax.stop_gradient(w)) if is_float(w) else h, hard, params
+        )
 
     return f

@@ -145,9 +145,14 @@ def test_a_missing_part_is_named(folder):
         data.cifar10()
 
 
-@pytest.mark.parametrize("load, name", [
-    (data.mnist, "mnist.npz"), (data.cifar10, "cifar-10-batches-bin"), (data.tiny_shakespeare, "tinyshakespeare.txt"),
-])
+@pytest.mark.parametrize(
+    "load, name",
+    [
+        (data.mnist, "mnist.npz"),
+        (data.cifar10, "cifar-10-batches-bin"),
+        (data.tiny_shakespeare, "tinyshakespeare.txt"),
+    ],
+)
 def test_offline_says_which_file_to_put_where(folder, offline, load, name):
     with pytest.raises(ValueError, match="Offline") as e:
         load()

@@ -153,9 +153,7 @@ def test_calls_are_entered():
 def test_a_shard_map_runs_on_every_device():
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     P = PartitionSpec
-    f = jax.shard_map(
-        lambda x, w: lax.psum(x @ w, "b"), mesh=mesh, in_specs=(P("a", "b"), P("b")), out_specs=P("a")
-    )
+    f = jax.shard_map(lambda x, w: lax.psum(x @ w, "b"), mesh=mesh, in_specs=(P("a", "b"), P("b")), out_specs=P("a"))
     assert flops_by_primitive(f, shape(4, 8), shape(8, 6))["dot_general"] == 2 * 4 * 8 * 6
 
 

@@ -182,10 +182,15 @@ def files(tmp_path_factory):
 
 @st.composite
 def mutations(draw):
-    return draw(st.tuples(
-        st.integers(0, 3), st.sampled_from(["flip", "cut", "insert", "delete", "zero", "swap", "double"]),
-        st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True), st.integers(1, 255),
-    ))
+    return draw(
+        st.tuples(
+            st.integers(0, 3),
+            st.sampled_from(["flip", "cut", "insert", "delete", "zero", "swap", "double"]),
+            st.floats(0, 1, exclude_max=True),
+            st.floats(0, 1, exclude_max=True),
+            st.integers(1, 255),
+        )
+    )
 
 
 def mutated(files, mutation):

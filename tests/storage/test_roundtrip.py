@@ -97,7 +97,7 @@ def test_numbers_and_none(path):
     [
         np.float32(1.5).reshape(()),
         {"a/b": {"c": np.ones(2)}, "a": {"b/c": np.zeros(2)}},
-        {"": {"": np.ones(2)}, "é\0\n\"[{": np.ones(1)},
+        {"": {"": np.ones(2)}, 'é\0\n"[{': np.ones(1)},
         {3: np.ones(2), -1: {0: np.ones(1)}, 20: None},
         [np.ones(1), (np.ones(2), [np.ones(3), None]), []],
         {"l": 1, "t": [2.5], "x": ({"i": 3},)},
