@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.core.arrays import Clustered, Dense, Masked, Stacked, dtype_bits, is_code
+from jaxprune.core.arrays import Clustered, Dense, Masked, Stacked, dtype_bits, is_code, nbits
+from jaxprune.core.quantized import Quantized
 from jaxprune.numerics import codes
 from jaxprune.report.pieces import Leaf, Piece, dense, kept, leaves, pieces
 
@@ -37,12 +38,12 @@ def deep_compression_bits(tree: Any, *, value_bits: int | None = None, gap_width
     * codebooks in full: float32 centroids 32 bits each; of a quantised codebook its integers and its scale. A shared
       one, once.
     * clustered but not pruned: an index a weight, no gaps.
-    * all other leaves in full: biases and unpruned layers, 32 bits a float32.
+    * all other leaves in full: biases and unpruned layers, 32 bits a float32; of a `Quantized` its integers and scales.
 
     Huffman's tables are not counted, as in the paper; nor are names and shapes.
 
     Args:
-      tree: plain, `Masked`, `Clustered` and masked `Clustered` leaves of concrete arrays.
+      tree: plain, `Quantized`, `Masked`, `Clustered` and masked `Clustered` leaves of concrete arrays.
       value_bits: of an index; by default ⌈log2(k + 1)⌉ in pruned leaves (k centroids and the filler's zero), ⌈log2 k⌉
         in others.
       gap_width: bits of a gap; by default the one that makes the leaf smallest. Han: 5, and 4 or 8 in some layers.
@@ -67,10 +68,12 @@ def _deep_compression(leaf: Leaf, value_bits: int | None, gap_width: int | None)
         code = code.each if isinstance(code, Stacked) else code.values
     if isinstance(code, Clustered):
         return _clustered(leaf, code, pruned, value_bits, gap_width)
+    if isinstance(code, Quantized) and not pruned:
+        return _twice(nbits(leaf.code))
     if is_code(code) and not leaf.side:
         raise ValueError(
-            f"{leaf.path or 'the array'} is {type(code).__name__}: Deep Compression counts plain, Masked and Clustered "
-            "leaves. For other codes see measure.sizes"
+            f"{leaf.path or 'the array'} is {type(code).__name__}: Deep Compression counts plain, Quantized, Masked and "
+            "Clustered leaves. For other codes see measure.sizes"
         )
     return _floats(leaf, gap_width) if pruned else _twice(_raw_bits(pieces(leaf)))
 

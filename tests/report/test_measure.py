@@ -251,5 +251,12 @@ def test_stacks_and_common_codebooks():
 
 
 def test_other_codes_are_refused():
+    with pytest.raises(ValueError, match=r"kernel is Binary.*measure\.sizes"):
+        deep_compression_bits({"kernel": jp.quantize(bits=1).init(normal((4, 4)))})
     with pytest.raises(ValueError, match=r"kernel is Quantized.*measure\.sizes"):
-        deep_compression_bits({"kernel": jp.quantize(bits=8).init(normal((4, 4)))})
+        deep_compression_bits({"kernel": jp.chain(jp.prune(0.5), jp.quantize(bits=8)).init(normal((4, 4)))})
+
+
+def test_quantised_biases_cost_their_integers_and_scale():
+    bias = jp.at(jp.where.ndim(1), jp.quantize(bits=8)).init({"bias": normal((10,))})
+    assert deep_compression_bits(bias) == (10 * 8 + 32, 10 * 8 + 32)
