@@ -132,7 +132,7 @@ def size(n: int | None = None, *, min: int | None = None) -> Where:
     """Leaves with exactly n weights, or with at least `min`."""
     if (n is None) == (min is None):
         raise ValueError("where.size takes one of: a number of weights, as size(100), or min=, as size(min=100)")
-    if n is None:
+    if n is not None:
         return Where(lambda s: is_float(s.value) and s.value.size == n, f"size({n})")
     return Where(lambda s: is_float(s.value) and s.value.size >= min, f"size(min={min})")
 
