@@ -86,6 +86,8 @@ def _conv(layer: Any, x: Array) -> Array:
 
 
 def _max_pool(x: Array) -> Array:
-    """2×2 maxima by reshape: on XLA:CPU the gradient of reduce_window is several times slower."""
+    """2×2 maxima by reshape and compare: on XLA:CPU the gradient of reduce_window is several times slower."""
     n, h, w, c = x.shape
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+    x = x.reshape(n, h // 2, 2, w // 2, 2, c)
+    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])

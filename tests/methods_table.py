@@ -38,6 +38,7 @@ def _keep(**kw):
 
 
 book = jp.where.field("codebook")
+matrix = jp.where.weights & jp.where.ndim(2)
 DENSITIES = (0.25, 0.5, 0.75, 0.9)
 
 METHODS = [
@@ -57,7 +58,7 @@ METHODS = [
     Method("cluster", lambda k: jp.cluster(k), (4, 8, 16, 32)),
     Method("cluster linear", lambda k: jp.cluster(k, init="linear"), (4, 8, 16, 32), projects=False),
     Method("cluster density", lambda k: jp.cluster(k, init="density"), (4, 8, 16, 32), projects=False),
-    Method("cluster tile", lambda k: jp.cluster(k, scope=(1,)), (4, 8, 16), gathers=True),
+    Method("cluster tile", lambda k: jp.at(matrix, jp.cluster(k, scope=(8,))), (4, 8), gathers=True),
     Method("share k", lambda k: jp.share(k=k), (4, 8, 12), inexact=True, gathers=True),
     Method(
         "share similarity",
@@ -81,7 +82,13 @@ METHODS = [
     Method("ternary", lambda _: jp.quantize(kind="ternary"), (2,)),
     Method("factorize", lambda r: jp.factorize(rank=r), (2, 3, 4), inexact=True, gathers=True),
     Method(
-        "factorize energy", lambda e: jp.factorize(energy=e), (0.3, 0.5, 0.7), traced=False, inexact=True, gathers=True
+        "factorize energy",
+        lambda e: jp.factorize(energy=e),
+        (0.3, 0.5, 0.7),
+        projects=False,
+        traced=False,
+        inexact=True,
+        gathers=True,
     ),
     Method(
         "deep compression",

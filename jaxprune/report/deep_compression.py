@@ -72,8 +72,8 @@ def _deep_compression(leaf: Leaf, value_bits: int | None, gap_width: int | None)
         return _twice(nbits(leaf.code))
     if is_code(code) and not leaf.side:
         raise ValueError(
-            f"{leaf.path or 'the array'} is {type(code).__name__}: Deep Compression counts plain, Quantized, Masked and "
-            "Clustered leaves. For other codes see measure.sizes"
+            f"{leaf.path or 'the array'} is {type(code).__name__}: Deep Compression counts plain, Quantized, Masked "
+            "and Clustered leaves. For other codes see measure.sizes"
         )
     return _floats(leaf, gap_width) if pruned else _twice(_raw_bits(pieces(leaf)))
 

@@ -1,4 +1,4 @@
-"""What clustering, sharing, quantising and factorising promise beyond the laws, against NumPy that reads like the papers."""
+"""What clustering, sharing, quantising and factorising promise beyond the laws, against NumPy like the papers'."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What pruning promises beyond the laws: exact counts, ties, thresholds, NaN, schedules, patterns, and clear refusals."""
+"""What pruning promises beyond the laws: exact counts, ties, thresholds, NaN, schedules, patterns, refusals."""
 
 import jax
 import jax.numpy as jnp
