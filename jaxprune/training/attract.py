@@ -4,15 +4,17 @@
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression
 from jaxprune.core.where import is_float
+
+if TYPE_CHECKING:
+    import optax
 
 
 class AttractState(NamedTuple):
@@ -21,7 +23,7 @@ class AttractState(NamedTuple):
     count: Any
 
 
-def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
+def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> "optax.GradientTransformationExtraArgs":
     """An optax transform, first in its chain: adds μ (w − Δ(Θ(w))) to the gradient.
 
     Args:
@@ -36,6 +38,8 @@ def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> optax
       [[0.5 1. ]
        [0.  0. ]]
     """
+    import optax  # a quarter of a second that only users of this transform pay
+
     if not callable(mu) and mu < 0:
         raise ValueError(f"attract(mu={mu}): a negative spring pushes weights away; mu >= 0")
 

@@ -3,15 +3,17 @@
 u ← −w where w was pruned, so that w + u is exactly +0.0            whatever the links before it did
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxprune.core.arrays import is_code
 from jaxprune.core.tree import by_path, no_match, selector
 from jaxprune.core.where import Slot, leaf_path
+
+if TYPE_CHECKING:
+    import optax
 
 
 class KeepPrunedState(NamedTuple):
@@ -20,7 +22,7 @@ class KeepPrunedState(NamedTuple):
     masks: Any
 
 
-def keep_pruned(mask: Any = None, *, where: Any = None) -> optax.GradientTransformationExtraArgs:
+def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransformationExtraArgs":
     """An optax transform: weights that are exactly zero at `init` stay +0.0. Put it last in its chain.
 
     Works inside `optax.chain`, `MultiSteps`, `multi_transform`, `masked` and `inject_hyperparams`, and with
@@ -46,6 +48,7 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> optax.GradientTransfo
       [[0.  1.9]
        [2.9 0. ]]
     """
+    import optax  # a quarter of a second that only users of this transform pay
 
     def init(params: Any) -> KeepPrunedState:
         test = selector(where, params)

@@ -3,16 +3,18 @@
 w ← Δ(Θ(w + u))            projected gradient descent; iterative hard thresholding for pruning
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression
 from jaxprune.core.where import is_float
+
+if TYPE_CHECKING:
+    import optax
 
 
 class ProjectState(NamedTuple):
@@ -21,7 +23,7 @@ class ProjectState(NamedTuple):
     count: Any
 
 
-def project(compression: Compression, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
+def project(compression: Compression, *, every: int = 1) -> "optax.GradientTransformationExtraArgs":
     """An optax transform, last in its chain: the updated weights are those of the code.
 
     Args:
@@ -41,6 +43,8 @@ def project(compression: Compression, *, every: int = 1) -> optax.GradientTransf
       [[0.  0. ]
        [2.9 3.9]]
     """
+    import optax  # a quarter of a second that only users of this transform pay
+
     if every < 1:
         raise ValueError(f"project(every={every}): every is at least 1")
 

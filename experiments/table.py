@@ -1,0 +1,70 @@
+"""The table of experiments/README.md, printed from the results.json files: `python -m experiments.table [--write]`.
+
+A row needs an entry in CLAIMS (what the paper says, and the command); its figures come from the file alone.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+PAGE = HERE / "README.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+class Claim(NamedTuple):
+    """What stands beside our figures."""
+
+    paper: str
+    claim: str
+
+
+CLAIMS = {
+    "digits": Claim("Deep Compression on scikit-learn's digits", "none: the first thing to run"),
+    "lenet300": Claim(
+        "Han et al. 2016, 1510.00149, LeNet-300-100", "32x before Huffman, 40x with; error 1.64 -> 1.58%"
+    ),
+    "lenet300_4pct": Claim("the same, 4% of the weights, 7 values", "none"),
+    "lenet5": Claim("Han et al. 2016, LeNet-5 (Caffe)", "33x before Huffman, 39x with; error 0.80 -> 0.74%"),
+}
+
+
+def row(name: str, results: dict[str, Any]) -> str:
+    """One line of the table."""
+    std, seeds = results["std"], len(results["seeds"])
+    dense, final = (100 * (1 - results["accuracy"][k]) for k in ("dense", "final"))
+    spread = [100 * std["accuracy"][k] for k in ("dense", "final")]
+    deep, error = results["deep_compression"], f"{dense:.2f} ± {spread[0]:.2f} -> {final:.2f} ± {spread[1]:.2f}%"
+    ratio = f"{results['ratio']:.1f} ± {std['ratio']:.1f}x"
+    minutes = sum(p["seconds"] for s in results["seeds"] for p in s["phases"]) / 60
+    cells = (
+        CLAIMS[name].paper,
+        CLAIMS[name].claim,
+        f"{deep['fixed']:.1f}x, {deep['huffman']:.1f}x; file {ratio}",
+        f"{error} ({final - dense:+.2f})",
+        str(seeds),
+        f"`jaxprune run experiments/deep_compression/{name}.toml`",
+        f"{minutes:.1f} min",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def table() -> str:
+    """The whole table, as Markdown."""
+    head = "| paper | claim | ours: before Huffman, with; the file | error, dense -> final | seeds | command | time |"
+    found = {p.parent.name: p for p in sorted(HERE.glob("deep_compression/results/*/results.json"))}
+    rows = [row(name, json.loads(found[name].read_text())) for name in CLAIMS if name in found]
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
+
+
+def page(text: str) -> str:
+    """The page with the table in its place."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        PAGE.write_text(page(PAGE.read_text()))
+    print(table())
