@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec
 
 from .placement import fold_chunks, spec_of
 
-BINS = 1 << 16
+BINS = 1 << 15  # counters of 256 kB: half of the second-level cache
 ONE = 0x3F800000  # the bits of 1.0
 
 
@@ -39,13 +39,13 @@ def _as_float(bits: Any) -> Any:
     return lax.bitcast_convert_type(bits, jnp.float32) if isinstance(bits, jax.Array) else bits.view(np.float32)
 
 
-def sums(index: Any, values: Any, size: int) -> Any:
-    """Σ of `values` by `index`. The scatter of a sharded array stays on its devices; only the sums travel."""
+def sums(index: Any, values: Any, size: int, start: Any = None) -> Any:
+    """`start` (else 0) + Σ of `values` by `index`. The scatter of a sharded array stays on its devices; only the sums travel."""
     if not isinstance(index, jax.Array):
         return np.bincount(index.reshape(-1), values.reshape(-1), size)
     out = None if spec_of(index) is None else PartitionSpec()
-    zeros = jnp.zeros((size, *values.shape[index.ndim :]), values.dtype)
-    return zeros.at[index].add(values, mode="promise_in_bounds", out_sharding=out)
+    start = jnp.zeros((size, *values.shape[index.ndim :]), values.dtype) if start is None else start
+    return start.at[index].add(values, mode="promise_in_bounds", out_sharding=out)
 
 
 class Data(NamedTuple):
@@ -143,14 +143,16 @@ def cells_of(data: Data, scale: Scale, m: int) -> Cells:
     """The histogram, in one pass."""
     xp = xp_of(data.xs[0])
     centre = partial(scale.value, m=m)
+    few = sum(x.size for x in data.xs) <= 1 << 24 and data.chunked
 
     def tally(total: Any, x: Any, h: Any) -> Any:
         i = scale.index(x, m)
         off = h * (x - centre(i.astype(np.float32) + 0.5))
-        # Each part into fresh counters: in a float32 that has reached 2^24, adding 1 is lost.
         if xp is np:
             return total + (sums(i, h, m) + 1j * sums(i, off, m))
-        return total + sums(i, lax.complex(h, off), m)  # one scatter of pairs costs less than two
+        pair = lax.complex(h, off)  # one scatter of pairs costs less than two
+        # Of more weights each part goes into fresh counters: in a float32 that has reached 2^24, adding 1 is lost.
+        return sums(i, pair, m, total) if few else total + sums(i, pair, m)
 
     pairs = data.fold(tally, xp.zeros(m, np.complex64 if xp is jnp else np.complex128))
     mass, off = pairs.real, pairs.imag

@@ -32,6 +32,7 @@ Init = Literal["optimal", "linear", "density", "random"]
 Arrays = jax.Array | Sequence[jax.Array]
 
 EIGHTHS = np.arange(1, 8, dtype=np.int32)[:, None]  # where a cluster's bins are cut on trial, and at its mean
+SMALL = 1 << 20  # below, NumPy has sorted before XLA has compiled the histogram
 GROUP = 64  # cells a group of the start
 
 
@@ -56,7 +57,7 @@ def codebook(
     xs = list(x) if isinstance(x, Sequence) else [x]
     hs = [None] * len(xs) if weights is None else list(weights) if isinstance(weights, Sequence) else [weights]
     draws = jax.random.uniform(key, (k,)) if init == "random" else None  # type: ignore[arg-type]
-    if on_host(*xs, *(h for h in hs if h is not None), *(() if draws is None else (draws,))):
+    if on_host(*xs, *(h for h in hs if h is not None), *(() if draws is None else (draws,)), limit=SMALL):
         return put_like(_fit_host(xs, hs, k, init, draws, iterations), xs[0])
     sharded = any(map(may_be_sharded, xs + hs))
     return _fit_compiled(xs, hs, draws, k, init, iterations, sharded)

@@ -28,15 +28,15 @@ def may_be_sharded(x: Any) -> bool:
     return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
 
 
-def on_host(*xs: Any) -> bool:
-    """Whether all of `xs` are concrete, lie on one CPU device each, and have fewer than HOST entries together."""
+def on_host(*xs: Any, limit: int = HOST) -> bool:
+    """Whether all of `xs` are concrete, lie on one CPU device each, and have fewer than `limit` entries together."""
 
     def here(x: Any) -> bool:
         return not isinstance(x, jax.Array) or all(d.platform == "cpu" for d in x.sharding.device_set)
 
     if any(isinstance(x, Tracer) or may_be_sharded(x) for x in xs):
         return False
-    return all(map(here, xs)) and sum(np.size(x) for x in xs) < HOST
+    return all(map(here, xs)) and sum(np.size(x) for x in xs) < limit
 
 
 def put_like(y: Any, x: Any) -> jax.Array:
