@@ -40,7 +40,7 @@ def _as_float(bits: Any) -> Any:
 
 
 def sums(index: Any, values: Any, size: int, start: Any = None) -> Any:
-    """`start` (else 0) + Σ of `values` by `index`. The scatter of a sharded array stays on its devices; only the sums travel."""
+    """`start` (else 0) + Σ of `values` by `index`. A sharded scatter stays on its devices; only the sums travel."""
     if not isinstance(index, jax.Array):
         return np.bincount(index.reshape(-1), values.reshape(-1), size)
     out = None if spec_of(index) is None else PartitionSpec()

@@ -178,11 +178,27 @@ def _walk(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
 def _kth_host(xs: list[Any], k: int, magnitude: bool) -> tuple[Any, Any, Any, list[np.ndarray]]:
     dtype = key_dtype(xs)
     keys = [_key(np.asarray(x).reshape(-1), magnitude, dtype) for x in xs]
-    every = np.concatenate(keys)
-    if k >= every.size:
-        return dtype.type(np.iinfo(dtype).max), np.int32(every.size), np.int32(0), keys
-    t = np.partition(every, max(k, 0))[max(k, 0)]
-    return t, np.int32((every < t).sum()), np.int32((every == t).sum()), keys
+    n = sum(key.size for key in keys)
+    if k >= n:
+        return dtype.type(np.iinfo(dtype).max), np.int32(n), np.int32(0), keys
+    t = dtype.type(_rank_host(keys, max(k, 0)))
+    below, equal = (np.int32(sum(int(test(key, t).sum()) for key in keys)) for test in (np.less, np.equal))
+    return t, below, equal, keys
+
+
+def _rank_host(keys: list[np.ndarray], k: int) -> int:
+    """The key of rank k: a partition of one array; digit by digit, as `_kth_radix`, over several."""
+    if len(keys) == 1:
+        return int(np.partition(keys[0], k)[k])
+    t, mask, u = 0, (1 << DIGIT) - 1, keys[0].dtype.type
+    for shift in range(8 * keys[0].itemsize - DIGIT, -1, -DIGIT):
+        high = [key >> u(shift) for key in keys]
+        first = shift + DIGIT == 8 * keys[0].itemsize
+        inside = [h if first else h[h >> u(DIGIT) == u(t)] for h in high]
+        ends = np.cumsum(sum(np.bincount(h & u(mask), minlength=mask + 1) for h in inside))
+        digit = int(np.searchsorted(ends, k, side="right"))
+        t, k = t << DIGIT | digit, k - (int(ends[digit - 1]) if digit else 0)
+    return t
 
 
 # --- keep the largest -------------------------------------------------------------------------------------------------

@@ -208,3 +208,14 @@ def test_host_path_compiles_nothing(caplog):
     with jax.log_compiles(True):
         select.keep_largest(x, 20), select.kth(x, 3), select.split_global([x, x], 9), select.n_m(x, 1, 2, 1)
     assert not [r for r in caplog.records if "ompil" in r.getMessage()]
+
+
+def test_the_host_joins_no_leaves(monkeypatch):
+    rng = np.random.default_rng(1)
+    xs = [jnp.asarray(rng.integers(-9, 10, n), jnp.float32) for n in (100, 1, 37)]
+    flat = [v for x in xs for v in np.abs(np.asarray(x)).tolist()]
+    monkeypatch.setattr(np, "concatenate", lambda *_: pytest.fail("the leaves were joined"))
+    for k in (0, 5, 70, 137):
+        _, below, equal = select.kth(xs, k, magnitude=True)
+        want = sorted(flat)[k]
+        assert int(below) == sum(v < want for v in flat) and int(equal) == sum(v == want for v in flat)
