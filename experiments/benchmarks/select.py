@@ -18,7 +18,7 @@ from .common import at_least, at_most, race, ratio, report, timed
 
 FIRST_CALL = """
 import sys, time, jax, jax.numpy as jnp, numpy as np
-from jaxprune.numerics import select
+from jaxprune.numerics import patterns, select
 shapes = [(64 + 20 * i, 64 + 24 * i) for i in range(30)] if sys.argv[1] == "shapes" else [(256, 256)] * 100
 leaves = [jnp.asarray(np.random.default_rng(i).standard_normal(s, np.float32)) for i, s in enumerate(shapes)]
 compiles = []
@@ -73,7 +73,7 @@ def main() -> None:
     sort = jax.jit(jnp.sort).lower(x).compile()
     jnp_sort = timed(lambda: sort(x))
     w = x[: 1 << 22].reshape(2048, 2048)
-    masks = {"n_m": jax.jit(lambda x: select.n_m(x, 2, 4, -1, magnitude=True)), "argsort": jax.jit(double_argsort)}
+    masks = {"n_m": jax.jit(lambda x: patterns.n_m(x, 2, 4, -1, magnitude=True)), "argsort": jax.jit(double_argsort)}
     assert (masks["n_m"](w) == masks["argsort"](w)).all()
     patterns = race({name: partial(f, w) for name, f in masks.items()}, 5)
     shapes, one = first_call("shapes"), first_call("one")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jax import Array
 
-from jaxprune.numerics import select
+from jaxprune.numerics import patterns as groups
 
 
 class Pattern(NamedTuple):
@@ -54,7 +54,7 @@ def n_m(n: int, m: int, axis: int = -2) -> Pattern:
                 f"n_m({n}, {m}, axis={axis}): that axis of the shape {score.shape} is {size}, not a multiple of {m}; "
                 "choose another axis, or exclude the leaf with `where`"
             )
-        return select.n_m(score, n, m, axis, magnitude=magnitude)
+        return groups.n_m(score, n, m, axis, magnitude=magnitude)
 
     return Pattern(alone, _as_is, choose)
 
@@ -79,9 +79,9 @@ def block(*shape: int) -> Pattern:
                 f"block{shape} does not divide the last axes of {score.shape}; choose sizes that do, or exclude the "
                 "leaf with `where`"
             )
-        return select.pool_blocks(score, shape)
+        return groups.pool_blocks(score, shape)
 
-    return Pattern(pool, lambda mask, _: select.spread_blocks(mask, shape))
+    return Pattern(pool, lambda mask, _: groups.spread_blocks(mask, shape))
 
 
 def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
@@ -106,10 +106,10 @@ def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
         return axis % len(shape)
 
     def pool(score: Array) -> Array:
-        return select.pool_units(score, at(score.shape))
+        return groups.pool_units(score, at(score.shape))
 
     def spread(mask: Array, shape: tuple[int, ...]) -> Array:
-        return select.spread_units(mask, at(shape), shape)
+        return groups.spread_units(mask, at(shape), shape)
 
     return Pattern(pool, spread, siblings=axis == -1 if bias is None else bias, axis=axis)
 

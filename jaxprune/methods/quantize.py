@@ -3,7 +3,7 @@
     symmetric   q = round(w / s),      s = max|w| / (2^(b−1) − 1)
     affine      q = round(w / s) + z,  s = (max w − min w) / (2^b − 1)
     fixed       q = round(w · Q),      w ≈ q / Q, |error| <= 1 / (2Q)
-    float8, nf4, binary (XNOR-Net), ternary (TWN): see `jaxprune.numerics.affine`
+    float8, nf4, binary (XNOR-Net), ternary (TWN): see `jaxprune.numerics.grids`
 
 Quantising a codebook, a prototype or a factor is the same call at another place: `jp.at(jp.where.field("codebook"),
 …)`.
@@ -20,7 +20,7 @@ from jaxprune.core.compression import Compression, keep
 from jaxprune.core.quantized import Binary, Quantized, pack
 from jaxprune.core.tree import fold_path, map_slots
 from jaxprune.core.where import Slot
-from jaxprune.numerics import affine
+from jaxprune.numerics import affine, grids
 from jaxprune.numerics.precision import wide
 
 Kind = Literal["symmetric", "affine", "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary"]
@@ -160,24 +160,24 @@ def _affine(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: 
 
 def _float8(dtype: Any) -> Any:
     def encode(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
-        s = affine.absmax_scale(w, affine.FLOAT8[jnp.dtype(dtype).name], axes, group, mask)
-        return Quantized(affine.quantize_float8(w, s, dtype), s, None, bits, w.dtype)
+        s = affine.absmax_scale(w, grids.FLOAT8[jnp.dtype(dtype).name], axes, group, mask)
+        return Quantized(grids.quantize_float8(w, s, dtype), s, None, bits, w.dtype)
 
     return encode
 
 
 def _nf4(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
     s = affine.absmax_scale(w, 1.0, axes, group, mask)
-    return Quantized(pack(affine.quantize_grid(w, s, affine.NF4), bits), s, None, bits, w.dtype, affine.NF4)
+    return Quantized(pack(grids.quantize_grid(w, s, grids.NF4), bits), s, None, bits, w.dtype, grids.NF4)
 
 
 def _binary(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Binary:
-    signs, alpha = affine.binary(w, axes, mask, group)
+    signs, alpha = grids.binary(w, axes, mask, group)
     return Binary(pack(signs.astype(jnp.uint8), 1), alpha, w.dtype)
 
 
 def _ternary(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
-    q, alpha = affine.ternary(w, axes, mask, group)
+    q, alpha = grids.ternary(w, axes, mask, group)
     return Quantized(pack(q, bits), alpha, None, bits, w.dtype)
 
 

@@ -4,11 +4,6 @@
     affine     q = round(w / s) + z in [0, 2^b − 1]   s = (h − l) / (2^b − 1), z = round(−l / s),
                                                       h = max(w, 0), l = min(w, 0)
     fixed      q = round(w Q), w ≈ q / Q              one given Q for the whole array
-    float8     q = float8(w / s)                      s = max|w| / (largest float8)
-    nf4        q = argmin_i |w / s − g_i|, w ≈ s g_q  s = max|w|; g: Dettmers et al. 2023, arXiv:2305.14314
-    binary     q = sign(w), w ≈ α q                   α = mean|w|; XNOR-Net, Rastegari et al. 2016, arXiv:1603.05279
-    ternary    q = sign(w) [|w| > Δ], w ≈ α q         Δ = 0.7 mean|w|, α = mean of |w| > Δ; TWN, Li et al. 2016,
-                                                      arXiv:1605.04711
 
 One rule says which weights share a scale: s has the rank of w, each size of s divides that of w, and equal runs of w
 share an entry. So one scale, one for each channel and one for each channel's groups of 128 inputs are (1, 1), (1, n)
@@ -20,7 +15,6 @@ statistic; infinities saturate and NaN becomes 0. Encoding the decoded array aga
 scale to an ulp or two.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -32,19 +26,11 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from .placement import split_axes
+from .precision import widen
 
 Range = Literal["max", "mse"]
 Axes = tuple[int, ...]
 RATIOS = 64  # clip ratios tried by range="mse": 1, 63/64, ..., 1/64
-
-FLOAT8 = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}  # the largest finite values
-NF4 = (
-    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-)
-
 
 # --- which weights share a scale -------------------------------------------------------------------------------------
 
@@ -84,22 +70,17 @@ def reduce_over(f: Callable[..., Array], w: Array, axis: Axes = (), group: int |
     return jnp.squeeze(f(runs, axis=tuple(a for a in range(runs.ndim) if a not in kept), keepdims=True), cut + 1)
 
 
-def _real(w: Array) -> Array:
-    """w in float32; float64 stays."""
-    return w.astype(jnp.float64 if w.dtype == jnp.float64 else jnp.float32)
-
-
-def _counts(w: Array, where: Array | None) -> Array:
+def counted(w: Array, where: Array | None) -> Array:
     return jnp.isfinite(w) if where is None else jnp.isfinite(w) & where
 
 
-def _kept(w: Array, where: Array | None) -> Array:
-    return jnp.where(_counts(w, where), _real(w), 0.0)
+def kept_of(w: Array, where: Array | None) -> Array:
+    return jnp.where(counted(w, where), widen(w), 0.0)
 
 
-def _ratio(w: Array, s: Array) -> Array:
+def ratio(w: Array, s: Array) -> Array:
     """w / s. XLA divides by a broadcast through its reciprocal: written out, eager and jit agree exactly."""
-    w, s = _real(w), _real(s)
+    w, s = widen(w), widen(s)
     return w * expand(1 / s, w.shape).astype(w.dtype)
 
 
@@ -113,7 +94,7 @@ def _usable(scale: Array) -> Array:
 
 def absmax_scale(w: Array, top: float, axis: Axes = (), group: int | None = None, where: Array | None = None) -> Array:
     """s = max|w| / top, so that |w / s| <= top: 2^(b−1) − 1 for b-bit integers, FLOAT8[…] for float8, 1 for NF4."""
-    largest = reduce_over(partial(jnp.max, initial=0.0), jnp.abs(_kept(w, where)), axis, group)
+    largest = reduce_over(partial(jnp.max, initial=0.0), jnp.abs(kept_of(w, where)), axis, group)
     return _usable(largest * (1 / np.asarray(top, largest.dtype)))
 
 
@@ -124,7 +105,7 @@ def clip_ratio(
 
     rebuild(r) is w encoded, with every range cut to r of itself, and decoded. r = 1 is tried: never worse than "max".
     """
-    counts, w = _counts(w, where), lax.stop_gradient(_real(w))
+    counts, w = counted(w, where), lax.stop_gradient(widen(w))
 
     def error(r):
         gap = jnp.where(counts, lax.stop_gradient(rebuild(r)) - w, 0.0)
@@ -161,7 +142,7 @@ def affine_params(
     w: Array, bits: int, axis: Axes = (), group: int | None = None, where: Array | None = None, range: Range = "max"
 ) -> tuple[Array, Array]:
     """(s, z) of the affine grid. The range is extended to 0, so that 0 (code z) is exact."""
-    kept = _kept(w, where)
+    kept = kept_of(w, where)
     low = reduce_over(partial(jnp.min, initial=0.0), kept, axis, group)
     high = reduce_over(partial(jnp.max, initial=0.0), kept, axis, group)
     if range == "max":
@@ -182,9 +163,9 @@ def _affine(low: Array, high: Array, bits: int) -> tuple[Array, Array]:
     scale = (high - low) * (1 / np.asarray(top, low.dtype))
     # When −low/s ends in ½, both ends may round towards 0 and use one code less; encoding again would then find a
     # shorter range. A scale shorter by 2^−20 moves both ends past the tie.
-    span = jnp.round(_ratio(high, _usable(scale))) - jnp.round(_ratio(low, _usable(scale)))
+    span = jnp.round(ratio(high, _usable(scale))) - jnp.round(ratio(low, _usable(scale)))
     scale = _usable(jnp.where(span < top, scale * (1 - 2.0**-20), scale))
-    return scale, jnp.round(_ratio(-low, scale)).astype(jnp.uint8 if bits <= 8 else jnp.uint16)
+    return scale, jnp.round(ratio(-low, scale)).astype(jnp.uint8 if bits <= 8 else jnp.uint16)
 
 
 # --- codes -----------------------------------------------------------------------------------------------------------
@@ -210,39 +191,19 @@ def quantize_symmetric(w: Array, scale: Array, bits: int, u: Array | None = None
     >>> quantize_symmetric(jnp.array([0.2, -1.0, 0.5]), jnp.array([0.2]), 4).tolist()
     [1, -5, 2]
     """
-    return _signed(_rounded(_ratio(w, scale), u), bits)
+    return _signed(_rounded(ratio(w, scale), u), bits)
 
 
 def quantize_affine(w: Array, scale: Array, zero_point: Array, bits: int, u: Array | None = None) -> Array:
     """q = round(w / s) + z in [0, 2^b − 1]: uint8 up to 8 bits, uint16 above."""
-    x = _rounded(_ratio(w, scale), u)
+    x = _rounded(ratio(w, scale), u)
     q = x + expand(zero_point.astype(x.dtype), w.shape)
     return jnp.clip(q, 0, 2**bits - 1).astype(jnp.uint8 if bits <= 8 else jnp.uint16)
 
 
-def quantize_float8(w: Array, scale: Array, dtype: DTypeLike) -> Array:
-    """float8(w / s), saturated first: a cast of 500 to e4m3fn gives NaN."""
-    top = FLOAT8[jnp.dtype(dtype).name]
-    x = _ratio(w, scale)
-    return jnp.clip(jnp.where(jnp.isnan(x), 0.0, x), -top, top).astype(dtype)
-
-
-def nearest_code(x: Array, grid: Sequence[float]) -> Array:
-    """argmin_i |x − g_i| for an ascending grid of at most 256 values; ties go down; NaN counts as 0."""
-    x = _real(x)
-    x = jnp.where(jnp.isnan(x), 0.0, x)
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(grid)]
-    return sum(((x > m).astype(jnp.uint8) for m in middles), start=jnp.zeros_like(x, jnp.uint8))
-
-
-def quantize_grid(w: Array, scale: Array, grid: Sequence[float]) -> Array:
-    """The code of the grid value nearest to w / s."""
-    return nearest_code(_ratio(w, scale), grid)
-
-
 def dequantize(q: Array, scale: Array, zero_point: Array | None = None, grid: Sequence[float] | None = None) -> Array:
     """s (q − z), or s g_q; booleans stand for ±s. In float32 (float64 if s is)."""
-    scale = expand(_real(scale), q.shape)
+    scale = expand(widen(scale), q.shape)
     if q.dtype == jnp.bool_:
         return (2 * q.astype(scale.dtype) - 1) * scale
     x = _looked_up(q, grid, scale.dtype) if grid is not None else q.astype(scale.dtype)
@@ -266,7 +227,7 @@ def bits_needed(w: Array, Q: float, where: Array | None = None) -> int:
     """The least signed width b with max|round(w Q)| <= 2^(b−1) − 1. Needs concrete values."""
     if isinstance(w, Tracer):
         raise ValueError(f"the width for Q={Q} depends on values, and w {w.shape} is traced: give bits=")
-    return int(jnp.max(jnp.abs(jnp.round(_kept(w, where) * Q)), initial=0.0)).bit_length() + 1
+    return int(jnp.max(jnp.abs(jnp.round(kept_of(w, where) * Q)), initial=0.0)).bit_length() + 1
 
 
 def fixed_point(w: Array, Q: float, bits: int | None = None, clip: bool = False, where: Array | None = None) -> Array:
@@ -279,32 +240,4 @@ def fixed_point(w: Array, Q: float, bits: int | None = None, clip: bool = False,
         if bits is not None and needed > bits:
             raise ValueError(f"round(w · {Q}) needs {needed} bits, not {bits} (w {w.shape}): lower Q, or clip=True")
         bits = max(2, needed) if bits is None else bits
-    return _signed(_rounded(_real(w) * Q, None), bits)
-
-
-# --- one and two values ----------------------------------------------------------------------------------------------
-
-
-def _mean(x: Array, counts: Array, axis: Axes, group: int | None) -> Array:
-    """Mean of x >= 0 where it counts, or 0; taken about the maximum, so that the mean of equal numbers is exact."""
-    x = jnp.where(counts, x, 0.0)
-    pivot = reduce_over(partial(jnp.max, initial=0.0), x, axis, group)
-    rest = reduce_over(jnp.sum, jnp.where(counts, x - expand(pivot, x.shape), 0.0), axis, group)
-    n = reduce_over(jnp.sum, counts.astype(jnp.int32), axis, group)
-    return jnp.where(n > 0, pivot + rest / jnp.maximum(n, 1).astype(x.dtype), 0.0)
-
-
-def binary(w: Array, axis: Axes = (), where: Array | None = None, group: int | None = None) -> tuple[Array, Array]:
-    """(w >= 0, α = mean|w|), the least squares fit of ±α; signs of 0, of uncounted weights and for α = 0 are +."""
-    counts = _counts(w, where)
-    alpha = _mean(jnp.abs(_kept(w, where)), counts, axis, group)
-    return (w >= 0) | ~counts | (expand(alpha, w.shape) == 0), alpha
-
-
-def ternary(w: Array, axis: Axes = (), where: Array | None = None, group: int | None = None) -> tuple[Array, Array]:
-    """(codes in {−1, 0, 1}, α): the weights beyond Δ = 0.7 mean|w|, and the mean of their magnitudes."""
-    kept = _kept(w, where)
-    size = jnp.abs(kept)
-    delta = 0.7 * _mean(size, _counts(w, where), axis, group)
-    beyond = size > expand(delta, w.shape)
-    return jnp.where(beyond, jnp.sign(kept), 0.0).astype(jnp.int8), _mean(size, beyond, axis, group)
+    return _signed(_rounded(widen(w) * Q, None), bits)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .placement import fold_chunks, may_be_sharded, merge_axes, on_host, put_like, spec_of, split_axes
+from .placement import fold_chunks, may_be_sharded, on_host, put_like
 
 DIGIT = 16  # bits a radix pass; 65,536 counters still fit the cache
 
@@ -40,7 +40,7 @@ Count = int | jax.Array  # a number of entries; may be traced
 
 def order_key(x: jax.Array, magnitude: bool = False) -> jax.Array:
     """Unsigned integers ordered as x (or as |x|): uint32, or uint64 for float64. NaN is 0, below everything."""
-    return _key(x, magnitude, key_dtype([x]))
+    return key_of(x, magnitude, key_dtype([x]))
 
 
 def key_dtype(xs: Sequence[Any]) -> np.dtype:
@@ -51,7 +51,7 @@ def key_dtype(xs: Sequence[Any]) -> np.dtype:
     return np.dtype(np.uint64 if any(x.dtype == jnp.float64 for x in xs) else np.uint32)
 
 
-def _key(x: Any, magnitude: bool, dtype: np.dtype) -> Any:
+def key_of(x: Any, magnitude: bool, dtype: np.dtype) -> Any:
     """`order_key` for a jax or a numpy array. In integers throughout: float compares may flush denormals to zero."""
     host = isinstance(x, np.ndarray)
     xp: Any = np if host else jnp
@@ -93,11 +93,11 @@ def _count(chunked: bool, x: jax.Array, dtype: np.dtype, magnitude: bool, test: 
 
     def tally(total: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
         index = start + lax.iota(jnp.int32, part.size)
-        return total + jnp.sum(test(_key(part, magnitude, dtype), index), dtype=jnp.int32)
+        return total + jnp.sum(test(key_of(part, magnitude, dtype), index), dtype=jnp.int32)
 
     if chunked:
         return fold_chunks(tally, jnp.int32(0), x)
-    return jnp.sum(test(_key(x, magnitude, dtype), _flat_index(x)), dtype=jnp.int32)
+    return jnp.sum(test(key_of(x, magnitude, dtype), _flat_index(x)), dtype=jnp.int32)
 
 
 # --- the k-th smallest ------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def _digit_counts(xs: list[jax.Array], prefix: jax.Array, shift: int, magnitude:
     bins, u = 1 << DIGIT, dtype.type
 
     def add(counts: jax.Array, _: jax.Array, part: jax.Array) -> jax.Array:
-        high = _key(part, magnitude, dtype) >> u(shift)
+        high = key_of(part, magnitude, dtype) >> u(shift)
         digit = (high & u(bins - 1)).astype(jnp.int32)
         if shift + DIGIT < 8 * dtype.itemsize:  # others go to a bin of their own
             digit = jnp.where(high >> u(DIGIT) == prefix, digit, bins)
@@ -177,7 +177,7 @@ def _walk(counts: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
 
 def _kth_host(xs: list[Any], k: int, magnitude: bool) -> tuple[Any, Any, Any, list[np.ndarray]]:
     dtype = key_dtype(xs)
-    keys = [_key(np.asarray(x).reshape(-1), magnitude, dtype) for x in xs]
+    keys = [key_of(np.asarray(x).reshape(-1), magnitude, dtype) for x in xs]
     n = sum(key.size for key in keys)
     if k >= n:
         return dtype.type(np.iinfo(dtype).max), np.int32(n), np.int32(0), keys
@@ -229,7 +229,7 @@ def _keep(chunked: bool, xs: list[jax.Array], remove: jax.Array, magnitude: bool
 
     low = jnp.where(stay == equal, x.size, 0).astype(jnp.int32)
     end, _ = lax.while_loop(lambda span: span[0] < span[1], halve, (low, jnp.full_like(low, x.size)))
-    key = _key(x, magnitude, dtype)
+    key = key_of(x, magnitude, dtype)
     return (key > t) | ((key == t) & (_flat_index(x) < end))
 
 
@@ -269,64 +269,3 @@ def _shares(each: list[tuple[Any, Any]], below: Any, equal: Any, remove: Any, xp
         left = left - stay
         out.append((less + same - stay).astype(np.int32))
     return out
-
-
-# --- patterns ---------------------------------------------------------------------------------------------------------
-
-
-def n_m(score: jax.Array, n: int, m: int, axis: int, *, magnitude: bool = False) -> jax.Array:
-    """A bool mask that keeps the n largest of every run of m along `axis` (ties: the lower index; NaN smallest).
-
-    The rank of an entry is the number of others in its run that beat it: m - 1 compares an entry, no sort.
-    """
-    if not 0 <= n <= m or score.shape[axis] % m:
-        raise ValueError(f"{n}:{m} needs 0 <= n <= m and an axis that {m} divides, not axis {axis} of {score.shape}")
-    host = on_host(score)
-    x: Any = np.asarray(score) if host else score
-    mask = (_n_m if host else _n_m_compiled)(x, n, m, axis % score.ndim, magnitude)
-    return put_like(mask, score) if host else mask
-
-
-def _n_m(x: Any, n: int, m: int, axis: int, magnitude: bool) -> Any:
-    xp: Any = np if isinstance(x, np.ndarray) else jnp
-    runs = split_axes(_key(x, magnitude, key_dtype([x])), {axis: m})
-    key = [runs[(slice(None),) * (axis + 1) + (j,)] for j in range(m)]
-
-    def rank(j: int) -> Any:
-        beaten = [key[i] >= key[j] if i < j else key[i] > key[j] for i in range(m) if i != j]
-        return sum((b.astype(np.uint8) for b in beaten), xp.zeros_like(key[j], np.uint8))
-
-    return merge_axes(xp.stack([rank(j) < n for j in range(m)], axis + 1), x.shape, spec_of(x))
-
-
-_n_m_compiled = partial(jax.jit, static_argnums=(1, 2, 3, 4))(_n_m)
-
-
-def pool_blocks(score: jax.Array, block: Sequence[int]) -> jax.Array:
-    """Sum of `score` over every block of the last len(block) axes, in float32."""
-    lead = score.ndim - len(block)
-    if lead < 0 or any(s % b for s, b in zip(score.shape[lead:], block)):
-        raise ValueError(f"blocks {tuple(block)} do not tile the last axes of {score.shape}: choose divisors, or pad")
-    tiles = split_axes(score, {lead + i: b for i, b in enumerate(block)})
-    return jnp.sum(tiles, tuple(lead + 2 * i + 1 for i in range(len(block))), dtype=jnp.float32)
-
-
-def spread_blocks(mask: jax.Array, block: Sequence[int]) -> jax.Array:
-    """The transpose of `pool_blocks`: every entry of `mask` repeated over its block."""
-    lead = mask.ndim - len(block)
-    shape = mask.shape[:lead] + tuple(s * b for s, b in zip(mask.shape[lead:], block))
-    inside = tuple(lead + 2 * i + 1 for i in range(len(block)))
-    tiles = jnp.expand_dims(mask, inside)
-    repeats = dict(zip(inside, block))
-    tiles = jnp.broadcast_to(tiles, [repeats.get(a, s) for a, s in enumerate(tiles.shape)])
-    return merge_axes(tiles, shape, spec_of(mask))
-
-
-def pool_units(score: jax.Array, axis: int) -> jax.Array:
-    """Sum of `score` over all axes but `axis`, in float32: one number a unit."""
-    return jnp.sum(score, tuple(a for a in range(score.ndim) if a != axis % score.ndim), dtype=jnp.float32)
-
-
-def spread_units(mask: jax.Array, axis: int, shape: Sequence[int]) -> jax.Array:
-    """The transpose of `pool_units`: every entry of `mask` over its slice of an array of `shape`."""
-    return lax.broadcast_in_dim(mask, tuple(shape), (axis % len(shape),))

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxprune.numerics import affine as A
+from jaxprune.numerics import grids as G
 from tests.reference import affine as ref
 
 SHAPES = [((12, 5), (-1,), None), ((12, 5), (), 4), ((12,), (-1,), None)]
@@ -42,14 +43,14 @@ def kinds():
         return A.dequantize(q, s, z), q, s
 
     def float8(name, w, axis, group, where):
-        s = A.absmax_scale(w, A.FLOAT8[name], axis, group, where)
-        q = A.quantize_float8(w, s, name)
+        s = A.absmax_scale(w, G.FLOAT8[name], axis, group, where)
+        q = G.quantize_float8(w, s, name)
         return A.dequantize(q, s), q, s
 
     def nf4(w, axis, group, where):
         s = A.absmax_scale(w, 1.0, axis, group, where)
-        q = A.quantize_grid(w, s, A.NF4)
-        return A.dequantize(q, s, grid=A.NF4), q, s
+        q = G.quantize_grid(w, s, G.NF4)
+        return A.dequantize(q, s, grid=G.NF4), q, s
 
     def few(f, w, axis, group, where):
         q, s = f(w, axis, where, group)
@@ -57,8 +58,8 @@ def kinds():
 
     table = {f"symmetric{b}": partial(symmetric, b) for b in (4, 16)}
     table |= {f"affine{b}": partial(affine, b) for b in (4, 16)}
-    table |= {name: partial(float8, name) for name in A.FLOAT8}
-    table |= {"nf4": nf4, "binary": partial(few, A.binary), "ternary": partial(few, A.ternary)}
+    table |= {name: partial(float8, name) for name in G.FLOAT8}
+    table |= {"nf4": nf4, "binary": partial(few, G.binary), "ternary": partial(few, G.ternary)}
     return table
 
 
@@ -93,7 +94,7 @@ def test_equals_the_reference(shape, axis, group):
     check(s, entry(ref.affine_scale(4)))
     check(q, weight(ref.affine(4), s, entry(ref.zero_point(4))))
     _, q, s = got["nf4"]
-    check(q, weight(ref.nearest(A.NF4), s))
+    check(q, weight(ref.nearest(G.NF4), s))
     decoded, signs, alpha = got["binary"]
     check(alpha, entry(ref.alpha))
     check(signs, w >= 0)
@@ -113,7 +114,7 @@ def test_half_to_even_and_saturation():
 
 def test_float8_saturates():
     w = jnp.array([500.0, -1e9, jnp.nan, 0.1])
-    q = A.quantize_float8(w, jnp.ones(1), jnp.float8_e4m3fn).astype(jnp.float32)
+    q = G.quantize_float8(w, jnp.ones(1), jnp.float8_e4m3fn).astype(jnp.float32)
     assert q.tolist() == [448.0, -448.0, 0.0, 0.1015625]
 
 
@@ -204,7 +205,7 @@ def test_transforms():
 def test_dequantize_batches_over_leading_axes():
     q = jnp.asarray(np.random.default_rng(0).integers(0, 16, (3, 12, 4)), jnp.uint8)
     s, z = jnp.asarray(normal((3, 4, 4))), q[:, ::3]
-    for grid in (None, A.NF4):
+    for grid in (None, G.NF4):
         assert same(A.dequantize(q, s, z, grid), jax.vmap(lambda q, s, z, g=grid: A.dequantize(q, s, z, g))(q, s, z))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxprune.numerics import placement, select
+from jaxprune.numerics import patterns, placement, select
 
 from ..reference import select as slow
 
@@ -142,24 +142,24 @@ def test_n_m_equals_a_sort(axis, magnitude):
     x = with_ties((8, 12))
     for n, m in ((0, 4), (1, 4), (2, 4), (4, 4), (1, 2)):
         want = slow.n_m(x, n, m, axis, magnitude)
-        np.testing.assert_array_equal(select.n_m(x, n, m, axis, magnitude=magnitude), want)
-        np.testing.assert_array_equal(select._n_m_compiled(x, n, m, axis % 2, magnitude), want)
+        np.testing.assert_array_equal(patterns.n_m(x, n, m, axis, magnitude=magnitude), want)
+        np.testing.assert_array_equal(patterns._n_m_compiled(x, n, m, axis % 2, magnitude), want)
     with pytest.raises(ValueError, match="divides"):
-        select.n_m(x, 2, 5, axis)
+        patterns.n_m(x, 2, 5, axis)
 
 
 def test_blocks_and_units_pool_and_spread():
     x = jnp.arange(48, dtype=jnp.bfloat16).reshape(2, 4, 6)
-    pooled = select.pool_blocks(x, (2, 3))
+    pooled = patterns.pool_blocks(x, (2, 3))
     assert pooled.dtype == jnp.float32
     np.testing.assert_array_equal(pooled, np.asarray(x, np.float32).reshape(2, 2, 2, 2, 3).sum((2, 4)))
-    np.testing.assert_array_equal(select.spread_blocks(pooled, (2, 3))[:, ::2, ::3], pooled)
-    assert select.spread_blocks(pooled > 0, (2, 3)).shape == x.shape
-    np.testing.assert_array_equal(select.pool_units(x, 1), np.asarray(x, np.float32).sum((0, 2)))
-    units = select.spread_units(jnp.arange(4), -2, x.shape)
+    np.testing.assert_array_equal(patterns.spread_blocks(pooled, (2, 3))[:, ::2, ::3], pooled)
+    assert patterns.spread_blocks(pooled > 0, (2, 3)).shape == x.shape
+    np.testing.assert_array_equal(patterns.pool_units(x, 1), np.asarray(x, np.float32).sum((0, 2)))
+    units = patterns.spread_units(jnp.arange(4), -2, x.shape)
     assert units.shape == x.shape and units[1, :, 5].tolist() == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="tile"):
-        select.pool_blocks(x, (3, 3))
+        patterns.pool_blocks(x, (3, 3))
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
@@ -172,9 +172,9 @@ def test_sharded_arrays_stay_where_they_are(kind, spec):
         y = jax.device_put(x, where)
         verbs = [
             lambda x: select.keep_largest(x, 700, magnitude=True),
-            lambda x: select.n_m(x, 2, 4, 0),
-            lambda x: select.spread_blocks(
-                select.pool_blocks(jnp.nan_to_num(x, posinf=9, neginf=-9), (2, 2)) > 0, (2, 2)
+            lambda x: patterns.n_m(x, 2, 4, 0),
+            lambda x: patterns.spread_blocks(
+                patterns.pool_blocks(jnp.nan_to_num(x, posinf=9, neginf=-9), (2, 2)) > 0, (2, 2)
             ),
         ]
         for verb in verbs:
@@ -206,7 +206,7 @@ def test_counts_do_not_recompile():
 def test_host_path_compiles_nothing(caplog):
     x = jnp.asarray(np.asarray(with_ties((11, 14))))
     with jax.log_compiles(True):
-        select.keep_largest(x, 20), select.kth(x, 3), select.split_global([x, x], 9), select.n_m(x, 1, 2, 1)
+        select.keep_largest(x, 20), select.kth(x, 3), select.split_global([x, x], 9), patterns.n_m(x, 1, 2, 1)
     assert not [r for r in caplog.records if "ompil" in r.getMessage()]
 
 
