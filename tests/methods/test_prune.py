@@ -238,3 +238,16 @@ def test_a_rule_that_matches_nothing_lists_the_nearest_paths():
     text = str(caught.value)
     assert "path('dens/kernel')" in text and text.index("dense/kernel") < text.index("conv/kernel")
     assert all(name in text for name in ("embed/embedding", "dense/bias", "steps"))
+
+
+def test_pruning_again_never_revives():
+    w = normal((10, 10))
+    twice = jp.chain(jp.prune(0.5), jp.prune(0.2)).init(w)
+    np.testing.assert_array_equal(twice.mask, jp.prune(0.5).init(w).mask)
+    falling = jp.prune(lambda t: jnp.where(t < 1, 0.5, 0.1))
+    assert kept(falling.update(falling.init(w), step=1)) == 50
+
+
+def test_path_rules_match_whole_paths():
+    with pytest.raises(ValueError, match="matches no path"):
+        jp.prune({"dense": 0.5}).init({"dense": {"kernel": normal((4, 4))}})

@@ -178,3 +178,11 @@ def test_keep_pruned_takes_a_mask_leaves_zero_leaves_free_and_refuses_nonsense()
         jp.keep_pruned(where=jp.where.path("nope")).init(params)
     with pytest.raises(ValueError, match="needs the params"):
         tx.update(params, tx.init(params))
+
+
+def test_what_a_mask_holds_lands_on_plus_zero_from_anywhere():
+    params = {"kernel": jnp.array([[3.0, -0.0], [1.0, -2.0]])}
+    tx = jp.keep_pruned({"kernel": jnp.array([[False, False], [True, False]])})
+    updates, _ = tx.update({"kernel": jnp.full((2, 2), 0.5)}, tx.init(params), params)
+    after = np.asarray(optax.apply_updates(params, updates)["kernel"])
+    assert after.tolist() == [[0, 0], [1.5, 0]] and not np.any(np.signbit(after))
