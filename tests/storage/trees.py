@@ -8,7 +8,7 @@ import numpy as np
 import jaxprune.core.arrays as c
 from jaxprune.core.factors import LowRank, Shared, Tucker
 from jaxprune.core.quantized import Binary, Packed, Quantized, pack
-from jaxprune.numerics.affine import NF4
+from jaxprune.numerics.grids import NF4
 
 F32 = jnp.dtype("float32")
 rng = np.random.default_rng(7)
