@@ -9,7 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Compress neural networks in JAX.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 
 Set = Annotated[
     list[str] | None,
@@ -21,11 +26,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 def main() -> None:
     """The entry point."""
     app()
-
-
-@app.callback()
-def _group() -> None:
-    """Compress neural networks in JAX."""
 
 
 @app.command()

@@ -284,7 +284,6 @@ def test_expand_and_errors():
         assert once.shape == (0, 4)
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 @pytest.mark.parametrize("kind_of_mesh", [AxisType.Auto, AxisType.Explicit])
 def test_sharded(kind_of_mesh):
     group, w, where = 4, normal((32, 8)), normal((32, 8), 1) > 0
@@ -304,7 +303,6 @@ def test_sharded(kind_of_mesh):
             np.testing.assert_allclose(x, y, rtol=0 if exact else 1e-6)
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 def test_groups_longer_than_a_shard():
     w = normal((32, 8))
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))

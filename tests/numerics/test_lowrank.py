@@ -129,7 +129,6 @@ def test_sizes_and_errors():
         L.svd(jnp.zeros((20, 12)), 2, jnp.zeros((20, 1)))
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded(kind):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)

@@ -59,7 +59,6 @@ def test_errors():
         unpack(jnp.zeros((3, 2), jnp.uint8), 17, False)
 
 
-@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [P("x", None), P(None, "x")])
 def test_sharded(kind, spec):
