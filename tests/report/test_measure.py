@@ -16,6 +16,7 @@ from jaxprune.report import measure
 from jaxprune.report.deep_compression import DeepCompression, deep_compression_bits
 from jaxprune.report.measure import Sizes, density, distortion, sizes, sqnr
 from jaxprune.report.pieces import leaves, pieces
+from jaxprune.storage.writer import predicted_bytes
 from tests.helpers import model, normal
 from tests.reference import deep_compression as reference
 
@@ -102,17 +103,15 @@ def test_laws(case):
     assert size.nonzero <= size.dense == sizes(model()).dense
     for piece in (p for p in parts if p.coded and p.symbols.size < 2000):
         assert measure.entropy_bits(piece) == pytest.approx(naive_entropy(piece.symbols), abs=1e-6)
-    writer = pytest.importorskip("jaxprune.storage.writer")
-    assert size.stored == pytest.approx(writer.predicted_bytes(coded), rel=0.01)
+    assert size.stored == pytest.approx(predicted_bytes(coded), rel=0.01)
 
 
 def test_stored_is_what_the_writer_predicts_at_any_length():
-    writer = pytest.importorskip("jaxprune.storage.writer")
     for n, top in itertools.product((1, 2, 3, 10, 100, 5000), (1, 2, 3, 200, 4095, 4096, 70000)):
         x = np.random.default_rng(n).integers(-top, top + 1, n) // 2
         tree = {"x": jnp.asarray(x, jnp.int32), "big": np.array([0, 2**40] * n), "m": jnp.asarray(x > 0)}
         tree |= {f"from {low}": np.arange(low, low + n) for low in (-65, -64, 63, 64)}
-        assert sizes(tree).stored == writer.predicted_bytes(tree), (n, top)
+        assert sizes(tree).stored == predicted_bytes(tree), (n, top)
 
 
 def test_a_common_codebook_is_charged_once():
