@@ -37,6 +37,7 @@ from jaxprune.methods import patterns as patterns
 from jaxprune.methods import schedules as schedules
 from jaxprune.methods import scores as scores
 from jaxprune.methods.cluster import cluster as cluster
+from jaxprune.methods.entropy_quantize import entropy_quantize as entropy_quantize
 from jaxprune.methods.factorize import factorize as factorize
 from jaxprune.methods.prune import prune as prune
 from jaxprune.methods.quantize import quantize as quantize
