@@ -152,7 +152,8 @@ class Graph:
                 break
             v = data[0]
         name = e.primitive.name if e is not None else "an argument"
-        if name in ("rsqrt", "sqrt"):
+        near = {name} | {self.maker[i].primitive.name for i in (e.inputs if e is not None else ()) if i in self.maker}
+        if near & {"rsqrt", "sqrt"}:
             return "it is normalised by statistics of its own input: use eval mode"
         if name in ("conv_general_dilated", "dot_general"):
             return f"the {name} before it has other uses, or more weights"
