@@ -145,6 +145,12 @@ class Graph:
                     found[self.paths[n]] = self._source(data[0])
         return found
 
+    def _origin(self, v: int) -> str:
+        """The primitive that made v, but for its layout."""
+        while (e := self.maker.get(v)) is not None and e.primitive.name in LAYOUT | {"broadcast_in_dim"}:
+            v = e.inputs[0]
+        return "" if e is None else e.primitive.name
+
     def _source(self, v: int) -> str:
         while (e := self.maker.get(v)) is not None and e.primitive.name in AFFINE | LAYOUT:
             data = [i for i in e.inputs if i not in self.of]
@@ -152,8 +158,7 @@ class Graph:
                 break
             v = data[0]
         name = e.primitive.name if e is not None else "an argument"
-        near = {name} | {self.maker[i].primitive.name for i in (e.inputs if e is not None else ()) if i in self.maker}
-        if near & {"rsqrt", "sqrt"}:
+        if {name, *map(self._origin, e.inputs if e is not None else ())} & {"rsqrt", "sqrt"}:
             return "it is normalised by statistics of its own input: use eval mode"
         if name in ("conv_general_dilated", "dot_general"):
             return f"the {name} before it has other uses, or more weights"

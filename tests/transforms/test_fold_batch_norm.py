@@ -140,3 +140,23 @@ def test_traced_params_are_refused():
     f = lambda p, x: bn(p["bn"], x @ p["w"])
     with pytest.raises(ValueError, match="outside jit"):
         jax.jit(lambda p: jp.fold_batch_norm(f, p, normal((2, 3))).params)({"w": normal((3, 3)), "bn": stats(3)})
+
+
+def test_a_residual_network_is_folded_whole():
+    from experiments import resnet
+
+    p = {"conv1": {"kernel": normal((3, 3, 3, 4))}, "linear": {"kernel": normal((16, 10)), "bias": normal(10)}}
+    widths = [("1", 4, 4), ("2", 4, 8), ("3", 8, 16)]
+    p |= {f"layer{s}.0.conv1": {"kernel": normal((3, 3, i, o), 1)} for s, i, o in widths}
+    p |= {f"layer{s}.0.conv2": {"kernel": normal((3, 3, o, o), 2)} for s, _, o in widths}
+    norms = {name.replace("conv", "bn"): x["kernel"].shape[-1] for name, x in p.items() if "conv" in name}
+    names = ("mean", "var", "scale", "bias")
+    p |= {name: dict(zip(names, stats(n).values())) for name, n in norms.items()}
+    got = jp.fold_batch_norm(resnet.apply, p, normal((1, 32, 32, 3)))
+    assert len(got.folded) == 7 and got.left == ()
+    np.testing.assert_allclose(
+        resnet.apply(got.params, normal((2, 32, 32, 3), 5)),
+        resnet.apply(p, normal((2, 32, 32, 3), 5)),
+        rtol=1e-3,
+        atol=1e-2,
+    )
