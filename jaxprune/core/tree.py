@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.core import where as w
 from jaxprune.core.arrays import Masked, is_code, materialize
@@ -112,6 +113,18 @@ def check_weight(slot: Slot) -> None:
         raise ValueError(f"{slot} is not a float array: only weights can be compressed. Exclude it with `where`")
     if slot.value.size == 0:
         raise ValueError(f"{slot} is empty. Exclude it with `where`, as where=jp.where.weights & jp.where.size(min=1)")
+
+
+def check_finite(slot: Slot) -> None:
+    """Refuses NaN and infinities that no mask hides; nothing is known of a traced leaf."""
+    x = there(slot)
+    if isinstance(x, Tracer):
+        return
+    bad = x.size - int(jnp.sum(jnp.isfinite(x)))
+    if bad:
+        raise ValueError(
+            f"{slot} has {bad} NaN or infinite weights, which no scale can hold; mend them, or prune them first"
+        )
 
 
 def fold_path(key: jax.Array, path: str) -> jax.Array:

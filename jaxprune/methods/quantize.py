@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jaxprune.core.arrays import CompressedArray
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.quantized import Binary, Quantized, pack
-from jaxprune.core.tree import fold_path, map_slots
+from jaxprune.core.tree import check_finite, fold_path, map_slots
 from jaxprune.core.where import Slot
 from jaxprune.numerics import affine, grids
 from jaxprune.numerics.precision import wide
@@ -78,7 +78,7 @@ def quantize(
 
     def encode(slot: Slot, key: Any) -> CompressedArray:
         w, mask = slot.value, slot.mask
-        _refuse_nan(slot)
+        check_finite(slot)  # under trace NaN becomes 0, and infinities saturate
         try:
             if scale is not None:
                 return _fixed(w, float(scale), bits, clip, mask)
@@ -118,17 +118,6 @@ def _settle(kind: Kind, bits: int | None, scale: Any, rounding: str, range: str)
             f"quantize(kind={kind!r}): stochastic rounding and range='mse' are for integers (symmetric, affine)"
         )
     return kind, own
-
-
-def _refuse_nan(slot: Slot) -> None:
-    if isinstance(slot.value, Tracer):
-        return  # documented policy under trace: NaN becomes 0, infinities saturate
-    there = slot.value if slot.mask is None else jnp.where(slot.mask, slot.value, jnp.zeros((), slot.value.dtype))
-    bad = there.size - int(jnp.sum(jnp.isfinite(there)))
-    if bad:
-        raise ValueError(
-            f"{slot} has {bad} NaN or infinite weights, which no scale can hold; mend them, or prune them first"
-        )
 
 
 def _noise(rounding: str, key: Any, slot: Slot) -> Any:
