@@ -18,6 +18,7 @@ from jaxprune.numerics import contexts, rans
 from jaxprune.numerics.contexts import CONTEXTS, MIDDLE, REACH, Classes, Contexts, Layout
 
 TABLE_BITS, ENTRY_BITS = 16, 9
+MOST_TABLES = 64
 ROUNDS = 3  # of pricing the classes by how often they are chosen
 
 
@@ -111,7 +112,7 @@ def _merged(counts: NDArray[np.int64], order: NDArray) -> tuple[list[list[int]],
     groups, rows = [[int(i)] for i in order], counts[order]
     cost = _cost(rows)
     loss = _cost(rows[:-1] + rows[1:]) - cost[:-1] - cost[1:]
-    while len(groups) > 1 and loss.min() < 0:
+    while len(groups) > 1 and (loss.min() < 0 or len(groups) > MOST_TABLES):
         i = int(loss.argmin())
         groups[i : i + 2] = [groups[i] + groups[i + 1]]
         rows[i] += rows[i + 1]

@@ -12,13 +12,10 @@ from jaxprune.numerics.banks import Bank
 from jaxprune.numerics.contexts import CONTEXTS, Classes, Contexts, Layout, magnitudes
 from jaxprune.numerics.rans import LOW, MAX_STEPS, TOTAL, StreamError
 
-MAX_WIDTH = 1 << 10  # symbols of a table
-MAX_TABLES = 256
-
 
 def lanes_for(order: Layout, bits: float) -> int:
-    """Lanes for these symbols in about `bits` bits: see `rans.lanes_for`. More lanes than rows would be idle."""
-    return min(order.rows, rans.lanes_for(order.size, bits))
+    """Lanes for these symbols in about `bits` bits, 4 bytes of 0.4% of them; more lanes than rows would be idle."""
+    return min(order.rows, rans.lanes_for(order.size, 0.8 * bits))
 
 
 def encode(ids: NDArray[np.uint8], values: NDArray, order: Layout, bank: Bank, lanes: int) -> bytes:

@@ -71,11 +71,13 @@ class Loading:
         return {leaf for leaf, _ in chosen} | {group.codebook for _, group in chosen if group}
 
     def afford(self, max_bytes: int) -> None:
-        total = 0
+        total, used = 0, {bank for leaf in self.wanted for bank in reader.banks_of(leaf.node)}
         for leaf, group in leaves(self.contents.tree):
             if leaf in self.wanted:
                 dense_too = self.as_ != "compressed" and isinstance(leaf.node, Code)
                 total += reader.decoded_bytes(leaf.node) + (dense_bytes(leaf.node, group) if dense_too else 0)
+            else:  # a bank is decoded whole
+                total += reader.banked_bytes(leaf.node, used)
         if total > max_bytes:
             raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
 

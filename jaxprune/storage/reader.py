@@ -150,6 +150,20 @@ def decoded_bytes(node: Any) -> int:
     return mask + sum(map(decoded_bytes, node.parts))
 
 
+def banks_of(node: Any) -> set[int]:
+    """The banks that a leaf's node has arrays in."""
+    if isinstance(node, Row):
+        return {node.bank} - {-1}
+    return {bank for part in node.parts for bank in banks_of(part)} if isinstance(node, Code) else set()
+
+
+def banked_bytes(node: Any, used: set[int]) -> int:
+    """Bytes of a node's arrays in these banks, decoded."""
+    if isinstance(node, Row):
+        return decoded_bytes(node) if node.bank in used else 0
+    return sum(banked_bytes(part, used) for part in node.parts) if isinstance(node, Code) else 0
+
+
 def _bank_lengths(said: Any) -> list[int]:
     if type(said) is not list:
         raise FormatError("the lengths of the banks are not a list")
