@@ -1,11 +1,11 @@
 """Choosing what a decoder is told: the classes of arrays, and a bank of tables for their contexts.
 
-Both minimise bits, those of the telling included. A class c of a slice with sum x of magnitudes, e of them not zero,
-and expected sum X(c), costs its own bits and, as for a Poisson variable, some
+Both minimise bits, those of the telling included. A class c of a slice with sum x of magnitudes, e of them not 0, and
+expected sum X(c), costs its own bits and, as for a Poisson variable, some
 
     (e / x) (X − x − x ln(X / x)) / (2 ln 2)        half: the neighbours make up for the rest
 
-A table costs some 16 bits and 9 for each symbol. Contexts start with one each, in the order of their mean magnitude, and
+A table costs some 16 bits, and 9 a symbol. Contexts start with one each, in the order of their mean magnitude, and
 neighbours are merged as long as that saves more than it loses, n H(a + b) − n_a H(a) − n_b H(b). Writers only.
 """
 

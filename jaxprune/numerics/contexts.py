@@ -11,8 +11,9 @@ What the classes miss shows in the neighbours: with a decay of 3/4 a column,
     seen <- ¾ seen + |v|,  expected <- ¾ expected + λ(c)        g = ⌊log2(seen + 1) − log2(expected + 1) + ½⌉, −4 … 3
 
 The context is 8 c + g + 4, one of 256; it picks one of a few tables (`numerics.banks`). Many arrays are coded together.
-Long rows are cut into pieces, the pieces of all arrays are sorted by length, and all advance by a column at a time: long
-vectors for NumPy, and one state of the coder for many small arrays. Integers in 1/16 and tables: the same everywhere.
+Long rows are cut into pieces, the pieces of all arrays are sorted by length, and all advance by a column at a time:
+long vectors for NumPy, and one state of the coder for many small arrays. All of it is integers in 1/16 and tables: the
+same everywhere.
 
 After the two-way classes of a Poisson model, and JPEG-LS's sum of neighbours (Weinberger, Seroussi, Sapiro 2000).
 NumPy and the standard library only.

@@ -2,7 +2,7 @@
 
     low, width − 1, tables − 1, lanes       varints; low zigzagged
     level, centre                           of each array, zigzagged varints
-    classes                                 int8 of outputs, inputs and places of each array: u8 codec, varint length, stream
+    classes                                 int8 of each array's outputs, inputs and places: u8 codec, varint n, n bytes
     the tables                              see `_tables`
     the stream                              of `numerics.context_coder`
 

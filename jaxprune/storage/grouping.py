@@ -56,7 +56,7 @@ def _fits(array: Array) -> bool:
 def _centre(words: np.ndarray) -> int:
     """What counts as 0: that itself where it can, else the middle."""
     low, high = int(words.min()), int(words.max())
-    return 0 if (low < 0 or high < 2) and -HALF < low and high < HALF else (low + high + 1) // 2
+    return 0 if (low < 0 or high < 2) and low > -HALF and high < HALF else (low + high + 1) // 2
 
 
 def _paying(arrays: list[Array]) -> Group | None:

@@ -1,4 +1,4 @@
-"""Integers in streams: varints (7 bits a byte, the lowest first), zigzag for signs, and a reader that checks lengths."""
+"""Integers in streams: varints (7 bits a byte, the lowest first), zigzag for signs, a reader that checks lengths."""
 
 import zlib
 

@@ -2,8 +2,8 @@
 
 NumPy and the standard library only, so that a file can be read where JAX is not.
 
-`contents` reads the header and the manifest; `Decoder.read` one leaf's bytes, which its CRC-32 guards. Whatever the file
-holds, the only exceptions are `FormatError` and the operating system's own.
+`contents` reads the header and the manifest; `Decoder.read` one leaf's bytes, which its CRC-32 guards. Whatever the
+file holds, the only exceptions are `FormatError` and the operating system's own.
 """
 
 import json
@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from jaxprune.storage import format as f
 from jaxprune.storage import banks, streams
+from jaxprune.storage import format as f
 from jaxprune.storage.format import DTYPES, KINDS, Array, Bank, Code, FormatError, Leaf, Row
 from jaxprune.storage.nodes import Nodes, grids, integer
 from jaxprune.storage.structure import Shaped, check_values, integers_of

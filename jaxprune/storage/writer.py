@@ -53,10 +53,13 @@ def _arrays(node: Any) -> Iterator[Array]:
     """A tree's arrays, in the order of the file."""
     if isinstance(node, Array):
         yield node
-    below = {Leaf: lambda: [node.node], Code: lambda: node.parts, Group: lambda: [node.codebook, node.tree]}
-    kids = below[type(node)]() if type(node) in below else node.values() if isinstance(node, dict) else node
-    if isinstance(node, dict | list | tuple | Leaf | Code | Group):
-        for kid in kids:
+    elif isinstance(node, Leaf):
+        yield from _arrays(node.node)
+    elif isinstance(node, Group):
+        yield from _arrays(node.codebook)
+        yield from _arrays(node.tree)
+    elif isinstance(node, Code | dict | list | tuple):
+        for kid in node.parts if isinstance(node, Code) else node.values() if isinstance(node, dict) else node:
             yield from _arrays(kid)
 
 
