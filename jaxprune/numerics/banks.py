@@ -123,14 +123,14 @@ def _merged(counts: NDArray[np.int64], order: NDArray) -> tuple[list[list[int]],
     return groups, rows
 
 
-def _cost(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def _cost(counts: NDArray[np.int64]) -> NDArray:
     """Bits of symbols with these counts, and of their table."""
     total = counts.sum(-1)
     information = _xlog2x(total) - _xlog2x(counts).sum(-1)
     return information + TABLE_BITS + ENTRY_BITS * np.count_nonzero(counts, -1)
 
 
-def _xlog2x(x: NDArray[np.int64]) -> NDArray[np.float64]:
+def _xlog2x(x: NDArray[np.int64]) -> NDArray:
     return x * np.log2(np.maximum(x, 1))
 
 

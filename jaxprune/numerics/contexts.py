@@ -107,7 +107,7 @@ def layout(shapes: list[tuple[int, ...]]) -> Layout:
         cut += [(array, start, min(length, columns - start), outputs) for start in starts]
     cut.sort(key=lambda piece: -piece[2])
     rows = np.cumsum([0, *(piece[3] for piece in cut)]).tolist()
-    pieces = tuple(Piece(*piece[:3], row, piece[3]) for piece, row in zip(cut, rows))
+    pieces = tuple(Piece(array, start, length, row, n) for (array, start, length, n), row in zip(cut, rows))
     return Layout(views, pieces, _bands(pieces), size)
 
 
