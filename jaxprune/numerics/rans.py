@@ -68,7 +68,7 @@ def lanes_for(n: int, bits: float) -> int:
 
 def encode(symbols: ArrayLike, freqs: ArrayLike, lanes: int) -> bytes:
     """The stream of `symbols`, in C order."""
-    freq = _checked(freqs)
+    freq = checked(freqs)
     symbol = np.asarray(symbols).ravel()
     n = symbol.size
     steps = _steps(n, lanes)
@@ -80,11 +80,11 @@ def encode(symbols: ArrayLike, freqs: ArrayLike, lanes: int) -> bytes:
     words = [np.zeros(0, np.uint16)]
     for step in reversed(range(steps)):
         s = symbol[step * lanes : (step + 1) * lanes].astype(np.intp)
-        words.append(_push(x[: s.size], f_of[s], start_of[s]))
+        words.append(push(x[: s.size], f_of[s], start_of[s]))
     return x.astype("<u4").tobytes() + np.concatenate(words[::-1]).astype("<u2").tobytes()
 
 
-def _push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]) -> NDArray[np.uint16]:
+def push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]) -> NDArray[np.uint16]:
     """Pushes a symbol on each lane, in place; returns the words that had to leave."""
     if not f.all():
         raise ValueError("a symbol has frequency 0: make the table from these symbols' counts")
@@ -98,40 +98,48 @@ def _push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32
 
 def decode(buffer: bytes, n: int, freqs: ArrayLike, lanes: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """The n symbols of a stream. Anything but a whole stream that ends in the right state is a StreamError."""
-    freq = _checked(freqs)
+    freq = checked(freqs)
     steps = _steps(n, lanes)
-    x, words = _parsed(buffer, lanes)
-    symbol_of, pop_of = _slots(freq)
+    x, words = parsed(buffer, lanes)
+    symbol_of, pop_of = slots_of(freq)
     symbol = np.full(n, symbol_of[0])
     slots = np.empty(lanes, np.intp)
     taken = 0
     for step in range(steps if freq.max() < TOTAL else 0):  # a lone symbol takes no bits: `symbol` is right already
         out = symbol[step * lanes : (step + 1) * lanes]
         slot = slots[: out.size]
-        taken += _pop(x[: out.size], slot, pop_of, words[taken : taken + lanes])
+        np.bitwise_and(x[: out.size], np.uint32(TOTAL - 1), out=slot, casting="unsafe")
+        taken += pop(x[: out.size], pop_of.take(slot), words[taken : taken + lanes])
         symbol_of.take(slot, out=out, mode="clip")  # slots are in range; "clip" spares a check and a copy
-    if taken != words.size:
-        raise StreamError(f"{words.size - taken} words are left over after {n} symbols")
-    if np.any(x != LOW):
-        raise StreamError("the lanes do not end in their initial state: the stream is damaged")
+    check_end(x, words.size - taken)
     return symbol
 
 
-def _pop(x: NDArray[np.uint32], slot: NDArray[np.intp], pop_of: NDArray[np.uint32], words: NDArray[np.uint32]) -> int:
-    """Pops each lane's slot, in place; returns the number of words that came back."""
-    np.bitwise_and(x, np.uint32(TOTAL - 1), out=slot, casting="unsafe")
-    pop = pop_of.take(slot)
+def check_end(x: NDArray[np.uint32], left: int) -> None:
+    """Whether a decoder has come to the end of its stream."""
+    if left:
+        raise StreamError(f"{left} words are left over after the last symbol")
+    if np.any(x != LOW):
+        raise StreamError("the lanes do not end in their initial state: the stream is damaged")
+
+
+def pop(x: NDArray[np.uint32], found: NDArray[np.uint32], words: NDArray[np.uint32]) -> int:
+    """Pops each lane's slot, `found` in `slots_of`, in place; returns the number of words that came back."""
     x >>= np.uint32(BITS)
-    x *= pop & np.uint32(0xFFFF)
-    x += pop >> np.uint32(16)
-    low = np.flatnonzero(x < LOW)
+    x *= found & np.uint32(0xFFFF)
+    found >>= np.uint32(16)
+    x += found
+    low = (x < np.uint32(LOW)).nonzero()[0]
     if low.size > words.size:
         raise StreamError("the stream is truncated")
-    x[low] = x[low] << np.uint32(16) | words[: low.size]
+    back = x.take(low)
+    back <<= np.uint32(16)
+    back |= words[: low.size]
+    x[low] = back
     return low.size
 
 
-def _slots(freq: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.uint32]]:
+def slots_of(freq: NDArray) -> tuple[NDArray, NDArray[np.uint32]]:
     """For each x mod M: its symbol, and f_s + 2^16 ((x mod M) − C_s), so that a pop needs one look-up."""
     symbol_of = np.repeat(np.arange(freq.size), freq)
     offset = np.arange(TOTAL) - (np.cumsum(freq) - freq)[symbol_of]
@@ -139,7 +147,8 @@ def _slots(freq: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.uint32]]:
     return symbol_of.astype(np.uint8 if freq.size <= 256 else np.uint16), pop_of
 
 
-def _parsed(buffer: bytes, lanes: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def parsed(buffer: bytes, lanes: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """The states and the words of a stream."""
     if len(buffer) < 4 * lanes or len(buffer) % 2:
         raise StreamError(f"{len(buffer)} bytes cannot hold {lanes} states and whole words")
     x = np.frombuffer(buffer, "<u4", lanes).astype(np.uint32)
@@ -148,7 +157,8 @@ def _parsed(buffer: bytes, lanes: int) -> tuple[NDArray[np.uint32], NDArray[np.u
     return x, np.frombuffer(buffer, "<u2", offset=4 * lanes).astype(np.uint32)
 
 
-def _checked(freqs: ArrayLike) -> NDArray[np.int64]:
+def checked(freqs: ArrayLike) -> NDArray[np.int64]:
+    """A table, if it is one."""
     freq = np.asarray(freqs)
     if freq.ndim != 1 or freq.dtype.kind not in "ui" or not 1 <= freq.size <= LOW:
         raise StreamError(f"a table is a vector of 1 to {LOW} integers, not {freq.dtype}{freq.shape}")

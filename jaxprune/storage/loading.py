@@ -46,7 +46,8 @@ class Loading:
     """One call of `load`."""
 
     def __init__(self, file: BinaryIO, contents: reader.Contents, as_: str, only: str | None, max_bytes: int):
-        self.file, self.contents, self.as_ = file, contents, as_
+        self.contents, self.as_ = contents, as_
+        self.decoder = reader.Decoder(file, contents)
         self.pattern = None if only is None else re.compile(only)
         self.wanted = self.selection()
         self.codebooks: dict[Group, Any] = {}
@@ -70,22 +71,24 @@ class Loading:
         return {leaf for leaf, _ in chosen} | {group.codebook for _, group in chosen if group}
 
     def afford(self, max_bytes: int) -> None:
-        total = 0
+        total, used = 0, {bank for leaf in self.wanted for bank in reader.banks_of(leaf.node)}
         for leaf, group in leaves(self.contents.tree):
             if leaf in self.wanted:
                 dense_too = self.as_ != "compressed" and isinstance(leaf.node, Code)
                 total += reader.decoded_bytes(leaf.node) + (dense_bytes(leaf.node, group) if dense_too else 0)
+            else:  # a bank is decoded whole
+                total += reader.banked_bytes(leaf.node, used)
         if total > max_bytes:
             raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
 
     def leaf(self, leaf: Leaf, group: Group | None) -> Any:
-        node = reader.read(self.file, self.contents.start, leaf, shared(group))
+        node = self.decoder.read(leaf, shared(group))
         return parts.from_node(node, self.as_, self.codebook(group) if group and self.as_ != "compressed" else None)
 
     def codebook(self, group: Group) -> Any:
         """A codebook, read once."""
         if group not in self.codebooks:
-            node = reader.read(self.file, self.contents.start, group.codebook)
+            node = self.decoder.read(group.codebook)
             self.codebooks[group] = parts.made(node, host=self.as_ == "compressed")
         return self.codebooks[group]
 

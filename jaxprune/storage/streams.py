@@ -17,9 +17,9 @@ import numpy as np
 from jaxprune.numerics import codes, rans
 from jaxprune.storage import lanes as coder
 from jaxprune.storage.format import BITS, MAX_ALPHABET, MAX_WIDTH, RANS, RAW, Dtype, FormatError
+from jaxprune.storage.integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
 
 CHUNK = 1 << 16  # symbols packed at a time: whole bytes, and little memory
-Buffer = bytes | memoryview
 
 
 class Plan(NamedTuple):
@@ -52,9 +52,9 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
         return np.frombuffer(buffer, "<" + dtype.word).astype(dtype.word, copy=False)
     if not dtype.discrete:
         raise FormatError(f"elements of {dtype.name} are stored raw, not with the codec {codec}")
-    base, at = _varint(buffer, 0)
+    base, at = varint(buffer, 0)
     read = _read_bits if codec == BITS else _read_rans
-    return _shifted(read(memoryview(buffer)[at:], n), _unzigzag(base), dtype)
+    return _shifted(read(memoryview(buffer)[at:], n), unzigzag(base), dtype)
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
     base, top = int(words.min()), int(words.max()) - int(words.min())
     if top >= 1 << MAX_WIDTH:
         return raw
-    head, symbols, width = _leb(_zigzag(base)), _less(words, base), top.bit_length()
+    head, symbols, width = leb(zigzag(base)), _less(words, base), top.bit_length()
     plans = [*raw, Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
     return plans + _rans(head, symbols, min(plan.size for plan in plans)) if 0 < top < MAX_ALPHABET else plans
 
@@ -97,7 +97,7 @@ def _rans(head: bytes, symbols: np.ndarray, best: int) -> list[Plan]:
     if entropy / 8 + np.count_nonzero(counts) // 4 + 8 >= best:
         return []
     freqs, lanes = rans.normalise(counts), rans.lanes_for(symbols.size, entropy)
-    head += _leb(lanes) + _table(freqs)
+    head += leb(lanes) + _table(freqs)
     used = counts > 0
     information = float(counts[used] @ (rans.BITS - np.log2(freqs[used].astype(np.float64))))
     # A lane's state of 32 bits starts with 16 that say nothing, and ends with 8 on average that filled no word.
@@ -139,42 +139,31 @@ def _read_bits(rest: memoryview, n: int) -> np.ndarray:
 
 
 def _table(freqs: np.ndarray) -> bytes:
-    plain = b"".join(_leb(int(f)) for f in freqs)
+    plain = b"".join(leb(int(f)) for f in freqs)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
     small = deflate.compress(plain) + deflate.flush()
     k = 2 * (len(freqs) - 1)
-    return _leb(k + 1) + small if len(small) < len(plain) else _leb(k) + plain
+    return leb(k + 1) + small if len(small) < len(plain) else leb(k) + plain
 
 
 def _read_table(rest: memoryview, at: int) -> tuple[np.ndarray, memoryview]:
-    head, at = _varint(rest, at)
+    head, at = varint(rest, at)
     k, rest = head // 2 + 1, rest[at:]
     if k > MAX_ALPHABET:
         raise FormatError(f"a table of {k} symbols; at most {MAX_ALPHABET} are allowed")
-    plain, after = _inflated(rest, 2 * k) if head & 1 else (rest, None)
+    plain, after = inflated_first(rest, 2 * k) if head & 1 else (rest, None)
     freqs, at = np.zeros(k, np.int64), 0
     for i in range(k):
-        freqs[i], at = _varint(plain, at, 2)
+        freqs[i], at = varint(plain, at, 2)
     if after is None:
         return freqs, rest[at:]
     if at != len(plain):
         raise FormatError("bytes are left over after the table")
-    return freqs, after
-
-
-def _inflated(rest: memoryview, most: int) -> tuple[memoryview, memoryview]:
-    inflate = zlib.decompressobj(-15)
-    try:
-        plain = inflate.decompress(rest, most + 1)
-    except zlib.error as e:
-        raise FormatError(f"the table does not inflate: {e}") from None
-    if not inflate.eof or len(plain) > most:
-        raise FormatError("the table is truncated or too long")
-    return memoryview(plain), rest[len(rest) - len(inflate.unused_data) :]
+    return freqs, memoryview(after)
 
 
 def _read_rans(rest: memoryview, n: int) -> np.ndarray:
-    lanes, at = _varint(rest, 0)
+    lanes, at = varint(rest, 0)
     freqs, stream = _read_table(rest, at)
     if not 1 <= lanes <= n:
         raise FormatError(f"{lanes} lanes for {n} symbols")
@@ -182,31 +171,3 @@ def _read_rans(rest: memoryview, n: int) -> np.ndarray:
         return coder.decode(bytes(stream), n, freqs, lanes)
     except rans.StreamError as e:
         raise FormatError(str(e)) from None
-
-
-# --- integers --------------------------------------------------------------------------------------------------------
-
-
-def _leb(n: int) -> bytes:
-    out = bytearray()
-    while n >= 128:
-        out.append(n & 127 | 128)
-        n >>= 7
-    return bytes([*out, n])
-
-
-def _varint(buffer: Buffer, at: int, most: int = 10) -> tuple[int, int]:
-    n = 0
-    for i, octet in enumerate(buffer[at : at + most]):
-        n |= (octet & 127) << 7 * i
-        if octet < 128:
-            return n, at + i + 1
-    raise FormatError("an integer is truncated or too long")
-
-
-def _zigzag(n: int) -> int:
-    return 2 * n if n >= 0 else -2 * n - 1
-
-
-def _unzigzag(n: int) -> int:
-    return -(n + 1) // 2 if n & 1 else n // 2

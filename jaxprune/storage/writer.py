@@ -8,18 +8,24 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from jaxprune.storage import format as f
-from jaxprune.storage import streams
+from jaxprune.storage import grouping, streams
 from jaxprune.storage.format import DTYPES, KINDS, Array, Code, Group, Leaf
+from jaxprune.storage.grouping import groups
 from jaxprune.storage.trees import to_nodes
 
 
 def encode(tree: Any, metadata: dict[str, Any] | None) -> list[Any]:
     """The file that holds a tree, in pieces to be written one after another."""
-    writer = _Writer()
-    said: dict[str, Any] = {"t": writer.node(to_nodes(tree)), "p": writer.predicted - sum(map(len, writer.pieces))}
+    nodes = to_nodes(tree)
+    writer = _Writer(groups(list(_arrays(nodes))))
+    said: dict[str, Any] = {"t": writer.node(nodes)}
+    if writer.groups:
+        said["b"] = writer.banks()
+    said["p"] = writer.predicted - sum(map(len, writer.pieces))
     if writer.grids:
         said["g"] = writer.grids
     if metadata:
@@ -36,17 +42,25 @@ def predicted_bytes(tree: Any) -> int:
       >>> predicted_bytes({"w": jnp.zeros((3, 5))})
       60
     """
-    return _predicted(to_nodes(tree))
+    arrays = list(_arrays(to_nodes(tree)))
+    shared = groups(arrays)
+    inside = {id(x) for group in shared for x in group.members}
+    alone = sum(streams.predict(x.kept(), DTYPES[x.dtype]) for x in arrays if id(x) not in inside)
+    return alone + sum(group.size for group in shared)
 
 
-def _predicted(node: Any) -> int:
+def _arrays(node: Any) -> Iterator[Array]:
+    """A tree's arrays, in the order of the file."""
     if isinstance(node, Array):
-        return streams.predict(node.kept(), DTYPES[node.dtype])
-    below = {Leaf: lambda: [node.node], Code: lambda: node.parts, Group: lambda: [node.codebook, node.tree]}
-    if type(node) in below:
-        return sum(map(_predicted, below[type(node)]()))
-    kids = node.values() if isinstance(node, dict) else node
-    return sum(map(_predicted, kids)) if isinstance(node, dict | list | tuple) else 0
+        yield node
+    elif isinstance(node, Leaf):
+        yield from _arrays(node.node)
+    elif isinstance(node, Group):
+        yield from _arrays(node.codebook)
+        yield from _arrays(node.tree)
+    elif isinstance(node, Code | dict | list | tuple):
+        for kid in node.parts if isinstance(node, Code) else node.values() if isinstance(node, dict) else node:
+            yield from _arrays(kid)
 
 
 def _checked(metadata: Any) -> Any:
@@ -72,7 +86,9 @@ def _manifest(said: dict[str, Any], crcs: list[int]) -> bytes:
 class _Writer:
     """Encodes a tree's arrays in order, and says where each is."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: list[grouping.Group]) -> None:
+        self.groups = shared
+        self.bank_of = {id(x): number for number, group in enumerate(shared) for x in group.members}
         self.pieces: list[Any] = []
         self.crcs: list[int] = []
         self.grids: list[list[float]] = []
@@ -107,8 +123,8 @@ class _Writer:
     def part(self, x: Any) -> Any:
         if isinstance(x, Array):
             return self.array(x)
-        if x is None:
-            return None
+        if not isinstance(x, Code):
+            return x  # None, or the NONZERO of a mask
         statics = [self.static(name, value) for name, value in zip(KINDS[x.tag].statics, x.statics)]
         return [x.tag, *statics, *map(self.part, x.parts)]
 
@@ -121,9 +137,20 @@ class _Writer:
             self.grids.append(list(value))
         return 1 + self.grids.index(list(value))
 
+    def banks(self) -> list[int]:
+        """Writes the banks, after all leaves; their lengths."""
+        octets = [group.write() for group in self.groups]
+        self.pieces += octets
+        self.crcs += map(zlib.crc32, octets)
+        self.predicted += sum(group.size for group in self.groups)
+        return list(map(len, octets))
+
     def array(self, x: Array) -> list[Any]:
+        name = (f.HOST if x.host else "") + x.dtype
+        if id(x) in self.bank_of:
+            return [name, list(x.shape), f.CONTEXT, self.bank_of[id(x)]]
         codec, octets, predicted = streams.encode(x.kept(), DTYPES[x.dtype])
         self.pieces.append(octets)
         self.predicted += predicted
-        said = [(f.HOST if x.host else "") + x.dtype, list(x.shape) if x.mask is None else 0]
+        said = [name, list(x.shape) if x.mask is None else 0]
         return said if codec == f.RAW and x.mask is None else [*said, codec, len(octets)]

@@ -25,6 +25,7 @@ from jaxprune.storage import reader
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import FormatError
 from tests.storage.hostile import GOOD, HOSTILE, file_of, tree_of, versioned
+from tests.storage.test_banks import model as banked
 from tests.storage.trees import assert_same, codes, integers, mask, normal, quantized
 
 
@@ -118,13 +119,13 @@ def test_a_damaged_leaf_leaves_the_others(path):
 
 def test_a_file_that_shrinks_while_it_is_read(path, monkeypatch):
     save(path, {"a": normal(50_000)})
-    read = reader.read
+    read = reader.Decoder.read
 
-    def shrinking(file, *args):
+    def shrinking(self, *args):
         os.truncate(path, path.stat().st_size - 10)
-        return read(file, *args)
+        return read(self, *args)
 
-    monkeypatch.setattr(reader, "read", shrinking)
+    monkeypatch.setattr(reader.Decoder, "read", shrinking)
     with pytest.raises(FormatError, match="truncated"):
         load(path)
 
@@ -155,7 +156,7 @@ for name in ("jaxprune", "jaxprune.numerics", "jaxprune.storage"):
 from jaxprune.storage import reader
 with reader.open_regular({str(path)!r}) as file:
     found = reader.contents(file)
-    print(reader.read(file, found.start, found.leaves[0]).parts[0].words.sum())
+    print(reader.Decoder(file, found).read(found.leaves[0]).parts[0].words.sum())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -185,6 +186,7 @@ def small_files(folder):
         {"w": Masked(quantized(4, 30, 9), mask(30, 9))},
         Common(normal(8), [Clustered(None, integers(0, 8, 40)), {3: np.ones(2)}, None, 1.5]),
         {"m": clustered, "b": normal(3, dtype=jnp.bfloat16)},
+        banked(),
     ]
     for i, tree in enumerate(trees):
         save(folder / str(i), tree, metadata={"i": i})
@@ -200,7 +202,7 @@ def files(tmp_path_factory):
 def mutations(draw):
     return draw(
         st.tuples(
-            st.integers(0, 3),
+            st.integers(0, 4),
             st.sampled_from(["flip", "cut", "insert", "delete", "zero", "swap", "double"]),
             st.floats(0, 1, exclude_max=True),
             st.floats(0, 1, exclude_max=True),

@@ -1,0 +1,96 @@
+"""Which arrays share a bank: chosen by size, like every codec.
+
+In file order, masks apart from integers, up to 2^22 symbols make a group. Each array's bits in the group's contexts are
+compared with its stream by itself; those that lose leave, the tables are made again, and the rest have a bank if it is
+smaller than their streams together. A very large array stays out: `numerics.rans` by itself is some five times faster.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxprune.numerics import banks as fitting
+from jaxprune.numerics import codes, context_coder, contexts
+from jaxprune.storage import banks, streams
+from jaxprune.storage import format as f
+from jaxprune.storage.format import DTYPES, Array
+
+ROUNDS = 3  # of leaving out arrays that lose
+HALF = f.MAX_WIDTH_OF_BANK // 2  # magnitudes that a table may hold
+
+
+class Group(NamedTuple):
+    """Arrays with one bank, and how long it will be (a prediction, good to some bytes)."""
+
+    members: list[Array]
+    size: int
+    write: Callable[[], bytes]
+
+
+def groups(arrays: list[Array]) -> list[Group]:
+    """The banks that pay, for a file's arrays in order."""
+    found = [_paying(some) for kind in (True, False) for some in _batches(arrays, kind)]
+    return [group for group in found if group is not None]
+
+
+def _batches(arrays: list[Array], masks: bool) -> Iterator[list[Array]]:
+    batch: list[Array] = []
+    for array in arrays:
+        if (array.dtype == "?") == masks and _fits(array):
+            if sum(x.words.size for x in batch) + array.words.size > f.MOST_BANK:
+                yield batch
+                batch = []
+            batch.append(array)
+    yield batch
+
+
+def _fits(array: Array) -> bool:
+    plain = array.mask is None and array.dtype[0] in "?iu" and len(array.shape) >= 2
+    if not plain or not 0 < array.words.size <= f.MOST_OF_ONE:
+        return False
+    span = int(array.words.max()) - int(array.words.min())
+    return 0 < span < HALF
+
+
+def _centre(words: np.ndarray) -> int:
+    """What counts as 0: that itself where it can, else the middle."""
+    low, high = int(words.min()), int(words.max())
+    return 0 if (low < 0 or high < 2) and low > -HALF and high < HALF else (low + high + 1) // 2
+
+
+def _paying(arrays: list[Array]) -> Group | None:
+    """A bank for those that gain by it, if together they do."""
+    alone = {id(x): streams.predict(x.words.ravel(), DTYPES[x.dtype]) for x in arrays}
+    group = None
+    for _ in range(ROUNDS):
+        if sum(x.words.size for x in arrays) < f.LEAST_BANK:
+            return None
+        group, shares = _group(arrays)
+        arrays = [x for x, share in zip(arrays, shares) if share < alone[id(x)]]
+        if len(arrays) == len(group.members):
+            break
+    return group if group and group.size < sum(alone[id(x)] for x in group.members) else None
+
+
+def _group(arrays: list[Array]) -> tuple[Group, np.ndarray]:
+    """The group, and bytes of each array in it, the tables apart."""
+    order = contexts.layout([x.shape for x in arrays])
+    centres = [_centre(x.words) for x in arrays]
+    values = [(x.words.astype(np.int64) - centre).astype(np.int16) for x, centre in zip(arrays, centres)]
+    classes, flat = fitting.fit_classes(values), contexts.gathered(values, order)
+    ids = fitting.contexts_of(flat, order, classes)
+    bank = fitting.fit_bank(ids, flat)
+    bits = contexts.sums(fitting.bits(ids, flat, bank), order)
+    lanes = context_coder.lanes_for(order, float(bits.sum()))
+    head = banks.write_head(banks.Head(bank, lanes, classes, centres))
+    write = lambda: head + context_coder.encode(ids, flat, order, bank, lanes)
+    size = len(head) + 4 * lanes + round(max(0.0, float(bits.sum()) - 8 * lanes) / 8)
+    return Group(arrays, size, write), (bits + _bits_of(classes)) / 8
+
+
+def _bits_of(classes: list[contexts.Classes]) -> np.ndarray:
+    """Bits that each array's classes take: their number by the entropy of all."""
+    every = np.concatenate([part for x in classes for part in x[1:]])
+    each = codes.entropy_bits(np.bincount(every + contexts.REACH)) / every.size
+    return np.array([each * sum(part.size for part in x[1:]) + 16 for x in classes])

@@ -1,0 +1,68 @@
+"""Arrays that share a bank: the codec `context`, and masks that follow from integers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune.core.arrays import Clustered, Masked
+from jaxprune.core.quantized import Quantized
+from jaxprune.storage.files import inspect, load, save
+from jaxprune.storage.format import FormatError
+from jaxprune.storage.writer import predicted_bytes
+from tests.storage.trees import assert_same
+
+F32 = jnp.dtype("float32")
+
+
+def integers(rng, shape, keep):
+    """Laplacian integers, pruned, whose size differs by output and input."""
+    w = rng.laplace(size=shape) * np.exp(rng.standard_normal(shape[-1])) * np.exp(rng.standard_normal((shape[-2], 1)))
+    w[np.abs(w) < np.quantile(np.abs(w), 1 - keep)] = 0
+    return np.rint(np.clip(w * 2, -120, 120)).astype(np.int8)
+
+
+def model(seed=0, keep=0.3):
+    rng = np.random.default_rng(seed)
+    tree = {}
+    for i, shape in enumerate([(3, 3, 8, 16), (3, 3, 16, 16), (64, 100), (1, 1, 16, 32)]):
+        q = jnp.asarray(integers(rng, shape, keep))
+        tree[f"q{i}"] = Masked(Quantized(q, jnp.ones((1,) * q.ndim), None, 8, F32), q != 0)
+        indices = jnp.asarray(rng.integers(0, 16, shape).astype(np.uint8))
+        kept = jnp.asarray(integers(rng, shape, keep) != 0)
+        tree[f"k{i}"] = Masked(Clustered(jnp.arange(16.0), jnp.where(kept, indices, 0)), kept)
+    return tree
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.jp"
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.3, 0.05])
+def test_banks_round_trip_and_are_predicted(keep, path):
+    tree = model(keep=keep)
+    save(path, tree)
+    assert_same(load(path), tree)
+    assert_same(load(path, only="q1|k3"), {"k3": tree["k3"], "q1": tree["q1"]})
+    found = inspect(path)
+    assert "context" in str(found)
+    assert predicted_bytes(tree) == found.bytes.predicted
+    assert abs(found.bytes.predicted - found.bytes.data) <= 0.01 * found.bytes.data
+
+
+def test_the_same_bytes(path):
+    save(path, model())
+    first = path.read_bytes()
+    save(path, model())
+    assert path.read_bytes() == first
+
+
+def test_a_damaged_bank_leaves_the_other_leaves(path):
+    tree = {**model(), "bias": jnp.ones(3)}
+    save(path, tree)
+    raw = bytearray(path.read_bytes())
+    raw[-5] ^= 1
+    path.write_bytes(raw)
+    assert_same(load(path, only="bias"), {"bias": tree["bias"]})
+    with pytest.raises(FormatError, match=r"bank \d+, byte \d+: the checksum is wrong"):
+        load(path)
