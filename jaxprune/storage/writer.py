@@ -8,24 +8,22 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from jaxprune.storage import format as f
 from jaxprune.storage import streams
 from jaxprune.storage.format import DTYPES, KINDS, Array, Code, Group, Leaf
+from jaxprune.storage.streams import Buffer
 from jaxprune.storage.trees import to_nodes
 
 
 def encode(tree: Any, metadata: dict[str, Any] | None) -> list[Any]:
     """The file that holds a tree, in pieces to be written one after another."""
-    writer = _Writer()
-    said: dict[str, Any] = {"t": writer.node(to_nodes(tree)), "p": writer.predicted - sum(map(len, writer.pieces))}
-    if writer.grids:
-        said["g"] = writer.grids
-    if metadata:
-        said["m"] = _checked(metadata)
-    manifest = _manifest(said, writer.crcs)
-    return [f.header(len(manifest), sum(map(len, writer.pieces))), manifest, *writer.pieces]
+    pieces: list[Buffer] = []
+    writer = Writer(pieces.append)
+    said = writer.node(to_nodes(tree))
+    return [*writer.head(said, metadata), *pieces]
 
 
 def predicted_bytes(tree: Any) -> int:
@@ -69,14 +67,26 @@ def _manifest(said: dict[str, Any], crcs: list[int]) -> bytes:
     return struct.pack("<I", zlib.crc32(body)) + body
 
 
-class _Writer:
-    """Encodes a tree's arrays in order, and says where each is."""
+class Writer:
+    """Encodes a tree's arrays in order, hands the bytes on, and says what the manifest needs to know."""
 
-    def __init__(self) -> None:
-        self.pieces: list[Any] = []
+    def __init__(self, sink: Callable[[Buffer], Any]) -> None:
+        self.sink = sink
         self.crcs: list[int] = []
         self.grids: list[list[float]] = []
+        self.length = 0
         self.predicted = 0
+        self._crc = 0  # of the leaf so far
+
+    def head(self, tree: Any, metadata: dict[str, Any] | None) -> list[bytes]:
+        """What comes before the bytes handed on: header and manifest; `tree` is what `node` said."""
+        said: dict[str, Any] = {"t": tree, "p": self.predicted - self.length}
+        if self.grids:
+            said["g"] = self.grids
+        if metadata:
+            said["m"] = _checked(metadata)
+        manifest = _manifest(said, self.crcs)
+        return [f.header(len(manifest), self.length), manifest]
 
     def node(self, x: Any) -> Any:
         if isinstance(x, Leaf):
@@ -96,12 +106,9 @@ class _Writer:
             return [f.NOT_FINITE, str(x)]
         if not isinstance(x, Array | Code):
             return x
-        first = len(self.pieces)
+        self._crc = 0
         said = self.part(x)
-        crc = 0
-        for piece in self.pieces[first:]:
-            crc = zlib.crc32(piece, crc)
-        self.crcs.append(crc)
+        self.crcs.append(self._crc)
         return said
 
     def part(self, x: Any) -> Any:
@@ -123,7 +130,9 @@ class _Writer:
 
     def array(self, x: Array) -> list[Any]:
         codec, octets, predicted = streams.encode(x.kept(), DTYPES[x.dtype])
-        self.pieces.append(octets)
+        self.sink(octets)
+        self._crc = zlib.crc32(octets, self._crc)
+        self.length += len(octets)
         self.predicted += predicted
         said = [(f.HOST if x.host else "") + x.dtype, list(x.shape) if x.mask is None else 0]
         return said if codec == f.RAW and x.mask is None else [*said, codec, len(octets)]
