@@ -1,4 +1,4 @@
-"""Opening and writing any checkpoint: what a file holds tells its format; a file to be written has that of its suffix."""
+"""Opening and writing any checkpoint: what a file holds tells its format; one to be written has that of its suffix."""
 
 import contextlib
 import os
