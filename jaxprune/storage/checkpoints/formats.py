@@ -57,9 +57,17 @@ def kind_of(path: Any) -> str:
         raise FormatError("this is a pickle, which is never read. Save it as .safetensors, .npz or .msgpack")
     if first[8:9] == b"{" and first[6:8] == b"\0\0":
         return "jaxprune" if own.is_own(first) else "safetensors"
-    if first[:1] and (first[0] & 0xF0 == 0x80 or first[0] in (0xDE, 0xDF)):
+    if _is_map(first):
         return "msgpack"
     raise FormatError(f"this is none of the formats that are known: {KNOWN}")
+
+
+def _is_map(first: bytes) -> bool:
+    """Whether these are the first bytes of a map of msgpack that has texts for keys, or of an empty one."""
+    if not first or not (first[0] & 0xF0 == 0x80 or first[0] in (0xDE, 0xDF)):
+        return False
+    key = first[{0xDE: 3, 0xDF: 5}.get(first[0], 1) :][:1]
+    return not key or key[0] & 0xE0 == 0xA0 or key[0] in (0xD9, 0xDA, 0xDB)
 
 
 def write_checkpoint(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ def opened(path: Any) -> Iterator[Checkpoint]:
             if isinstance(x, PLAIN):
                 into[...] = x
                 return into
-            return t.fill(into, _Bytes(file, x if isinstance(x, list) else [x]).read)
+            return t.fill(into, _Bytes(file, list(_listed(x["chunks"])) if isinstance(x, dict) else [x]).read)
 
         yield Checkpoint("msgpack", tensors, read, tuple(notes))
 
