@@ -5,6 +5,7 @@ by magnitude is found from histograms, in readings of its own; rules that need a
 `in_memory`.
 """
 
+import gc
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,7 @@ from jaxprune.storage.streaming import nested, streamed
 
 Tick = Callable[[str, int], Any]  # (path of a leaf, bytes of it that were read)
 Meant = dict[str, bytes]
+WASTE = 1 << 24  # bytes of leaves between two collections
 SEED = 0  # of rules that draw: the same checkpoint gives the same file
 
 
@@ -57,13 +59,23 @@ def compress(
             note(leaf, _code_at(tree, leaf))
         save(out, tree, metadata=about(checkpoint, plan))
         return
-    counts = shared_budgets(checkpoint, plan)
+    counts, waste = shared_budgets(checkpoint, plan), 0
     with streamed(out, about(checkpoint, plan)) as file:
         for leaf in plan.leaves:
             code = encoded(checkpoint, plan, leaf, counts)
             file.add(leaf.tensor.keys, code)
             note(leaf, code)
+            del code  # before the next leaf is read
+            waste = _collected(waste + leaf.tensor.nbytes)
             tick(leaf.path, leaf.tensor.nbytes)
+
+
+def _collected(waste: int) -> int:
+    """Frees the leaves that went by, once they are many bytes: walks over trees are cycles, which outlive their use."""
+    if waste < WASTE:
+        return waste
+    gc.collect()
+    return 0
 
 
 def encoded(checkpoint: Checkpoint, plan: Plan, leaf: Planned, counts: Any) -> Any:
