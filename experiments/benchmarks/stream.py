@@ -1,6 +1,7 @@
 """Compressing a checkpoint of 2 GB leaf by leaf: peak memory and speed of the command line.
 
-Memory is that of a process (getrusage), less that of the same command on a checkpoint of one small leaf.
+Memory is a process's VmHWM, less that of the same command on a checkpoint of one small leaf. (The ru_maxrss of
+getrusage would not do: a child starts with its parent's.)
 
 python -m experiments.benchmarks.stream [--out results.json]
 """
@@ -27,14 +28,15 @@ RULES = {
     "prune, cluster": "prune = 0.9\ncluster = 16",
 }
 RUN = """
-import resource, sys, time
+import re, sys, time
 from jaxprune.app.cli import app
 start = time.perf_counter()
 try:
     app(sys.argv[1:])
 except SystemExit as e:
     assert not e.code, e.code
-print("\\n", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter() - start)
+peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+print("\\n", peak, time.perf_counter() - start)
 """
 
 
