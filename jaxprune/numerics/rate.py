@@ -189,12 +189,12 @@ def search(data: Sorted, *, noise: float = math.inf, bits: float = math.inf) -> 
     quiet = noise < math.inf  # then small steps and a small c meet the target, else large ones do
     cost = (lambda t: t.bits) if quiet else (lambda t: t.noise)
     ends = (finest, coarsest) if quiet else (coarsest, finest)
-    plain = _edge(lambda x, _: trial(data, math.exp(x), 0.0), meets, *map(math.log, ends), 24)
+    plain = _edge(lambda x, _: trial(data, math.exp(x), 0.0), meets, math.log(ends[0]), math.log(ends[1]), 24)
     found = [] if plain is None else [plain]
 
     def attempt(step: float) -> None:
         one = lambda c, near: trial(data, step, c, None if near is None else near.border)
-        t = _edge(one, meets, *((0.0, 1.0) if quiet else (1.0, 0.0)), 10) if step >= finest else None
+        t = _edge(one, meets, float(not quiet), float(quiet), 10) if step >= finest else None
         found.extend([] if t is None else [t])
 
     for part in STEPS if found else ():

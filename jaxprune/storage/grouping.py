@@ -1,12 +1,13 @@
 """Which arrays share a bank: chosen by size, like every codec.
 
-In file order, masks apart from integers, up to 2^22 symbols make a group. Each array's bits in the group's contexts are
-compared with its stream by itself; those that lose leave, the tables are made again, and the rest have a bank if it is
-smaller than their streams together. A very large array stays out: `numerics.rans` by itself is some five times faster.
+Leaves in file order, up to 2^22 elements, make a batch, so that a writer need hold no more; masks and integers of a
+batch are a group each. Each array's bits in the group's contexts are compared with its stream by itself; those that
+lose leave, the tables are made again, and the rest have a bank if it is smaller than their streams together. A very
+large array stays out: `numerics.rans` by itself is some five times faster.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from jaxprune.numerics import banks as fitting
 from jaxprune.numerics import codes, context_coder, contexts
 from jaxprune.storage import banks, streams
 from jaxprune.storage import format as f
-from jaxprune.storage.format import DTYPES, Array
+from jaxprune.storage.format import DTYPES, Array, Code, Leaf
 
 ROUNDS = 3  # of leaving out arrays that lose
 HALF = f.MAX_WIDTH_OF_BANK // 2  # magnitudes that a table may hold
@@ -28,21 +29,48 @@ class Group(NamedTuple):
     write: Callable[[], bytes]
 
 
+def arrays_of(leaves: Iterable[Leaf]) -> Iterator[Array]:
+    """The arrays of leaves, in order."""
+    for leaf in leaves:
+        yield from _arrays(leaf.node)
+
+
+def _arrays(node: Any) -> Iterator[Array]:
+    if isinstance(node, Array):
+        yield node
+    elif isinstance(node, Code):
+        for part in node.parts:
+            yield from _arrays(part)
+
+
+def joins(batch: list[Leaf], leaf: Leaf) -> bool:
+    """Whether a leaf belongs to the batch of those before it: up to 2^22 elements, or a single leaf."""
+    return not batch or sum(x.words.size for x in arrays_of([*batch, leaf])) <= f.MOST_BANK
+
+
+def batches(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
+    """Leaves in the runs among which arrays may share a bank."""
+    batch: list[Leaf] = []
+    for leaf in leaves:
+        if not joins(batch, leaf):
+            yield batch
+            batch = []
+        batch.append(leaf)
+    yield batch
+
+
 def groups(arrays: list[Array]) -> list[Group]:
-    """The banks that pay, for a file's arrays in order."""
-    found = [_paying(some) for kind in (True, False) for some in _batches(arrays, kind)]
+    """The banks that pay, for a batch's arrays in order: one of masks, one of integers, one of each array too large to
+    share one."""
+    found = [_paying(some) for kind in (True, False) for some in _alike(arrays, kind)]
     return [group for group in found if group is not None]
 
 
-def _batches(arrays: list[Array], masks: bool) -> Iterator[list[Array]]:
-    batch: list[Array] = []
-    for array in arrays:
-        if (array.dtype == "?") == masks and _fits(array):
-            if sum(x.words.size for x in batch) + array.words.size > f.MOST_BANK:
-                yield batch
-                batch = []
-            batch.append(array)
-    yield batch
+def _alike(arrays: list[Array], masks: bool) -> list[list[Array]]:
+    fit = [x for x in arrays if (x.dtype == "?") == masks and _fits(x)]
+    if sum(x.words.size for x in fit) <= f.MOST_BANK:
+        return [fit]
+    return [[x] for x in fit]
 
 
 def _fits(array: Array) -> bool:

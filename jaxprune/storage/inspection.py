@@ -60,6 +60,7 @@ class Inspection:
             f"{total:,} bytes dense, {self.bytes.file:,} in the file ({ratio}data {self.bytes.data:,}, "
             f"manifest {self.bytes.manifest:,})"
         )
+        lines.append(f"counts predicted {self.bytes.predicted:,} bytes of data")
         return "\n".join(lines)
 
 

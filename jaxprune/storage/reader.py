@@ -79,6 +79,7 @@ class Decoder:
     def __init__(self, file: BinaryIO, contents: Contents):
         self.file, self.contents = file, contents
         self.waiting: dict[int, dict[int, np.ndarray]] = {}  # by bank and place in it
+        self.damaged: dict[int, str] = {}
 
     def read(self, leaf: Leaf, shared: Shaped | None = None) -> Any:
         """The leaf's node, with an `Array` for each `Row`."""
@@ -100,13 +101,17 @@ class Decoder:
 
     def banked(self, row: Row) -> np.ndarray:
         """The words of an array in a bank."""
+        if row.bank in self.damaged:
+            raise FormatError(self.damaged[row.bank])
         waiting = self.waiting.get(row.bank, {})
         if row.offset not in waiting:
             bank = self.contents.banks[row.bank]
             try:
                 words = banks.decode(self.octets(bank.offset, bank.length, bank.crc), bank.rows)
             except FormatError as e:
-                raise FormatError(f"bank {row.bank}, byte {self.contents.start + bank.offset}: {e}") from None
+                reason = f"bank {row.bank}, byte {self.contents.start + bank.offset}: {e}"
+                self.damaged[row.bank] = reason  # said again for its other arrays, and not decoded again
+                raise FormatError(reason) from None
             waiting = self.waiting[row.bank] = dict(enumerate(words))
         return waiting.pop(row.offset)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.core.where import is_float, leaf_path
 from jaxprune.transforms.jaxpr import Equation, Program, evaluate, program
@@ -67,7 +68,7 @@ def fold_batch_norm(f: Callable[..., Any], params: Any, *args: Any, tolerance: f
        [0.  0.5]] [-0.5 -0.5] [1. 1.]
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    if any(isinstance(x, jax.core.Tracer) for _, x in leaves):
+    if any(isinstance(x, Tracer) for _, x in leaves):
         raise ValueError("fold_batch_norm reads values, and params are traced: call it outside jit")
     graph = Graph(program(f, params, *args), [leaf_path(k) for k, _ in leaves], [x for _, x in leaves])
     folded, left = [], {}
