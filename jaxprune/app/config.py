@@ -69,6 +69,20 @@ class Train(Settings, frozen=True):
     checkpoint_every: int = 10
 
 
+class RatePenalty(Settings, frozen=True):
+    """`jp.rate_penalty` on the kernels, as `rate_penalty = 5e-7` or a table; its strength rises over part of the phase.
+
+    Attributes:
+      strength, width, value_bits: of `jp.rate_penalty`.
+      ramp: the fraction of the phase over which the strength rises from 0.
+    """
+
+    strength: float
+    width: float = 0.02
+    value_bits: float = 6.0
+    ramp: float = 0.3
+
+
 class Phase(Settings, frozen=True):
     """One phase: compress by its rules, then train the code.
 
@@ -77,6 +91,7 @@ class Phase(Settings, frozen=True):
       epochs: 0 compresses and trains nothing.
       ramp: fraction of the phase over which the cubic schedule raises the sparsity; 0 prunes at once.
       update_every: steps between two updates of the masks on the ramp.
+      rate_penalty: what the loss pays for bits; of leaves that are not compressed yet.
       rule: the rules; none for a phase that only trains.
       batch, optimizer, learning_rate, weight_decay, schedule, select: instead of those in [train].
     """
@@ -85,6 +100,7 @@ class Phase(Settings, frozen=True):
     epochs: int
     ramp: float = 0.0
     update_every: int = 50
+    rate_penalty: float | RatePenalty | None = None
     rule: tuple[Rule, ...] = ()
     batch: int | None = None
     optimizer: Optimizer | None = None
@@ -180,6 +196,12 @@ def settings_of(config: Config, phase: Phase) -> Train:
     return msgspec.structs.replace(config.train, **own)
 
 
+def penalty_of(phase: Phase) -> RatePenalty | None:
+    """What a phase pays for bits; None if nothing."""
+    given = phase.rate_penalty
+    return RatePenalty(given) if isinstance(given, float | int) else given
+
+
 def seeds_of(config: Config) -> tuple[int, ...]:
     """The seeds of the replicates."""
     return config.seeds or (config.train.seed,)
@@ -212,6 +234,9 @@ def _check_phase(config: Config, phase: Phase) -> None:
         raise ValueError(f"{where}: learning_rate must be > 0 and weight_decay >= 0")
     if phase.ramp and not (phase.epochs and any(rule.prune is not None for rule in phase.rule)):
         raise ValueError(f"{where}: ramp = {phase.ramp} needs epochs > 0 and a rule that prunes")
+    penalty = penalty_of(phase)
+    if penalty and not (penalty.strength >= 0 and penalty.width > 0 and 0 <= penalty.ramp <= 1):
+        raise ValueError(f"{where}: rate_penalty needs strength >= 0, width > 0, and ramp in [0, 1]")
     try:
         check(phase.rule)
     except ValueError as e:

@@ -18,12 +18,13 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from jaxprune.app.config import Phase, Train
+from jaxprune.app.config import Phase, RatePenalty, Train, penalty_of
 from jaxprune.app.recipe import recipe
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression
 from jaxprune.core.tree import combine, partition, value_and_grad
 from jaxprune.methods.schedules import cubic
+from jaxprune.training.rate_penalty import rate_penalty
 
 Apply = Callable[[Any, Array], Array]
 
@@ -89,7 +90,8 @@ def program(apply: Apply, phase: Phase, train: Train, examples: int, convolves: 
     ramp = round(phase.ramp * phase.epochs * steps)
     rise = (lambda s: cubic(s, 0, ramp)) if ramp else None
     compression = recipe(phase.rule, schedule=rise)
-    optimizer = make_optimizer(train, max(1, steps * phase.epochs))
+    total = max(1, steps * phase.epochs)
+    optimizer = _paying(make_optimizer(train, total), penalty_of(phase), total)
     update = jax.jit(lambda tree, step, key: compression.update(tree, step=step, key=key))
     compiled = train.inner == "scan" or (train.inner == "auto" and not convolves)
     advance = _advance(apply, optimizer, batch, compiled)
@@ -147,6 +149,14 @@ def make_optimizer(train: Train, steps: int) -> optax.GradientTransformation:
         return adamw() if train.weight_decay else optax.adam(rate)
     sgd = optax.sgd(rate, momentum=0.9)
     return optax.chain(optax.add_decayed_weights(train.weight_decay, decay), sgd) if train.weight_decay else sgd
+
+
+def _paying(optimizer: optax.GradientTransformation, penalty: RatePenalty | None, steps: int) -> Any:
+    """The optimizer with a price on bits before it."""
+    if penalty is None:
+        return optimizer
+    rise = optax.linear_schedule(0.0, penalty.strength, max(1, round(penalty.ramp * steps)))
+    return optax.chain(rate_penalty(rise, width=penalty.width, value_bits=penalty.value_bits), optimizer)
 
 
 def cross_entropy(logits: Array, y: Array) -> Array:
