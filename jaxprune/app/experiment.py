@@ -88,7 +88,7 @@ def _run_seed(lab: Lab, index: int, seed: int) -> tuple[dict[str, Any], Trees]:
     for i in range(len(lab.programs)):
         tree, record = run_phase(lab, store, i, seed, tree)
         records.append(record)
-        if not any(phase.rule for phase in lab.config.phase[: i + 1]):
+        if not any(phase.rule or phase.rate_penalty for phase in lab.config.phase[: i + 1]):
             dense = tree
     store.close()
     return _finish(lab, index, seed, records, Trees(dense, tree))

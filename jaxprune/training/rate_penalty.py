@@ -83,7 +83,7 @@ def rate_penalty(
         factor = strength(state.count) if callable(strength) else strength
 
         def add(chosen: bool, g: Any, w: Any) -> Any:
-            return (g + factor * slope(w, width, value_bits)).astype(g.dtype) if chosen else g
+            return g + (factor * slope(w, width, value_bits)).astype(g.dtype) if chosen else g
 
         added = jax.tree.map(add, _chosen(where, params), updates, params, is_leaf=is_code)
         return added, RatePenaltyState(optax.safe_increment(state.count))
