@@ -227,6 +227,29 @@ def test_both_loops_take_the_same_steps(done):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *trained)
 
 
+def test_a_price_on_bits_makes_the_file_smaller_and_is_not_the_dense_control(done, tmp_path):
+    _, path, _ = done
+    text = path.read_text()
+    cut = text.index('name = "share"')
+    pay = 'name = "pay"\nepochs = 60\nselect = "last"\nrate_penalty = PRICE\n'
+    prune = (
+        '[[phase]]\nname = "prune"\nepochs = 0\n[[phase.rule]]\nwhere = "(.*/)?kernel"\nprune = { threshold = 0.05 }\n'
+    )
+    start = text.index('name = "prune"')
+    found = {}
+    for price in ("0.0", "{ strength = 2e-3, width = 0.05 }"):
+        config = tmp_path / f"{len(found)}.toml"
+        config.write_text(text[:start] + pay.replace("PRICE", price) + prune + text[cut - len("[[phase]]\n") :])
+        folder = run(load_config(config), tmp_path / "runs")[1]
+        found[price] = results(folder)
+    free, paid = found.values()
+    assert paid["seeds"][0]["final"]["density"] < 0.5 * free["seeds"][0]["final"]["density"]
+    assert paid["accuracy"]["final"] >= free["accuracy"]["final"] - 0.1
+    dense = paid["seeds"][0]["phases"][0]["after"]
+    assert dense["test"]["accuracy"] == paid["accuracy"]["dense"] == free["accuracy"]["dense"]
+    assert paid["seeds"][0]["phases"][1]["after"]["test"] != dense["test"]
+
+
 def test_a_convolution_is_seen():
     from experiments.models import lenet5, lenet300
 
