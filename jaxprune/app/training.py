@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from jaxprune.app.config import Phase, RatePenalty, Train, penalty_of
 from jaxprune.app.recipe import recipe
+from jaxprune.app.settings import Distill, Phase, RatePenalty, Train, distill_of, penalty_of
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression
 from jaxprune.core.tree import combine, partition, value_and_grad
@@ -94,7 +94,7 @@ def program(apply: Apply, phase: Phase, train: Train, examples: int, convolves: 
     optimizer = _paying(make_optimizer(train, total), penalty_of(phase), total)
     update = jax.jit(lambda tree, step, key: compression.update(tree, step=step, key=key))
     compiled = train.inner == "scan" or (train.inner == "auto" and not convolves)
-    advance = _advance(apply, optimizer, batch, compiled)
+    advance = _advance(apply, optimizer, batch, compiled, _loss(distill_of(phase)))
 
     def begin(tree: Any, key: Array) -> State:
         tree = compression.init(tree, step=0, key=key) if phase.rule else tree
@@ -164,6 +164,25 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
+def _loss(distill: Distill | None) -> Callable[..., Array]:
+    """(logits, y) -> cross-entropy, or (logits, y, the teacher's logits) -> that of Hinton et al."""
+    if distill is None:
+        return cross_entropy
+    t, weight = distill.temperature, distill.weight
+
+    def loss(logits: Array, y: Array, teacher: Array) -> Array:
+        soft = optax.softmax_cross_entropy(logits / t, jax.nn.softmax(teacher / t)).mean()
+        return (1 - weight) * cross_entropy(logits, y) + weight * t * t * soft
+
+    return loss
+
+
+def logits_of(apply: Apply, tree: Any, x: Array, batch: int = 1000) -> Array:
+    """The outputs for all examples."""
+    params, run = materialize(tree), jax.jit(apply)
+    return jnp.concatenate([run(params, x[i : i + batch]) for i in range(0, len(x), batch)])
+
+
 def evaluator(apply: Apply, batch: int = 1000) -> Callable[..., tuple[float, float]]:
     """(tree, (x, y)) -> mean loss and accuracy; x and y on the host."""
     solid = jax.jit(materialize)
@@ -197,15 +216,16 @@ def _score(accuracy: float, loss: float) -> Score:
     return Score(np.float32(accuracy), np.float32(-loss))
 
 
-def _advance(apply: Apply, optimizer: optax.GradientTransformation, batch: int, compiled: bool) -> Callable[..., Any]:
+def _advance(
+    apply: Apply, optimizer: optax.GradientTransformation, batch: int, compiled: bool, loss: Callable[..., Array]
+) -> Callable[..., Any]:
     """(tree, optimizer state, data, order, start, stop) -> tree and state after the steps [start, stop)."""
-    slope = value_and_grad(lambda params, x, y: cross_entropy(apply(params, x), y))
+    slope = value_and_grad(lambda params, x, *y: loss(apply(params, x), *y))
 
     def step(i: Any, carry: tuple[Any, Any], fixed: Any, data: Any, order: Array) -> tuple[Any, Any]:
         free, opt = carry
         chosen = lax.dynamic_slice_in_dim(order, i * batch, batch)
-        x, y = (jnp.take(a, chosen, axis=0, mode="clip") for a in data)
-        _, grads = slope(combine(free, fixed), x, y)
+        _, grads = slope(combine(free, fixed), *(jnp.take(a, chosen, axis=0, mode="clip") for a in data))
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer steps
             updates, opt = optimizer.update(grads, opt, free)
         return optax.apply_updates(free, updates), opt
