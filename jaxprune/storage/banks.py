@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.numerics import context_coder, contexts, rans
-from jaxprune.numerics.banks import Bank
-from jaxprune.numerics.contexts import CONTEXTS, MIDDLE, REACH, Classes
-from jaxprune.storage import format as f
-from jaxprune.storage import integers, streams
-from jaxprune.storage.format import DTYPES, FormatError, Row
+from ..numerics import context_coder, contexts, rans
+from ..numerics.banks import Bank
+from ..numerics.contexts import CONTEXTS, MIDDLE, REACH, Classes
+from . import format as f
+from . import integers, streams
+from .format import DTYPES, FormatError, Row
 
 LENGTHS = rans.BITS + 2  # a frequency has 0 … 13 bits
 CENTRES = (-(2**63), 2**64 - 1)
