@@ -1,14 +1,20 @@
 """Arrays that share a bank: the codec `context`, and masks that follow from integers."""
 
+from fractions import Fraction
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxprune.core.arrays import Clustered, Masked
 from jaxprune.core.quantized import Quantized
+from jaxprune.storage.accounting import shares
 from jaxprune.storage.files import inspect, load, save
-from jaxprune.storage.format import FormatError
-from jaxprune.storage.writer import predicted_bytes
+from jaxprune.storage.format import FormatError, Leaf
+from jaxprune.storage.parts import to_node
+from jaxprune.storage.writer import predicted_bytes, predicted_of
 from tests.storage.trees import assert_same
 
 F32 = jnp.dtype("float32")
@@ -48,6 +54,29 @@ def test_banks_round_trip_and_are_predicted(keep, path):
     assert "context" in str(found)
     assert predicted_bytes(tree) == found.bytes.predicted
     assert abs(found.bytes.predicted - found.bytes.data) <= 0.01 * found.bytes.data
+    assert sum(row.stored_bytes for row in found.rows) == found.bytes.data
+
+
+def test_leaves_have_parts_of_their_bank_by_symbols(path):
+    """Two integer arrays in one bank, one three times the other; the masks follow from them, the scales are apart."""
+    rng = np.random.default_rng(0)
+    q = [jnp.asarray(integers(rng, shape, 0.3)) for shape in ((64, 96), (64, 32))]
+    tree = {f"{i}": Masked(Quantized(x, jnp.ones((1, 1 + 31 * i)), None, 8, F32), x != 0) for i, x in enumerate(q)}
+    save(path, tree)
+    a, b = inspect(path).rows
+    scales, bank = (4, 4 * 32), inspect(path).bytes.data - 4 - 4 * 32
+    assert a.codecs == b.codecs == ("context", "raw")
+    assert (a.stored_bytes - scales[0], b.stored_bytes - scales[1]) == (bank * 3 // 4, bank - bank * 3 // 4)
+    group = predicted_bytes(tree) - sum(scales)
+    nodes = [Leaf(key, to_node(x)) for key, x in tree.items()]
+    assert predicted_of(nodes) == [group * 3 // 4 + scales[0], group - group * 3 // 4 + scales[1]]
+
+
+@given(st.integers(0, 10**12), st.lists(st.integers(0, 10**6), min_size=1).filter(any))
+def test_shares_are_whole_and_fair(total, weights):
+    parts = shares(total, weights)
+    assert sum(parts) == total
+    assert all(abs(part - Fraction(total * w, sum(weights))) < 1 for part, w in zip(parts, weights))
 
 
 def test_the_same_bytes(path):
