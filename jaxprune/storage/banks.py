@@ -84,6 +84,8 @@ def _head(octets: memoryview, order: contexts.Layout) -> tuple[Head, memoryview]
 
 def _classes(take: integers.Reader, order: contexts.Layout, levels: list[int]) -> list[Classes]:
     codec = take.octets(1)[0]
+    if codec not in (f.RAW, f.BITS, f.RANS):
+        raise FormatError(f"the classes of a bank have the codec {codec}")
     octets = take.octets(take.varint())
     counts = [(outputs, inputs, places) for places, inputs, outputs in order.views]
     every = streams.decode(octets, sum(map(sum, counts)), codec, DTYPES["i1"])
