@@ -4,9 +4,9 @@ import os
 from typing import Any, NamedTuple
 
 from jaxprune.app.progress import Bytes
-from jaxprune.storage import reader
+from jaxprune.storage import manifest, reader
+from jaxprune.storage.accounting import leaves, shared
 from jaxprune.storage.format import FormatError, Group
-from jaxprune.storage.loading import leaves, shared
 
 
 class Checked(NamedTuple):
@@ -39,8 +39,8 @@ def check(path: Any) -> Checked:
     """
     name = os.fspath(path)
     try:
-        with reader.open_regular(path) as file:
-            contents = reader.contents(file)
+        with manifest.open_regular(path) as file:
+            contents = manifest.contents(file)
             decoder = reader.Decoder(file, contents)
             with Bytes("verify", contents.data) as tick:
                 damaged = {}

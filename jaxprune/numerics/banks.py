@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxprune.numerics import contexts, rans
-from jaxprune.numerics.contexts import CONTEXTS, MIDDLE, REACH, Classes, Contexts, Layout
+from . import contexts, rans
+from .contexts import CONTEXTS, MIDDLE, REACH, Classes, Contexts, Layout
 
 TABLE_BITS, ENTRY_BITS = 16, 9
 MOST_TABLES = 64

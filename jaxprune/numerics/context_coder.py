@@ -7,10 +7,10 @@ decoder knows the contexts of a whole column before it reads it. NumPy and the s
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxprune.numerics import rans
-from jaxprune.numerics.banks import Bank
-from jaxprune.numerics.contexts import CONTEXTS, Classes, Contexts, Layout, magnitudes
-from jaxprune.numerics.rans import LOW, MAX_STEPS, TOTAL, StreamError
+from . import rans
+from .banks import Bank
+from .contexts import CONTEXTS, Classes, Contexts, Layout, magnitudes
+from .rans import LOW, MAX_STEPS, TOTAL, StreamError
 
 
 def lanes_for(order: Layout, bits: float) -> int:

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.numerics import context_coder, contexts, rans
-from jaxprune.numerics.banks import Bank
-from jaxprune.numerics.contexts import CONTEXTS, MIDDLE, REACH, Classes
-from jaxprune.storage import format as f
-from jaxprune.storage import integers, streams
-from jaxprune.storage.format import DTYPES, FormatError, Row
+from ..numerics import context_coder, contexts, rans
+from ..numerics.banks import Bank
+from ..numerics.contexts import CONTEXTS, MIDDLE, REACH, Classes
+from . import format as f
+from . import integers, streams
+from .format import DTYPES, FormatError, Row
 
 LENGTHS = rans.BITS + 2  # a frequency has 0 … 13 bits
 CENTRES = (-(2**63), 2**64 - 1)
@@ -84,6 +84,8 @@ def _head(octets: memoryview, order: contexts.Layout) -> tuple[Head, memoryview]
 
 def _classes(take: integers.Reader, order: contexts.Layout, levels: list[int]) -> list[Classes]:
     codec = take.octets(1)[0]
+    if codec not in (f.RAW, f.BITS, f.RANS):
+        raise FormatError(f"the classes of a bank have the codec {codec}")
     octets = take.octets(take.varint())
     counts = [(outputs, inputs, places) for places, inputs, outputs in order.views]
     every = streams.decode(octets, sum(map(sum, counts)), codec, DTYPES["i1"])

@@ -1,14 +1,12 @@
 """Saving, loading and looking at files: the three verbs of the storage. The format is specified in docs/format.md."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
 
-from jaxprune.storage import atomic, reader
-from jaxprune.storage.format import FormatError
+from jaxprune.storage import atomic
 from jaxprune.storage.inspection import Inspection, summary
 from jaxprune.storage.loading import Loading
+from jaxprune.storage.manifest import contents, opened
 from jaxprune.storage.writer import encode
 
 Path = str | os.PathLike[str]
@@ -75,8 +73,8 @@ def load(
     """
     if as_ not in ("compressed", "dense", "numpy"):
         raise ValueError(f"as_={as_!r}: it is one of 'compressed', 'dense' and 'numpy'")
-    with _opened(path) as file:
-        return Loading(file, reader.contents(file), as_, only, max_bytes).run(like)
+    with opened(path) as file:
+        return Loading(file, contents(file), as_, only, max_bytes).run(like)
 
 
 def inspect(path: Path) -> Inspection:
@@ -96,17 +94,8 @@ def inspect(path: Path) -> Inspection:
       >>> [(row.path, row.kind, row.dense_bytes) for row in jp.inspect(path).rows]
       [('kernel', 'Masked', 64)]
     """
-    with _opened(path) as file:
-        return summary(reader.contents(file))
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with reader.open_regular(path) as file:
-            yield file
-    except FormatError as e:
-        raise FormatError(f"{os.fspath(path)}: {e}") from None
+    with opened(path) as file:
+        return summary(contents(file))
 
 
 def _write(file: BinaryIO, piece: Any) -> None:

@@ -2,7 +2,7 @@
 
 import zlib
 
-from jaxprune.storage.format import FormatError
+from .format import FormatError
 
 Buffer = bytes | memoryview
 

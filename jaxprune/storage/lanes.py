@@ -6,8 +6,8 @@ there one symbol at a time is 10 to 50 times faster. `encode` and `decode` choos
 
 import numpy as np
 
-from jaxprune.numerics import rans
-from jaxprune.numerics.rans import BITS, LOW, MAX_STEPS, TOTAL, StreamError
+from ..numerics import rans
+from ..numerics.rans import BITS, LOW, MAX_STEPS, TOTAL, StreamError
 
 FEW = 64
 

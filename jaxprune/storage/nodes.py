@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from jaxprune.storage import format as f
-from jaxprune.storage.format import DTYPES, KINDS, Code, FormatError, Group, Leaf, Row
-from jaxprune.storage.structure import Shape, Shaped, dense
+from . import format as f
+from .format import DTYPES, KINDS, Code, FormatError, Group, Leaf, Row
+from .structure import Shape, Shaped, dense
 
 
 def integer(x: Any, low: int, high: int, what: str) -> int:

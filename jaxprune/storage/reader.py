@@ -1,75 +1,46 @@
-"""Files to nodes: everything is checked before the first large allocation.
+"""Files to arrays, where JAX is not: NumPy and the standard library only.
 
-NumPy and the standard library only, so that a file can be read where JAX is not.
+    python jaxprune/storage/reader.py model.jpz                  what it holds
+    python jaxprune/storage/reader.py model.jpz -o model.npz     its dense arrays, for NumPy
 
-`contents` reads the header and the manifest; `Decoder.read` one leaf's bytes, which its CRC-32 guards. Whatever the
-file holds, the only exceptions are `FormatError` and the operating system's own.
+`read` gives them to a program. Everything is checked before the first large allocation: whatever a file holds, the only
+exceptions are `FormatError` and the operating system's own. `Decoder.read` decodes one leaf, which a CRC-32 guards.
 """
 
-import json
+import argparse
+import functools
+import importlib.machinery
 import math
 import os
-import re
-import stat
-import struct
+import pathlib
+import sys
+import types
+import zipfile
 import zlib
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxprune.storage import banks, streams
-from jaxprune.storage import format as f
-from jaxprune.storage.format import DTYPES, KINDS, Array, Bank, Code, FormatError, Leaf, Row
-from jaxprune.storage.nodes import Nodes, grids, integer
-from jaxprune.storage.structure import Shaped, check_values, integers_of
+if not (__package__ or "").endswith(".storage"):
+    # Run by its path, or loaded from it. The package jaxprune imports JAX, so the folders here become another one's.
+    _root = pathlib.Path(__file__).resolve().parent.parent
+    _alone = types.ModuleType(f"jaxprune_alone_{zlib.crc32(os.fsencode(_root)):08x}")
+    _alone.__path__ = [str(_root)]
+    sys.modules.setdefault(_alone.__name__, _alone)
+    __spec__ = importlib.machinery.ModuleSpec(f"{_alone.__name__}.storage.reader", None)
+    __package__ = __spec__.parent  # what relative imports start from (PEP 366)
 
+from . import atomic, banks, streams
+from . import format as f
+from .accounting import needed, shared
+from .format import DTYPES, KINDS, Array, Code, FormatError, Group, Leaf, Row
+from .inspection import summary
+from .manifest import Contents, contents, exactly, opened
+from .structure import Shaped, check_values, integers_of
+from .values import made_bytes, value
 
-class Contents(NamedTuple):
-    """What a file says without its data: the tree of `Leaf`s, the same leaves in order, and sizes in bytes."""
-
-    tree: Any
-    leaves: list[Leaf]
-    banks: list[Bank]
-    metadata: dict[str, Any]
-    predicted: int
-    manifest: int
-    data: int
-    start: int  # of the data
-
-
-def open_regular(path: Any) -> BinaryIO:
-    """The file, if it is one: pipes and devices have no end."""
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FormatError("not a regular file")
-        return os.fdopen(fd, "rb")
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def contents(file: BinaryIO) -> Contents:
-    """The checked manifest of an open file."""
-    total = os.fstat(file.fileno()).st_size
-    manifest, data = _header(file, total)
-    start = file.tell()
-    said, crcs = _manifest(_exactly(file, manifest, "jp.manifest"))
-    lengths = _bank_lengths(said.get("b", []))
-    found = Nodes(grids(said.get("g", [])), len(lengths), crcs)
-    try:
-        tree = found.node(said["t"], (), None)
-    except RecursionError:  # Commons in Commons have no depth of their own
-        raise FormatError("the tree is too deep") from None
-    banks = _banks(found, lengths)
-    if found.offset + sum(lengths) != data or next(found.crcs, None) is not None:
-        said = found.offset + sum(lengths)
-        raise FormatError(f"the streams cover {said} of {data} bytes of data, or checksums are left over")
-    predicted = data + integer(said["p"], -data, 2**63, "error of the prediction")
-    metadata = said.get("m", {})
-    if type(metadata) is not dict:
-        raise FormatError("the metadata is not an object")
-    return Contents(tree, found.leaves, banks, metadata, predicted, manifest, data, start + manifest)
+MAX_BYTES = 2**34
 
 
 class Decoder:
@@ -94,7 +65,7 @@ class Decoder:
 
     def octets(self, offset: int, length: int, crc: int) -> memoryview:
         self.file.seek(self.contents.start + offset)
-        octets = _exactly(self.file, length, "jp.data")
+        octets = exactly(self.file, length, "jp.data")
         if length and zlib.crc32(octets) != crc:
             raise FormatError("the checksum is wrong: the bytes are damaged")
         return memoryview(octets)
@@ -145,124 +116,110 @@ class Decoder:
         return Array(row.dtype, row.host, words)
 
 
-def decoded_bytes(node: Any) -> int:
-    """Bytes of the arrays of a leaf's node, decoded."""
-    if isinstance(node, Row):
-        return math.prod(node.shape) * DTYPES[node.dtype].itemsize
-    if not isinstance(node, Code):
-        return 0
-    mask = math.prod(integers_of(node.parts[1]).shape) if node.tag == "M" and not isinstance(node.parts[0], Row) else 0
-    return mask + sum(map(decoded_bytes, node.parts))
+# --- without JAX -----------------------------------------------------------------------------------------------------
 
 
-def banks_of(node: Any) -> set[int]:
-    """The banks that a leaf's node has arrays in."""
-    if isinstance(node, Row):
-        return {node.bank} - {-1}
-    return {bank for part in node.parts for bank in banks_of(part)} if isinstance(node, Code) else set()
+def read(path: Any, *, max_bytes: int = MAX_BYTES) -> Any:
+    """The tree of a file in NumPy: that of `jp.load(path, as_="numpy")`, but for dtypes that NumPy lacks.
+
+    Args:
+      path: the file.
+      max_bytes: the most that the arrays may take, decoded and dense; checked before any of them is made.
+
+    Returns:
+      Dicts, lists and tuples of arrays, Python numbers and None. bfloat16, float8 and float4 become float32, int4 and
+      int2 become int8 (uint8), exactly.
+
+    Raises:
+      FormatError: the file is damaged, truncated, hostile, or of a newer version.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, tempfile, os
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.jpz")
+      >>> jp.save(path, {"w": jp.Masked(jnp.arange(4.0, dtype="bfloat16"), jnp.arange(4) > 1), "steps": 7})
+      >>> read(path)
+      {'steps': 7, 'w': array([0., 0., 2., 3.], dtype=float32)}
+    """
+    with opened(path) as file:
+        found = contents(file)
+        return _mapped(found.tree, _maker(file, found, max_bytes))
 
 
-def banked_bytes(node: Any, used: set[int]) -> int:
-    """Bytes of a node's arrays in these banks, decoded."""
-    if isinstance(node, Row):
-        return decoded_bytes(node) if node.bank in used else 0
-    return sum(banked_bytes(part, used) for part in node.parts) if isinstance(node, Code) else 0
+def write_npz(path: Any, out: Any, *, max_bytes: int = MAX_BYTES) -> None:
+    """Writes the arrays and numbers of a file as an .npz archive, each under its path; one is held at a time."""
+    with opened(path) as file, atomic.replacing(out) as archive, zipfile.ZipFile(archive, "w") as members:
+        found, names = contents(file), set()
+        make = _maker(file, found, max_bytes)
+
+        def write(leaf: Leaf, group: Group | None) -> None:
+            name = _member(leaf.path)
+            if name in names:
+                raise FormatError(f"leaf {leaf.path!r}: another one has its name")
+            names.add(name)
+            with members.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(make(leaf, group)), allow_pickle=False)
+
+        _mapped(found.tree, write)
 
 
-def _bank_lengths(said: Any) -> list[int]:
-    if type(said) is not list:
-        raise FormatError("the lengths of the banks are not a list")
-    return [integer(n, 1, 2**63, "length of a bank") for n in said]
-
-
-def _banks(found: Nodes, lengths: list[int]) -> list[Bank]:
-    """The banks, which follow the leaves."""
-    offset, made = found.offset, []
-    for number, (rows, length) in enumerate(zip(found.banks, lengths)):
-        size, crc = banks.symbols(rows), next(found.crcs, None)
-        if not f.LEAST_BANK <= size <= (f.MOST_BANK if len(rows) > 1 else f.MOST_OF_ONE) or crc is None:
-            raise FormatError(f"bank {number} has {len(rows)} arrays of {size} symbols, or no checksum")
-        made.append(Bank(rows, offset, length, crc))
-        offset += length
-    return made
-
-
-# --- header and manifest ---------------------------------------------------------------------------------------------
-
-
-def _header(file: BinaryIO, total: int) -> tuple[int, int]:
-    """The bytes of manifest and data; the header must be the one that such a file has."""
-    if total < 8:
-        raise FormatError(f"{total} bytes are too few for a jaxprune file")
-    (length,) = struct.unpack("<Q", _exactly(file, 8, "header"))
-    if not 2 <= length <= min(f.MAX_HEADER, total - 8):
-        raise FormatError(f"byte 0: a header of {length} bytes; this is no jaxprune file")
-    raw = _exactly(file, length, "header")
-    said = _json(raw, "header")
-    meta = said.get("__metadata__") if type(said) is dict else None
-    version = meta.get("jaxprune") if type(meta) is dict else None
-    if type(version) is not str or not re.fullmatch(r"[1-9][0-9]{0,8}", version, re.ASCII):
-        raise FormatError("byte 8: the header names no version of jaxprune; this is no file of `save`")
-    if int(version) > f.VERSION:
-        raise FormatError(f"this needs version {version} of the format; this library reads up to {f.VERSION}: upgrade")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; 2 is for files that cannot be read."""
+    parser = argparse.ArgumentParser(description="Shows a jaxprune file, or writes its dense arrays for NumPy.")
+    parser.add_argument("file")
+    parser.add_argument("-o", dest="out", metavar="OUT.npz")
+    said = parser.parse_args(arguments)
     try:
-        manifest = said["jp.manifest"]["shape"][0]
-        data = said["jp.data"]["shape"][0]
-    except (KeyError, TypeError, IndexError):
-        raise FormatError("byte 8: the header lacks jp.manifest or jp.data") from None
-    manifest, data = integer(manifest, 5, 2**31, "size of jp.manifest"), integer(data, 0, 2**63, "size of jp.data")
-    if f.header(manifest, data)[8:] != raw:
-        raise FormatError("byte 8: the header is not the one that `save` writes for these sizes")
-    said = 8 + length + manifest + data
-    if said != total:
-        raise FormatError(f"the file has {total} bytes, its header speaks of {said}: truncated or extended")
-    return manifest, data
+        with opened(said.file) as file:
+            table = str(summary(contents(file)))
+        if said.out:
+            write_npz(said.file, said.out)
+        print(table)
+    except (ValueError, OSError) as e:
+        print(str(e).replace("\n", " "), file=sys.stderr)
+        return 2
+    return 0
 
 
-def _manifest(octets: bytes) -> tuple[dict[str, Any], list[int]]:
-    if struct.unpack_from("<I", octets)[0] != zlib.crc32(memoryview(octets)[4:]):
-        raise FormatError("the manifest's checksum is wrong: the bytes are damaged")
-    inflate = zlib.decompressobj(-15, zdict=f.DICTIONARY)
-    try:
-        raw = inflate.decompress(memoryview(octets)[4:], f.MAX_MANIFEST)
-    except zlib.error as e:
-        raise FormatError(f"the manifest does not inflate: {e}") from None
-    crcs = inflate.unused_data
-    if not inflate.eof or inflate.unconsumed_tail or len(crcs) % 4:
-        raise FormatError(f"the manifest is truncated, or longer than {f.MAX_MANIFEST} bytes")
-    if sum(map(raw.count, (b",", b"[", b"{"))) > f.MAX_TOKENS:
-        raise FormatError(f"the manifest has more than {f.MAX_TOKENS} parts")
-    said = _json(raw, "manifest")
-    if type(said) is not dict or not {"t", "p"} <= said.keys() <= {"t", "p", "b", "g", "m"}:
-        raise FormatError("the manifest is not an object of t, p, b, g and m")
-    return said, [crc for (crc,) in struct.iter_unpack("<I", crcs)]
+Make = Callable[[Leaf, Group | None], Any]
 
 
-def _json(raw: bytes, what: str) -> Any:
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            raise FormatError(f"the {what} has a key twice")
-        return found
+def _maker(file: BinaryIO, found: Contents, max_bytes: int) -> Make:
+    """The function that reads a leaf and makes it dense, if all of them fit in `max_bytes`."""
+    total = needed(found, set(found.leaves), made_bytes)
+    if total > max_bytes:
+        raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
+    decoder = Decoder(file, found)
+    codebook = functools.cache(lambda group: group and value(decoder.read(group.codebook)))
 
-    def finite(text: str) -> float:
-        if not math.isfinite(float(text)):
-            raise FormatError(f"the {what} has the number {text[:20]}")
-        return float(text)
+    def make(leaf: Leaf, group: Group | None) -> Any:
+        node, above = decoder.read(leaf, shared(group)), codebook(group)
+        try:
+            made = value(node, above)
+        except FormatError as e:
+            raise FormatError(f"leaf {leaf.path!r}: {e}") from None
+        return made.copy() if isinstance(made, np.ndarray) and not made.flags.writeable else made
 
-    try:
-        text = raw.decode("utf-8")
-        found = json.loads(text, object_pairs_hook=pairs, parse_constant=finite, parse_float=finite)
-        json.dumps(found, ensure_ascii=False).encode("utf-8")  # a lone surrogate, written \ud800, is no text
-        return found
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"the {what} is not JSON: {type(e).__name__}") from None
+    return make
 
 
-def _exactly(file: BinaryIO, n: int, what: str) -> bytes:
-    octets = file.read(n)
-    if len(octets) != n:
-        raise FormatError(f"{what} ends {n - len(octets)} bytes early: the file is truncated")
-    return octets
+def _mapped(node: Any, make: Make, group: Group | None = None) -> Any:
+    """The tree with what `make` makes of its leaves."""
+    if isinstance(node, Leaf):
+        return make(node, group)
+    if isinstance(node, Group):
+        return _mapped(node.tree, make, node)
+    if isinstance(node, dict):
+        return {key: _mapped(kid, make, group) for key, kid in node.items()}
+    return node if node is None else type(node)(_mapped(kid, make, group) for kid in node)
+
+
+def _member(path: str) -> str:
+    """The name of a leaf in an archive: one that stays in the folder where that is unpacked."""
+    name = path.replace(r"\/", "/") or "array"
+    if any(part in ("", ".", "..") or "\\" in part or "\0" in part or part[1:2] == ":" for part in name.split("/")):
+        raise FormatError(f"leaf {path!r}: an archive with this name would be unpacked outside of its folder")
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.numerics import codes, rans
-from jaxprune.storage import lanes as coder
-from jaxprune.storage.format import BITS, MAX_ALPHABET, MAX_WIDTH, RANS, RAW, Dtype, FormatError
-from jaxprune.storage.integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
+from ..numerics import codes, rans
+from . import lanes as coder
+from .format import BITS, MAX_ALPHABET, MAX_WIDTH, RANS, RAW, Dtype, FormatError
+from .integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
 
 CHUNK = 1 << 16  # symbols packed at a time: whole bytes, and little memory
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.storage.format import ALIGNED, DTYPES, KINDS, MAX_SIZE, NONZERO, Array, Code, FormatError, Row
+from .format import ALIGNED, DTYPES, KINDS, MAX_SIZE, NONZERO, Array, Code, FormatError, Row
 
 Shape = tuple[int, ...]
 Shaped = tuple[Shape, str]  # shape, and key of DTYPES

@@ -6,7 +6,6 @@ import json
 import os
 import pstats
 import struct
-import subprocess
 import sys
 import threading
 import tracemalloc
@@ -140,27 +139,6 @@ def test_eight_threads_load_one_file(path):
     for thread in threads:
         thread.join()
     assert len(found) == 8 and all(x["a"].tobytes() == np.asarray(tree["a"]).tobytes() for x in found)
-
-
-def test_reading_needs_no_jax(path):
-    """The reader's modules import NumPy and the standard library; the packages above them are stubs here."""
-    save(path, {"w": Masked(Clustered(normal(4), integers(0, 4, 30)), mask(30))})
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = f"""
-import sys, types
-for name in ("jax", "jaxlib", "flax", "ml_dtypes"):
-    sys.modules[name] = None
-for name in ("jaxprune", "jaxprune.numerics", "jaxprune.storage"):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [{root!r} + "/" + name.replace(".", "/")]
-from jaxprune.storage import reader
-with reader.open_regular({str(path)!r}) as file:
-    found = reader.contents(file)
-    print(reader.Decoder(file, found).read(found.leaves[0]).parts[0].words.sum())
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == int(np.sum(load(path, as_="compressed")["w"].mask))
 
 
 def test_work_is_linear(path):

@@ -9,7 +9,7 @@ from jaxprune.storage import atomic
 from jaxprune.storage.checkpoints import msgpack, npz, orbax, own, safetensors
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
 from jaxprune.storage.format import FormatError
-from jaxprune.storage.reader import open_regular
+from jaxprune.storage.manifest import open_regular
 
 READ = {
     "jaxprune": own.opened,

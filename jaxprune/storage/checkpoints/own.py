@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.storage import reader
+from jaxprune.storage import manifest
+from jaxprune.storage.accounting import decoded_bytes, shared
 from jaxprune.storage.checkpoints import layouts
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Tensor
 from jaxprune.storage.format import DTYPES, VERSION, Code, FormatError, Row, header
-from jaxprune.storage.loading import Loading, shared
+from jaxprune.storage.loading import Loading
 from jaxprune.storage.structure import dense
 
 SEPARATOR = re.compile(r"(?<!\\)/")  # of keys in a path, as `format.join` writes it
@@ -28,8 +29,8 @@ def is_own(beginning: bytes) -> bool:
 @contextlib.contextmanager
 def opened(path: Any, max_leaf: int = MAX_LEAF) -> Iterator[Checkpoint]:
     """The checkpoint of a jaxprune file; each leaf is checked, decoded and made dense when it is read."""
-    with reader.open_regular(path) as file:
-        contents = reader.contents(file)
+    with manifest.open_regular(path) as file:
+        contents = manifest.contents(file)
         loading = Loading(file, contents, "numpy", None, 2**63)
         made = contents.metadata.get("checkpoint", {})
         layout = made.get("layout", "jax") if type(made) is dict else "jax"
@@ -39,7 +40,7 @@ def opened(path: Any, max_leaf: int = MAX_LEAF) -> Iterator[Checkpoint]:
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             leaf, group = named[path]
-            if tensors[path].nbytes + reader.decoded_bytes(leaf.node) > max_leaf:
+            if tensors[path].nbytes + decoded_bytes(leaf.node) > max_leaf:
                 raise FormatError(f"leaf {path!r} takes more than {max_leaf} bytes decoded")
             x = np.asarray(loading.leaf(leaf, group))
             return t.placed(layouts.turned(x, layout, tensors[path].keys), into)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
 from jaxprune.storage.format import FormatError
-from jaxprune.storage.reader import open_regular
+from jaxprune.storage.manifest import open_regular
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
 
