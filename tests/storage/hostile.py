@@ -262,6 +262,12 @@ HOSTILE = {
     "bits too long": coded(bytes([0, 8, 1, 1, 1, 1, 1]), codec=f.BITS),
     "bits above the dtype": coded(bytes([10, 8, 1, 1, 1, 255]), codec=f.BITS),
     "bits of an empty array": coded(bytes([0, 0]), codec=f.BITS, shape=[0]),
+    "floats of 1 bit": coded(bytes([0, 1, 0]), dtype="f4", codec=f.BITS),
+    "floats of no width": coded(bytes([0]), dtype="f4", codec=f.BITS),
+    "floats of 0 bits and a byte": coded(bytes([0, 0, 0]), dtype="f4", codec=f.BITS),
+    "a float of 33 bits": coded(varint(2**33) + bytes([0]), dtype="f4", codec=f.BITS),
+    "a float below 0": coded(bytes([1, 0]), dtype="f4", codec=f.BITS),
+    "width-0 bomb of floats": coded(bytes([0, 0]), dtype="f4", codec=f.BITS, shape=[2**40]),
     "width-0 bomb": coded(bytes([0, 0]), codec=f.BITS, shape=[2**40]),
     # 20: unknown words
     **{
