@@ -1,5 +1,7 @@
 """Classes and tables that are chosen: they cover what is coded, and pay for themselves."""
 
+import itertools
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def test_merging_goes_on_while_it_pays():
     bank = banks.fit_bank(ids, values)
     counts = counts_of(ids, values, bank.table_of, len(bank.freqs))
     assert 1 < len(counts) < 40
-    for a, b in zip(counts, counts[1:]):
+    for a, b in itertools.pairwise(counts):
         assert information([a + b]) >= information([a, b]) - 1e-6
 
 

@@ -126,7 +126,7 @@ def test_runs_at_the_ends_of_columns(lanes):
 
 
 def test_length_is_the_bits_that_are_said():
-    _, classes, order, flat, ids = agrees([(90, 90), (3, 3, 8, 16)], 5)
+    _, _, order, flat, ids = agrees([(90, 90), (3, 3, 8, 16)], 5)
     bank = banks.fit_bank(ids, flat)
     bits = banks.bits(ids, flat, bank)
     assert bits[:50].tolist() == pytest.approx(

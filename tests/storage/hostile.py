@@ -1,12 +1,31 @@
 """Files made to harm, by name, and the means to make them. Checksums are right: a forger can compute them."""
 
+import contextlib
 import json
 import struct
+import sys
 import zlib
 
 import numpy as np
 
 from jaxprune.storage import format as f
+
+
+@contextlib.contextmanager
+def lines_run():
+    """[the number of lines of Python run inside]: what a slow file costs, on any machine."""
+    count, before = [0], sys.gettrace()
+
+    def trace(frame, event, arg):
+        count[0] += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield count
+    finally:
+        sys.settrace(before)
+
 
 # --- making files ----------------------------------------------------------------------------------------------------
 
@@ -179,6 +198,7 @@ HOSTILE = {
     "a checksum too few": tree_of({"w": ["f4", [2]]}, FLOATS, crcs=[]),
     "a checksum too many": tree_of({"w": ["f4", [2]]}, FLOATS, crcs=[zlib.crc32(FLOATS), 0]),
     "a wrong checksum": tree_of({"w": ["f4", [2]]}, FLOATS, crcs=[1]),
+    "a wrong checksum of no bytes": tree_of({"w": ["f4", [0]]}, crcs=[7]),
     "wrong checksum of the manifest": GOOD[:-8].replace(REST[:4], b"\0\0\0\0") + FLOATS,
     # 11-16: the rans codec
     "zero-bit bomb": coded(rans([4096], states=[1 << 16] * 4), shape=[2**36]),

@@ -24,7 +24,7 @@ from jaxprune.storage import format as f
 from jaxprune.storage import reader
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import FormatError
-from tests.storage.hostile import GOOD, HOSTILE, file_of, tree_of, versioned
+from tests.storage.hostile import GOOD, HOSTILE, file_of, lines_run, tree_of, versioned
 from tests.storage.test_banks import model as banked
 from tests.storage.trees import assert_same, codes, integers, mask, normal, quantized
 
@@ -32,22 +32,6 @@ from tests.storage.trees import assert_same, codes, integers, mask, normal, quan
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "model.jp"
-
-
-@contextlib.contextmanager
-def lines_run():
-    """[the number of lines of Python run inside]: what a slow file costs, on any machine."""
-    count, before = [0], sys.gettrace()
-
-    def trace(frame, event, arg):
-        count[0] += event == "line"
-        return trace
-
-    sys.settrace(trace)
-    try:
-        yield count
-    finally:
-        sys.settrace(before)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
