@@ -247,7 +247,7 @@ def test_any_forgery_is_survived(files, tmp_path_factory, which, stream, edit):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 def test_many_forgeries_are_survived(files, tmp_path, part):
-    many(given(*forgeries)(lambda *case: survives(files, tmp_path / "x", *case)))()
+    many(given(*forgeries)(lambda which, stream, edit: survives(files, tmp_path / "x", which, stream, edit)))()
 
 
 odd_words = ["l", "t", "i", "x", "G", "nan", "=f4", 0, 1, 2, -1, 4, 8, 2**63, True, None, 1.5]
