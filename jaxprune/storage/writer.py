@@ -38,7 +38,7 @@ def predicted_bytes(tree: Any) -> int:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> predicted_bytes({"w": jnp.zeros((3, 5))})
+      >>> predicted_bytes({"w": jnp.arange(15.0).reshape(3, 5)})
       60
     """
     return sum(predicted_of(_leaves(to_nodes(tree))))
