@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from . import rans
 from .banks import Bank
 from .contexts import CONTEXTS, Classes, Contexts, Layout, magnitudes
-from .rans import LOW, MAX_STEPS, TOTAL, StreamError
+from .rans import LOW, MAX_STEPS, TOTAL, Buffer, StreamError
 
 
 def lanes_for(order: Layout, bits: float) -> int:
@@ -35,7 +35,7 @@ def encode(ids: NDArray[np.uint8], values: NDArray, order: Layout, bank: Bank, l
     return x.astype("<u4").tobytes() + np.concatenate(words[::-1]).astype("<u2").tobytes()
 
 
-def decode(buffer: bytes, order: Layout, classes: list[Classes], bank: Bank, lanes: int) -> NDArray[np.int16]:
+def decode(buffer: Buffer, order: Layout, classes: list[Classes], bank: Bank, lanes: int) -> NDArray[np.int16]:
     """The symbols of a stream, in the order of coding. Anything but a whole stream is a StreamError."""
     first, symbol_of, pop_of = _slots(bank)
     if not 1 <= lanes <= order.rows or order.size > lanes * MAX_STEPS:
