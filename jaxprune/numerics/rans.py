@@ -125,6 +125,8 @@ def decode(buffer: Buffer, n: int, freqs: ArrayLike, lanes: int, values: NDArray
 
 def check_end(x: NDArray[np.uint32], left: int) -> None:
     """Whether a decoder has come to the end of its stream."""
+    if left < 0:
+        raise StreamError("the stream is truncated")
     if left:
         raise StreamError(f"{left} words are left over after the last symbol")
     if np.any(x != LOW):
