@@ -14,8 +14,11 @@ from .rans import LOW, MAX_STEPS, TOTAL, Buffer, StreamError
 
 
 def lanes_for(order: Layout, bits: float) -> int:
-    """Lanes for these symbols in about `bits` bits, 4 bytes of 0.4% of them; more lanes than rows would be idle."""
-    return min(order.rows, rans.lanes_for(order.size, 0.8 * bits))
+    """Lanes for these symbols in about `bits` bits; more lanes than rows would be idle.
+
+    A lane's state has 32 bits, of which some 8 stand for symbols: the other 24 are 0.45% of the stream.
+    """
+    return min(order.rows, rans.lanes_for(order.size, 1.2 * bits))
 
 
 def encode(ids: NDArray[np.uint8], values: NDArray, order: Layout, bank: Bank, lanes: int) -> bytes:
