@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from . import rans
 from .banks import Bank
 from .contexts import CONTEXTS, Classes, Contexts, Layout, magnitudes
-from .rans import LOW, MAX_STEPS, TOTAL, StreamError
+from .rans import LOW, MAX_STEPS, TOTAL, Buffer, StreamError
 
 
 def lanes_for(order: Layout, bits: float) -> int:
-    """Lanes for these symbols in about `bits` bits, 4 bytes of 0.4% of them; more lanes than rows would be idle."""
-    return min(order.rows, rans.lanes_for(order.size, 0.8 * bits))
+    """Lanes for these symbols in about `bits` bits; more lanes than rows would be idle.
+
+    A lane's state has 32 bits, of which some 8 stand for symbols: the other 24 are 0.45% of the stream.
+    """
+    return min(order.rows, rans.lanes_for(order.size, 1.2 * bits))
 
 
 def encode(ids: NDArray[np.uint8], values: NDArray, order: Layout, bank: Bank, lanes: int) -> bytes:
@@ -35,7 +38,7 @@ def encode(ids: NDArray[np.uint8], values: NDArray, order: Layout, bank: Bank, l
     return x.astype("<u4").tobytes() + np.concatenate(words[::-1]).astype("<u2").tobytes()
 
 
-def decode(buffer: bytes, order: Layout, classes: list[Classes], bank: Bank, lanes: int) -> NDArray[np.int16]:
+def decode(buffer: Buffer, order: Layout, classes: list[Classes], bank: Bank, lanes: int) -> NDArray[np.int16]:
     """The symbols of a stream, in the order of coding. Anything but a whole stream is a StreamError."""
     first, symbol_of, pop_of = _slots(bank)
     if not 1 <= lanes <= order.rows or order.size > lanes * MAX_STEPS:
@@ -58,7 +61,7 @@ def decode(buffer: bytes, order: Layout, classes: list[Classes], bank: Bank, lan
     return flat
 
 
-def _pop(x: NDArray[np.uint32], slot: NDArray[np.intp], pop_of: NDArray[np.uint32], words: NDArray[np.uint32]) -> int:
+def _pop(x: NDArray[np.uint32], slot: NDArray[np.intp], pop_of: NDArray[np.uint32], words: NDArray[np.uint16]) -> int:
     """`rans.pop`, where `slot` holds the first slot of each lane's table and gets the lane's own."""
     slot += x & np.uint32(TOTAL - 1)
     return rans.pop(x, pop_of.take(slot), words)

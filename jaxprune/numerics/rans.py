@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 BITS = 12
 TOTAL = 1 << BITS  # M
+Buffer = bytes | memoryview
 LOW = 1 << 16
 MAX_STEPS = 16384  # a table of one symbol costs 0 bits: without a bound, few bytes could ask for any amount of work
 
@@ -71,7 +72,7 @@ def encode(symbols: ArrayLike, freqs: ArrayLike, lanes: int) -> bytes:
     freq = checked(freqs)
     symbol = np.asarray(symbols).ravel()
     n = symbol.size
-    steps = _steps(n, lanes)
+    steps = steps_of(n, lanes)
     if n and (symbol.dtype.kind not in "bui" or symbol.min() < 0 or symbol.max() >= freq.size):
         raise ValueError(f"symbols must be integers from 0 to {freq.size - 1}")
     f_of = freq.astype(np.uint32)
@@ -96,34 +97,43 @@ def push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]
     return leaving.astype(np.uint16)
 
 
-def decode(buffer: bytes, n: int, freqs: ArrayLike, lanes: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """The n symbols of a stream. Anything but a whole stream that ends in the right state is a StreamError."""
+def decode(buffer: Buffer, n: int, freqs: ArrayLike, lanes: int, values: NDArray | None = None) -> NDArray:
+    """The n symbols of a stream (uint8 or uint16), or `values` of them, one for each symbol of the table.
+
+    Anything but a whole stream that ends in the right state is a StreamError.
+    """
     freq = checked(freqs)
-    steps = _steps(n, lanes)
+    steps = steps_of(n, lanes)
     x, words = parsed(buffer, lanes)
     symbol_of, pop_of = slots_of(freq)
-    symbol = np.full(n, symbol_of[0])
+    value_of = symbol_of if values is None else values[symbol_of]
+    decoded = np.empty(n, value_of.dtype)
+    if freq.max() == TOTAL:  # a lone symbol takes no bits
+        decoded.fill(value_of[0])
+        steps = 0
     slots = np.empty(lanes, np.intp)
     taken = 0
-    for step in range(steps if freq.max() < TOTAL else 0):  # a lone symbol takes no bits: `symbol` is right already
-        out = symbol[step * lanes : (step + 1) * lanes]
+    for step in range(steps):
+        out = decoded[step * lanes : (step + 1) * lanes]
         slot = slots[: out.size]
         np.bitwise_and(x[: out.size], np.uint32(TOTAL - 1), out=slot, casting="unsafe")
         taken += pop(x[: out.size], pop_of.take(slot), words[taken : taken + lanes])
-        symbol_of.take(slot, out=out, mode="clip")  # slots are in range; "clip" spares a check and a copy
+        value_of.take(slot, out=out, mode="clip")  # slots are in range; "clip" spares a check and a copy
     check_end(x, words.size - taken)
-    return symbol
+    return decoded
 
 
 def check_end(x: NDArray[np.uint32], left: int) -> None:
     """Whether a decoder has come to the end of its stream."""
+    if left < 0:
+        raise StreamError("the stream is truncated")
     if left:
         raise StreamError(f"{left} words are left over after the last symbol")
     if np.any(x != LOW):
         raise StreamError("the lanes do not end in their initial state: the stream is damaged")
 
 
-def pop(x: NDArray[np.uint32], found: NDArray[np.uint32], words: NDArray[np.uint32]) -> int:
+def pop(x: NDArray[np.uint32], found: NDArray[np.uint32], words: NDArray[np.uint16]) -> int:
     """Pops each lane's slot, `found` in `slots_of`, in place; returns the number of words that came back."""
     x >>= np.uint32(BITS)
     x *= found & np.uint32(0xFFFF)
@@ -147,14 +157,14 @@ def slots_of(freq: NDArray) -> tuple[NDArray, NDArray[np.uint32]]:
     return symbol_of.astype(np.uint8 if freq.size <= 256 else np.uint16), pop_of
 
 
-def parsed(buffer: bytes, lanes: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def parsed(buffer: Buffer, lanes: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
     """The states and the words of a stream."""
     if len(buffer) < 4 * lanes or len(buffer) % 2:
         raise StreamError(f"{len(buffer)} bytes cannot hold {lanes} states and whole words")
     x = np.frombuffer(buffer, "<u4", lanes).astype(np.uint32)
     if x.min() < LOW:
         raise StreamError("a lane's state is below 2^16")
-    return x, np.frombuffer(buffer, "<u2", offset=4 * lanes).astype(np.uint32)
+    return x, np.frombuffer(buffer, "<u2", offset=4 * lanes)
 
 
 def checked(freqs: ArrayLike) -> NDArray[np.int64]:
@@ -168,7 +178,7 @@ def checked(freqs: ArrayLike) -> NDArray[np.int64]:
     return freq
 
 
-def _steps(n: int, lanes: int) -> int:
+def steps_of(n: int, lanes: int) -> int:
     steps = -(-n // lanes) if lanes >= 1 else -1
     if n < 0 or not 0 <= steps <= MAX_STEPS:
         raise StreamError(f"{n} symbols in {lanes} lanes: at least 1 lane, at most {MAX_STEPS} symbols in each")

@@ -53,7 +53,7 @@ def decode(octets: memoryview, rows: list[Row]) -> list[np.ndarray]:
     order = contexts.layout(shapes)
     head, stream = _head(octets, order)
     try:
-        flat = context_coder.decode(bytes(stream), order, head.classes, head.bank, head.lanes)
+        flat = context_coder.decode(stream, order, head.classes, head.bank, head.lanes)
     except rans.StreamError as e:
         raise FormatError(str(e)) from None
     arrays = contexts.scattered(flat, shapes, order)

@@ -5,6 +5,7 @@ import zlib
 from .format import FormatError
 
 Buffer = bytes | memoryview
+CHUNK = 1 << 12
 
 
 def leb(n: int) -> bytes:
@@ -39,21 +40,24 @@ def unzigzag(n: int) -> int:
 def inflated(octets: Buffer, most: int) -> bytes:
     """What raw deflate holds: all of `octets`, at most `most` bytes."""
     plain, rest = inflated_first(octets, most)
-    if rest:
+    if len(rest):
         raise FormatError(f"{len(rest)} bytes are left over after a deflate stream")
     return plain
 
 
-def inflated_first(octets: Buffer, most: int) -> tuple[bytes, bytes]:
+def inflated_first(octets: Buffer, most: int) -> tuple[bytes, memoryview]:
     """What the raw deflate that `octets` begin with holds, and the bytes after it."""
-    inflate = zlib.decompressobj(-15)
-    try:
-        plain = inflate.decompress(octets, most + 1)
-    except zlib.error as e:
-        raise FormatError(f"a table does not inflate: {e}") from None
+    inflate, plain, taken = zlib.decompressobj(-15), b"", 0
+    while not inflate.eof and taken < len(octets) and len(plain) <= most:
+        some = octets[taken : taken + CHUNK]  # all at once, zlib would copy what follows the table
+        try:
+            plain += inflate.decompress(some, most + 1 - len(plain))
+        except zlib.error as e:
+            raise FormatError(f"a table does not inflate: {e}") from None
+        taken += len(some)
     if not inflate.eof or len(plain) > most:
         raise FormatError("a table is truncated or too long")
-    return plain, inflate.unused_data
+    return plain, memoryview(octets)[taken - len(inflate.unused_data) :]
 
 
 class Reader:

@@ -54,10 +54,10 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
     if codec not in (BITS, RANS):
         raise FormatError(f"the codec {codec} is none of one array")
     base, at = varint(buffer, 0)
-    rest = memoryview(buffer)[at:]
+    rest, base = memoryview(buffer)[at:], unzigzag(base)
     if not dtype.discrete and (codec, bytes(rest[:1])) != (BITS, b"\0"):
         raise FormatError(f"elements of {dtype.name} are raw, or all alike in 0 bits")
-    return _shifted((_read_bits if codec == BITS else _read_rans)(rest, n), unzigzag(base), dtype)
+    return _shifted(_read_bits(rest, n), base, dtype) if codec == BITS else _read_rans(rest, n, base, dtype)
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
@@ -163,15 +163,15 @@ def _read_table(rest: memoryview, at: int) -> tuple[np.ndarray, memoryview]:
         return freqs, rest[at:]
     if at != len(plain):
         raise FormatError("bytes are left over after the table")
-    return freqs, memoryview(after)
+    return freqs, after
 
 
-def _read_rans(rest: memoryview, n: int) -> np.ndarray:
+def _read_rans(rest: memoryview, n: int, base: int, dtype: Dtype) -> np.ndarray:
     lanes, at = varint(rest, 0)
     freqs, stream = _read_table(rest, at)
     if not 1 <= lanes <= n:
         raise FormatError(f"{lanes} lanes for {n} symbols")
     try:
-        return coder.decode(bytes(stream), n, freqs, lanes)
+        return coder.decode(stream, n, freqs, lanes, _shifted(np.arange(freqs.size), base, dtype))
     except rans.StreamError as e:
         raise FormatError(str(e)) from None

@@ -3,7 +3,6 @@
 import cProfile
 import os
 import pstats
-import sys
 import threading
 import tracemalloc
 
@@ -16,7 +15,7 @@ from jaxprune.storage import reader
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import FormatError
 from tests.storage.hostile import GOOD, HOSTILE, lines_run, versioned
-from tests.storage.trees import assert_same, integers, mask, normal
+from tests.storage.trees import assert_same, mask, normal
 
 
 @pytest.fixture
