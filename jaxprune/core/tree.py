@@ -21,25 +21,27 @@ Rewrite = Callable[[list[Slot]], Sequence[Any]]
 
 def walk(f: Callable[[Slot], Any], tree: Any, whole: Whole = lambda code: False) -> Any:
     """The tree with f(slot) at every slot; a code for which `whole` holds is one slot, else its fields are."""
+    return _below(tree, Slot("", None), f, whole)
 
-    def visit(slot: Slot) -> Any:
-        x = slot.value
+
+# Functions of the module, not closures: closures that call one another are a cycle, which keeps leaves alive.
+
+
+def _below(tree: Any, at: Slot, f: Callable[[Slot], Any], whole: Whole) -> Any:
+    def leaf(keys: tuple[Any, ...], x: Any) -> Any:
+        slot = at._replace(path="/".join(filter(None, (at.path, leaf_path(keys)))), value=x)
         if not is_code(x) or whole(x):
             return f(slot)
-        return x.replace(**{n: descend(x, slot, n) for n in x.fields()})
+        return x.replace(**{name: _below(getattr(x, name), _inside(slot, name), f, whole) for name in x.fields()})
 
-    def descend(x: Any, slot: Slot, name: str) -> Any:
-        mask = x.mask if isinstance(x, Masked) and name == "values" else None
-        inside = slot._replace(fields=(*slot.fields, name), mask=mask, open=slot.open and name in x.payload)
-        return below(getattr(x, name), inside)
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_code)
 
-    def below(tree: Any, at: Slot) -> Any:
-        def leaf(keys: tuple[Any, ...], x: Any) -> Any:
-            return visit(at._replace(path="/".join(filter(None, (at.path, leaf_path(keys)))), value=x))
 
-        return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_code)
-
-    return below(tree, Slot("", None))
+def _inside(slot: Slot, name: str) -> Slot:
+    """The slot of a code's field, its value still to be set."""
+    x = slot.value
+    mask = x.mask if isinstance(x, Masked) and name == "values" else None
+    return slot._replace(fields=(*slot.fields, name), mask=mask, open=slot.open and name in x.payload)
 
 
 def slots(tree: Any, whole: Whole = lambda code: False) -> list[Slot]:

@@ -44,15 +44,15 @@ def _arrays(node: Any) -> Iterator[Array]:
 
 
 def joins(batch: list[Leaf], leaf: Leaf) -> bool:
-    """Whether a leaf belongs to the batch of those before it: up to 2^22 elements, or a single leaf."""
-    return not batch or sum(x.words.size for x in arrays_of([*batch, leaf])) <= f.MOST_BANK
+    """Whether a leaf belongs to the batch of those before it: up to 2^22 elements. A larger leaf is one by itself."""
+    return sum(x.words.size for x in arrays_of([*batch, leaf])) <= f.MOST_BANK
 
 
 def batches(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
     """Leaves in the runs among which arrays may share a bank."""
     batch: list[Leaf] = []
     for leaf in leaves:
-        if not joins(batch, leaf):
+        if batch and not joins(batch, leaf):
             yield batch
             batch = []
         batch.append(leaf)
