@@ -16,7 +16,7 @@ from jaxprune.core.arrays import Clustered, Common, Masked
 from jaxprune.core.quantized import Quantized
 from jaxprune.numerics import context_coder
 from jaxprune.storage import format as f
-from jaxprune.storage import reader
+from jaxprune.storage import manifest
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import FormatError
 from tests.storage.hostile import file_of, json_nodes, tree_of
@@ -67,8 +67,8 @@ def files(tmp_path_factory):
 
 
 def contents(path):
-    with reader.open_regular(path) as file:
-        return reader.contents(file)
+    with manifest.open_regular(path) as file:
+        return manifest.contents(file)
 
 
 fraction = st.floats(0, 1, exclude_max=True)
