@@ -18,7 +18,7 @@ from jaxprune.core.quantized import Quantized
 from jaxprune.storage import reader
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import FormatError
-from tests.storage.hostile import GOOD, HOSTILE, lines_run, versioned
+from tests.storage.hostile import GOOD, HOSTILE, lines_run, tree_of, versioned
 from tests.storage.trees import assert_same, integers, mask, normal, same
 
 
@@ -69,6 +69,10 @@ def test_memory_is_checked_before_it_is_taken(path):
     tracemalloc.stop()
     assert load(path, max_bytes=(2 << 20) + 8)["a"].size == 1 << 20
     assert load(path, max_bytes=1 << 20, only="a")["a"].size == 1 << 20
+    path.write_bytes(tree_of({"w": ["M", 0, ["i1", [1000], 1, 2]]}, bytes(2)))  # a mask that is made, not stored
+    with pytest.raises(FormatError, match="2000 bytes decoded, more than max_bytes=1999"):
+        load(path, max_bytes=1999)
+    assert not load(path, max_bytes=2000)["w"].mask.any()
 
 
 def test_only_regular_files(tmp_path):
