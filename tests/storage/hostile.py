@@ -194,6 +194,7 @@ HOSTILE = {
     # 9, 10: the manifest's stream, and counts
     "manifest truncated": with_manifest(REST[4:-20], FLOATS),
     "manifest twice": file_of({"t": 1, "p": 0}, crcs=[], tail=zlib.compress(b"{}")),
+    "manifest with another dictionary": file_of({"t": {"mean": 1}, "p": 0}, crcs=[], zdict=f.DICTIONARY[::-1]),
     "manifest with a tail": file_of({"t": 1, "p": 0}, crcs=[], tail=b"\0"),
     "manifest with zlib's header": with_manifest(zlib.compress(b'{"t":1,"p":0}')),
     "manifest is no deflate": with_manifest(b"\xff" * 40),
