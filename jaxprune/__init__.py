@@ -53,6 +53,7 @@ from jaxprune.storage.format import FormatError as FormatError
 from jaxprune.training.attract import attract as attract
 from jaxprune.training.keep_pruned import keep_pruned as keep_pruned
 from jaxprune.training.project import project as project
+from jaxprune.training.rate_penalty import rate_penalty as rate_penalty
 from jaxprune.training.straight_through import straight_through as straight_through
 from jaxprune.transforms.fold_batch_norm import Folded as Folded
 from jaxprune.transforms.fold_batch_norm import fold_batch_norm as fold_batch_norm

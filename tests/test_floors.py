@@ -15,10 +15,10 @@ FLOORS = {
     "transforms": 2,
     "training": 3,
     "storage": 3,
-    "report": 3,
-    "distill": 4,
-    "search": 5,
-    "app": 6,
+    "report": 4,
+    "distill": 5,
+    "search": 6,
+    "app": 7,
 }
 FILES = sorted((ROOT / "jaxprune").rglob("*.py"))
 

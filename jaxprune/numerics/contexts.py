@@ -4,7 +4,7 @@ Small integers v near 0, |v| large where the weights are. An array (…, in, out
 columns run through the inputs and, fastest, through the leading axes (the places of a kernel's window). Magnitudes are
 uneven in all three, so a class is said for each output r, input i and place k, in half octaves, and a symbol's is
 
-    c = level + r + i + k, within 0 … 31        |v| is expected to be λ(c) = 2^((c − 16) / 2)
+    c = 16 + level + r + i + k, within 0 … 31        |v| is expected to be λ(c) = 2^((c − 16) / 2)
 
 What the classes miss shows in the neighbours: with a decay of 3/4 a column,
 

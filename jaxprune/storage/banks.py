@@ -63,7 +63,8 @@ def decode(octets: memoryview, rows: list[Row]) -> list[np.ndarray]:
 def _words(values: np.ndarray, centre: int, row: Row) -> np.ndarray:
     dtype = DTYPES[row.dtype]
     low, high = centre + int(values.min()), centre + int(values.max())
-    if dtype.low is None or dtype.high is None or low < dtype.low or high > dtype.high:
+    least, most = dtype.words
+    if low < least or high > most:
         raise FormatError(f"symbols from {low} to {high} leave the range of {dtype.name}")
     unsigned = np.dtype(f"u{dtype.itemsize}")
     return (values.astype(unsigned) + np.array(centre % (1 << 8 * dtype.itemsize), unsigned)).view(dtype.word)
@@ -84,6 +85,8 @@ def _head(octets: memoryview, order: contexts.Layout) -> tuple[Head, memoryview]
 
 def _classes(take: integers.Reader, order: contexts.Layout, levels: list[int]) -> list[Classes]:
     codec = take.octets(1)[0]
+    if codec not in (f.RAW, f.BITS, f.RANS):
+        raise FormatError(f"the classes of a bank have the codec {codec}")
     octets = take.octets(take.varint())
     counts = [(outputs, inputs, places) for places, inputs, outputs in order.views]
     every = streams.decode(octets, sum(map(sum, counts)), codec, DTYPES["i1"])

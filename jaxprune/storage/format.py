@@ -56,9 +56,15 @@ class Dtype:
         return self.low is not None
 
     @property
+    def words(self) -> tuple[int, int]:
+        """The least and the greatest word; those of floats of 16 bits and more are unsigned."""
+        return (0, (1 << 8 * self.itemsize) - 1) if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
     def may_be_raw(self) -> bool:
         """False where a byte has more values than the dtype."""
-        return self.low is None or self.high is None or self.high - self.low + 1 == 1 << (8 * self.itemsize)
+        low, high = self.words
+        return high - low + 1 == 1 << 8 * self.itemsize
 
 
 def _integers() -> dict[str, Dtype]:

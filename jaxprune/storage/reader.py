@@ -66,7 +66,7 @@ class Decoder:
     def octets(self, offset: int, length: int, crc: int) -> memoryview:
         self.file.seek(self.contents.start + offset)
         octets = exactly(self.file, length, "jp.data")
-        if length and zlib.crc32(octets) != crc:
+        if zlib.crc32(octets) != crc:
             raise FormatError("the checksum is wrong: the bytes are damaged")
         return memoryview(octets)
 

@@ -5,7 +5,8 @@
     2 rans   base, lanes, 2 (k − 1) + d, the k frequencies (of 4096), then the stream of `numerics.rans`
 
 Symbols are the words less `base`, their smallest. Integers are varints (7 bits a byte, the lowest first; `base` is
-zigzagged), and the table is deflated when d = 1. An empty array is raw. NumPy and the standard library only.
+zigzagged), and the table is deflated when d = 1. Floats of 16 bits and more are raw, or bits of width 0: all alike, bit
+for bit. An empty array is raw. NumPy and the standard library only.
 """
 
 import zlib
@@ -50,10 +51,12 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
         if codec != RAW or len(buffer) != n * dtype.itemsize or (n and not dtype.may_be_raw):
             raise FormatError(f"{len(buffer)} bytes with the codec {codec} cannot be {n} raw elements of {dtype.name}")
         return np.frombuffer(buffer, "<" + dtype.word).astype(dtype.word, copy=False)
-    if not dtype.discrete:
-        raise FormatError(f"elements of {dtype.name} are stored raw, not with the codec {codec}")
+    if codec not in (BITS, RANS):
+        raise FormatError(f"the codec {codec} is none of one array")
     base, at = varint(buffer, 0)
     rest, base = memoryview(buffer)[at:], unzigzag(base)
+    if not dtype.discrete and (codec, bytes(rest[:1])) != (BITS, b"\0"):
+        raise FormatError(f"elements of {dtype.name} are raw, or all alike in 0 bits")
     return _shifted(_read_bits(rest, n), base, dtype) if codec == BITS else _read_rans(rest, n, base, dtype)
 
 
@@ -62,10 +65,10 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
 
 def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
     raw = [Plan(RAW, words.size * dtype.itemsize, lambda: _raw(words))] if dtype.may_be_raw or not words.size else []
-    if not dtype.discrete or words.size == 0:
+    if words.size == 0:
         return raw
     base, top = int(words.min()), int(words.max()) - int(words.min())
-    if top >= 1 << MAX_WIDTH:
+    if top >= 1 << (MAX_WIDTH if dtype.discrete else 0):
         return raw
     head, symbols, width = leb(zigzag(base)), _less(words, base), top.bit_length()
     plans = [*raw, Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
@@ -79,7 +82,8 @@ def _less(words: np.ndarray, base: int) -> np.ndarray:
 
 
 def _shifted(symbols: np.ndarray, base: int, dtype: Dtype) -> np.ndarray:
-    if dtype.low is None or dtype.high is None or base < dtype.low or base + int(symbols.max()) > dtype.high:
+    low, high = dtype.words
+    if base < low or base + int(symbols.max()) > high:
         raise FormatError(f"symbols from {base} leave the range of {dtype.name}")
     unsigned = np.dtype(f"u{dtype.itemsize}")
     return (symbols.astype(unsigned) + np.array(base % (1 << 8 * dtype.itemsize), unsigned)).view(dtype.word)

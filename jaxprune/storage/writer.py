@@ -8,11 +8,12 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jaxprune.storage import format as f
 from jaxprune.storage import streams
+from jaxprune.storage.accounting import shares
 from jaxprune.storage.format import DTYPES, KINDS, Array, Code, Group, Leaf
 from jaxprune.storage.grouping import arrays_of, batches, groups, joins
 from jaxprune.storage.streams import Buffer
@@ -37,18 +38,25 @@ def predicted_bytes(tree: Any) -> int:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> predicted_bytes({"w": jnp.zeros((3, 5))})
+      >>> predicted_bytes({"w": jnp.arange(15.0).reshape(3, 5)})
       60
     """
-    return sum(map(_predicted, batches(_leaves(to_nodes(tree)))))
+    return sum(predicted_of(_leaves(to_nodes(tree))))
 
 
-def _predicted(batch: list[Leaf]) -> int:
-    arrays = list(arrays_of(batch))
-    shared = groups(arrays)
-    inside = {id(x) for group in shared for x in group.members}
-    alone = sum(streams.predict(x.kept(), DTYPES[x.dtype]) for x in arrays if id(x) not in inside)
-    return alone + sum(group.size for group in shared)
+def predicted_of(leaves: Iterable[Leaf]) -> list[int]:
+    """`predicted_bytes` of each of the leaves of a file; of a bank they have parts as `accounting` gives them."""
+    return [size for batch in batches(leaves) for size in _predicted(batch)]
+
+
+def _predicted(batch: list[Leaf]) -> Iterator[int]:
+    part: dict[int, int] = {}  # of a bank, by the ids of its arrays
+    for group in groups(list(arrays_of(batch))):
+        part |= zip(map(id, group.members), shares(group.size, (x.words.size for x in group.members)))
+    for leaf in batch:
+        yield sum(
+            part[id(x)] if id(x) in part else streams.predict(x.kept(), DTYPES[x.dtype]) for x in arrays_of([leaf])
+        )
 
 
 def _leaves(node: Any) -> Iterator[Leaf]:

@@ -19,10 +19,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune.core.where import is_float, leaf_path
-from jaxprune.transforms.jaxpr import Equation, Program, evaluate, program
-
-AFFINE = frozenset({"add", "sub", "mul", "div"})
-LAYOUT = frozenset({"reshape", "transpose", "squeeze", "convert_element_type", "copy", "copy_p", "rev"})
+from jaxprune.transforms.graph import AFFINE, Graph
+from jaxprune.transforms.jaxpr import Equation, evaluate, program
 
 
 class Folded(NamedTuple):
@@ -85,186 +83,150 @@ def fold_batch_norm(f: Callable[..., Any], params: Any, *args: Any, tolerance: f
     return Folded(new, tuple(folded), tuple(left.items()), error)
 
 
-class Graph:
-    """A program, which values are made of parameters alone, and who uses what."""
+class Chain(NamedTuple):
+    """A product of data with a weight, and the affine and layout equations that alone use it.
 
-    def __init__(self, code: Program, paths: list[str], leaves: list[Any]):
-        self.code, self.paths, self.leaves = code, paths, list(leaves)
-        self.leaf = dict(zip(code.inputs, range(len(leaves))))
-        self.of = {i: frozenset() for i in code.constants} | {i: frozenset({n}) for i, n in self.leaf.items()}
-        self.maker = {o: e for e in code.equations for o in e.outputs}
-        self.users: dict[int, list[Any]] = {o: [None] for o in code.outputs}
-        for e in code.equations:
-            for i in e.inputs:
-                self.users.setdefault(i, []).append(e)
-            if all(i in self.of for i in e.inputs):
-                self.of |= {o: frozenset().union(*(self.of[i] for i in e.inputs)) for o in e.outputs}
+    Attributes:
+      side: which operand of the product is made of the weight.
+      weight: the number of the weight among the parameters.
+      many, adds: the parameters that multiply along the chain, and the others, in order.
+    """
 
-    def products(self) -> list[Equation]:
-        """Convolutions and dots of data with something made of one parameter."""
-        fit = lambda e: [len(self.of.get(i, ())) == 1 for i in e.inputs] in ([True, False], [False, True])
-        names = ("conv_general_dilated", "dot_general")
-        return [e for e in self.code.equations if e.primitive.name in names and fit(e)]
+    graph: Graph
+    product: Equation
+    side: int
+    equations: list[Equation]
+    weight: int
+    many: tuple[int, ...]
+    adds: tuple[int, ...]
 
-    def meets(self, n: int) -> list[Equation | None]:
-        """Where a parameter meets data, or leaves the program."""
-        made = [v for v, of in self.of.items() if n in of]
-        return [e for v in made for e in self.users.get(v, ()) if e is None or e.outputs[0] not in self.of]
+    @property
+    def operand(self) -> int:
+        """The value that multiplies the data."""
+        return self.product.inputs[self.side]
 
-    def chain(self, y: int) -> list[Equation]:
-        """The affine and layout equations that alone use y, one after another."""
-        found = []
-        while len(self.users.get(y, ())) == 1 and (e := self.users[y][0]) is not None:
-            rest = [i for i in e.inputs if i != y]
-            affine = e.primitive.name in AFFINE and len(rest) == 1 and rest[0] in self.of
-            affine = affine and (e.primitive.name != "div" or e.inputs[0] == y)
-            if not affine and e.primitive.name not in LAYOUT:
-                break
-            found.append(e)
-            y = e.outputs[0]
-        return found
+    def affine(self, changed: dict[int, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """a and b of z = a·y + b, shaped as y and z, with some parameters changed."""
+        y, graph = self.product.outputs[0], self.graph
+        wanted = {i for e in self.equations for i in e.inputs if i in graph.of}
+        known = graph.values(wanted, changed)
+        z = lambda x: evaluate(self.equations, known | {y: x})[self.equations[-1].outputs[0]]
+        like = graph.code.shapes[y]
+        b, pull = jax.vjp(z, jnp.zeros(like.shape, like.dtype))
+        return np.asarray(pull(jnp.ones_like(b))[0], np.float64), np.asarray(b, np.float64)
 
-    def values(self, wanted: set[int], changed: dict[int, Any]) -> dict[int, Any]:
-        """Values made of parameters, with some of these changed."""
-        need, made = set(wanted), []
-        for e in reversed(self.code.equations):
-            if need & set(e.outputs) and all(i in self.of for i in e.inputs):
-                need |= set(e.inputs)
-                made.append(e)
-        start = {i: changed.get(n, self.leaves[n]) for i, n in self.leaf.items()}
-        return evaluate(reversed(made), self.code.constants | start)
 
-    def others(self, known: set[str]) -> dict[str, str]:
-        """Parameters that multiply data elsewhere than in a product, and what they follow."""
-        found = {}
-        for e in self.code.equations:
-            data = [i for i in e.inputs if i not in self.of]
-            if e.primitive.name not in ("mul", "div") or len(data) != 1 or len(e.inputs) != 2:
-                continue
-            for n in sorted(frozenset().union(*(self.of[i] for i in e.inputs if i in self.of))):
-                if self.paths[n] not in known:
-                    found[self.paths[n]] = self._source(data[0])
-        return found
-
-    def _origin(self, v: int) -> str:
-        """The primitive that made v, but for its layout."""
-        while (e := self.maker.get(v)) is not None and e.primitive.name in LAYOUT | {"broadcast_in_dim"}:
-            v = e.inputs[0]
-        return "" if e is None else e.primitive.name
-
-    def _source(self, v: int) -> str:
-        while (e := self.maker.get(v)) is not None and e.primitive.name in AFFINE | LAYOUT:
-            data = [i for i in e.inputs if i not in self.of]
-            if len(data) != 1 or len(self.users[v]) > 1:
-                break
-            v = data[0]
-        name = e.primitive.name if e is not None else "an argument"
-        if {name, *map(self._origin, e.inputs if e is not None else ())} & {"rsqrt", "sqrt"}:
-            return "it is normalised by statistics of its own input: use eval mode"
-        if name in ("conv_general_dilated", "dot_general"):
-            return f"the {name} before it has other uses, or more weights"
-        return f"it follows {name}, not a convolution or dot"
+def _chain(graph: Graph, eqn: Equation) -> Chain | None:
+    """The chain after a product, if parameters multiply along it."""
+    side = next(s for s, i in enumerate(eqn.inputs) if i in graph.of)
+    equations = graph.chain(eqn.outputs[0])
+    of = lambda names: [graph.of[i] for e in equations if e.primitive.name in names for i in e.inputs if i in graph.of]
+    many = tuple(sorted(frozenset().union(*of(("mul", "div")))))
+    adds = dict.fromkeys(n for some in of(AFFINE) for n in sorted(some) if n not in many)
+    (weight,) = graph.of[eqn.inputs[side]]
+    return Chain(graph, eqn, side, equations, weight, many, tuple(adds)) if many else None
 
 
 def _fold(graph: Graph, eqn: Equation, folded: list[Any], left: dict[str, str]) -> None:
     """Folds the chain after one product into its weight, or says in `left` why not."""
-    side = next(s for s, i in enumerate(eqn.inputs) if i in graph.of)
-    chain = graph.chain(eqn.outputs[0])
-    operands = [i for e in chain for i in e.inputs if i in graph.of]
-    slopes = {i for e in chain if e.primitive.name in ("mul", "div") for i in e.inputs if i in graph.of}
-    many = sorted(frozenset().union(*(graph.of[i] for i in slopes)))
-    if not many:
+    chain = _chain(graph, eqn)
+    if chain is None:
         return
-    adds = [n for i in operands for n in sorted(graph.of[i]) if n not in many]
-    (weight,) = graph.of[eqn.inputs[side]]
-    why = _obstacle(graph, weight, [*many, *adds], eqn, chain)
-    if not why:
-        why = _solve(graph, eqn, side, chain, set(operands), weight, many, list(dict.fromkeys(adds)))
-    names = [graph.paths[n] for n in dict.fromkeys([*many, *adds])]
-    if why:
-        left.update({graph.paths[n]: why for n in many})
+    if why := _obstacle(chain) or _solve(chain):
+        left.update({graph.paths[n]: why for n in chain.many})
     else:
-        folded.append((graph.paths[weight], tuple(names)))
+        folded.append((graph.paths[chain.weight], tuple(graph.paths[n] for n in (*chain.many, *chain.adds))))
 
 
-def _obstacle(graph: Graph, weight: int, others: list[int], eqn: Equation, chain: list[Equation]) -> str:
-    inside = {id(e) for e in chain}
-    if [id(e) for e in graph.meets(weight)] != [id(eqn)]:
-        return f"the weight {graph.paths[weight]} is used more than once"
-    for n in others:
-        if n == weight or any(id(e) not in inside for e in graph.meets(n)):
+def _obstacle(chain: Chain) -> str:
+    graph, inside = chain.graph, {id(e) for e in chain.equations}
+    if [id(e) for e in graph.meets(chain.weight)] != [id(chain.product)]:
+        return f"the weight {graph.paths[chain.weight]} is used more than once"
+    for n in (*chain.many, *chain.adds):
+        if n == chain.weight or any(id(e) not in inside for e in graph.meets(n)):
             return f"{graph.paths[n]} is used elsewhere as well"
         if not is_float(graph.leaves[n]):
             return f"{graph.paths[n]} is not a float array"
     return ""
 
 
-def _solve(
-    graph: Graph,
-    eqn: Equation,
-    side: int,
-    chain: list[Equation],
-    operands: set[int],
-    weight: int,
-    many: list[int],
-    adds: list[int],
-) -> str:
-    """Puts the new arrays into `graph.leaves`; "" or why it cannot be done."""
-    y = eqn.outputs[0]
-    like = graph.code.shapes[y]
-
-    def run(changed: dict[int, Any]) -> tuple[np.ndarray, np.ndarray]:
-        known = graph.values(operands, changed)
-        z = lambda x: evaluate(chain, known | {y: x})[chain[-1].outputs[0]]
-        b, pull = jax.vjp(z, jnp.zeros(like.shape, like.dtype))
-        return np.asarray(pull(jnp.ones_like(b))[0], np.float64), np.asarray(b, np.float64)
-
-    a, b = run({})
-    new = {n: jnp.ones_like(graph.leaves[n]) for n in many} | {n: jnp.zeros_like(graph.leaves[n]) for n in adds}
-    a_new, b_new = run(new)
+def _solve(chain: Chain) -> str:
+    """Puts the new arrays into the graph's leaves; "" or why it cannot be done."""
+    leaves = chain.graph.leaves
+    a, b = chain.affine({})
+    new = {n: jnp.ones_like(leaves[n]) for n in chain.many} | {n: jnp.zeros_like(leaves[n]) for n in chain.adds}
+    a_new, b_new = chain.affine(new)
     if not np.all(np.isfinite(a_new)) or np.any(a_new == 0):
         return "it has no inverse where its scales are 1"
-    for n in reversed(adds) if np.any(b != b_new) else ():
-        slope = run(new | {n: jnp.ones_like(graph.leaves[n])})[1] - b_new
-        index = run(new | {n: jnp.arange(graph.leaves[n].size).reshape(graph.leaves[n].shape).astype(like.dtype)})[1]
-        if np.any(slope == 0):
-            continue
-        value = np.zeros(graph.leaves[n].size)
-        value[np.round((index - b_new) / slope).astype(int).ravel()] = ((b - b_new) / slope).ravel()
-        new[n] = jnp.asarray(value.reshape(graph.leaves[n].shape), graph.leaves[n].dtype)
-        break
-    kernel = _scaled(graph, eqn, side, weight, a / a_new)
+    kernel = _scaled(chain, a / a_new)
     if kernel is None:
         return "it does not scale whole output channels"
-    if np.max(abs(run(new)[1] - b), initial=0) > 1e-4 * max(np.max(abs(b), initial=0), 1e-30):
+    new |= _offset(chain, new, b, b_new)
+    near = max(1e-4, 16 * float(jnp.finfo(leaves[chain.weight].dtype).eps))
+    if np.max(abs(chain.affine(new)[1] - b), initial=0) > near * max(np.max(abs(b), initial=0), 1e-30):
         return "no parameter can take its offset"
-    for n, x in {**new, weight: kernel}.items():
-        graph.leaves[n] = x
+    for n, x in {**new, chain.weight: kernel}.items():
+        leaves[n] = x
     return ""
 
 
-def _scaled(graph: Graph, eqn: Equation, side: int, weight: int, ratio: np.ndarray) -> Any:
+def _offset(chain: Chain, new: dict[int, Any], b: np.ndarray, b_new: np.ndarray) -> dict[int, Any]:
+    """The last parameter that adds, made to give b."""
+    for n in reversed(chain.adds) if np.any(b != b_new) else ():
+        x = chain.graph.leaves[n]
+        slope = chain.affine(new | {n: jnp.ones_like(x)})[1] - b_new
+        if np.any(slope == 0):
+            continue
+        value = np.zeros(x.size)
+        value[_places(chain, new, n, slope, b_new)] = ((b - b_new) / slope).ravel()
+        return {n: jnp.asarray(value.reshape(x.shape), x.dtype)}
+    return {}
+
+
+def _places(chain: Chain, new: dict[int, Any], n: int, slope: np.ndarray, b_new: np.ndarray) -> np.ndarray:
+    """For each element of z, flat, which element of parameter n is added to it: read off by giving these their numbers,
+    one hexadecimal digit at a time, which any dtype holds."""
+    x = chain.graph.leaves[n]
+    number, places = np.arange(x.size).reshape(x.shape), np.zeros(slope.size, int)
+    for shift in range(0, x.size.bit_length(), 4):
+        digit = jnp.asarray(number >> shift & 15, x.dtype)
+        found = (chain.affine(new | {n: digit})[1] - b_new) / slope
+        places += np.round(found).astype(int).ravel() << shift
+    return places
+
+
+def _scaled(chain: Chain, ratio: np.ndarray) -> Any:
     """The weight with its output channels scaled; None where `ratio`, shaped as the output, is not one a channel."""
-    p = eqn.params
-    if eqn.primitive.name == "conv_general_dilated":
-        d = p["dimension_numbers"]
-        pairs = [(d.out_spec[1], d.rhs_spec[0])] if side == 1 and p["batch_group_count"] == 1 else []
-    else:
-        pairs = _dot_axes(p["dimension_numbers"], side, ratio.ndim, graph.code.shapes[eqn.inputs[side]].ndim)
+    pairs = _channels(chain, ratio.ndim)
     kept = [o for o, _ in pairs]
     first = ratio[tuple(slice(None) if o in kept else slice(0, 1) for o in range(ratio.ndim))]
     if not pairs or np.any(abs(ratio - first) > 1e-6 * abs(first)):
         return None
-    operand = graph.code.shapes[eqn.inputs[side]]
+    shape = chain.graph.code.shapes[chain.operand].shape
     order = sorted(pairs, key=lambda pair: pair[1])
     thin = first.transpose([o for o, _ in order] + [o for o in range(ratio.ndim) if o not in kept])
-    wide = thin.reshape([operand.shape[w] if w in [k for _, k in order] else 1 for w in range(operand.ndim)])
-    see = lambda k: graph.values({eqn.inputs[side]}, {weight: k})[eqn.inputs[side]]
-    old, pull = jax.vjp(see, graph.leaves[weight])
-    share = np.asarray(pull(jnp.asarray(np.broadcast_to(wide, operand.shape), old.dtype))[0], np.float64)
-    new = jnp.asarray(np.asarray(graph.leaves[weight], np.float64) * share, graph.leaves[weight].dtype)
-    gap = np.max(abs(np.asarray(see(new), np.float64) - np.asarray(old, np.float64) * wide), initial=0)
+    return _through(chain, thin.reshape([shape[w] if w in [k for _, k in order] else 1 for w in range(len(shape))]))
+
+
+def _through(chain: Chain, factor: np.ndarray) -> Any:
+    """The weight that makes the operand `factor` times what it is; None where none does (it is not a mere layout)."""
+    graph, weight = chain.graph, chain.graph.leaves[chain.weight]
+    see = lambda k: graph.values({chain.operand}, {chain.weight: k})[chain.operand]
+    old, pull = jax.vjp(see, weight)
+    share = np.asarray(pull(jnp.asarray(np.broadcast_to(factor, old.shape), old.dtype))[0], np.float64)
+    new = jnp.asarray(np.asarray(weight, np.float64) * share, weight.dtype)
+    gap = np.max(abs(np.asarray(see(new), np.float64) - np.asarray(old, np.float64) * factor), initial=0)
     return new if gap <= 1e-2 * float(jnp.max(jnp.abs(new))) else None
+
+
+def _channels(chain: Chain, rank: int) -> list[tuple[int, int]]:
+    """(axis of the output, axis of the weight) for the output channels; empty where there are none."""
+    eqn, side = chain.product, chain.side
+    if eqn.primitive.name != "conv_general_dilated":
+        operand = chain.graph.code.shapes[chain.operand]
+        return _dot_axes(eqn.params["dimension_numbers"], side, rank, operand.ndim)
+    d = eqn.params["dimension_numbers"]
+    return [(d.out_spec[1], d.rhs_spec[0])] if side == 1 and eqn.params["batch_group_count"] == 1 else []
 
 
 def _dot_axes(numbers: Any, side: int, out: int, rank: int) -> list[tuple[int, int]]:

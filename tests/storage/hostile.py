@@ -1,12 +1,31 @@
 """Files made to harm, by name, and the means to make them. Checksums are right: a forger can compute them."""
 
+import contextlib
 import json
 import struct
+import sys
 import zlib
 
 import numpy as np
 
 from jaxprune.storage import format as f
+
+
+@contextlib.contextmanager
+def lines_run():
+    """[the number of lines of Python run inside]: what a slow file costs, on any machine."""
+    count, before = [0], sys.gettrace()
+
+    def trace(frame, event, arg):
+        count[0] += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield count
+    finally:
+        sys.settrace(before)
+
 
 # --- making files ----------------------------------------------------------------------------------------------------
 
@@ -179,6 +198,7 @@ HOSTILE = {
     "a checksum too few": tree_of({"w": ["f4", [2]]}, FLOATS, crcs=[]),
     "a checksum too many": tree_of({"w": ["f4", [2]]}, FLOATS, crcs=[zlib.crc32(FLOATS), 0]),
     "a wrong checksum": tree_of({"w": ["f4", [2]]}, FLOATS, crcs=[1]),
+    "a wrong checksum of no bytes": tree_of({"w": ["f4", [0]]}, crcs=[7]),
     "wrong checksum of the manifest": GOOD[:-8].replace(REST[:4], b"\0\0\0\0") + FLOATS,
     # 11-16: the rans codec
     "zero-bit bomb": coded(rans([4096], states=[1 << 16] * 4), shape=[2**36]),
@@ -262,6 +282,12 @@ HOSTILE = {
     "bits too long": coded(bytes([0, 8, 1, 1, 1, 1, 1]), codec=f.BITS),
     "bits above the dtype": coded(bytes([10, 8, 1, 1, 1, 255]), codec=f.BITS),
     "bits of an empty array": coded(bytes([0, 0]), codec=f.BITS, shape=[0]),
+    "floats of 1 bit": coded(bytes([0, 1, 0]), dtype="f4", codec=f.BITS),
+    "floats of no width": coded(bytes([0]), dtype="f4", codec=f.BITS),
+    "floats of 0 bits and a byte": coded(bytes([0, 0, 0]), dtype="f4", codec=f.BITS),
+    "a float of 33 bits": coded(varint(2**33) + bytes([0]), dtype="f4", codec=f.BITS),
+    "a float below 0": coded(bytes([1, 0]), dtype="f4", codec=f.BITS),
+    "width-0 bomb of floats": coded(bytes([0, 0]), dtype="f4", codec=f.BITS, shape=[2**40]),
     "width-0 bomb": coded(bytes([0, 0]), codec=f.BITS, shape=[2**40]),
     # 20: unknown words
     **{

@@ -1,14 +1,25 @@
 """Arrays that share a bank: the codec `context`, and masks that follow from integers."""
 
+from fractions import Fraction
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxprune.core.arrays import Clustered, Masked
 from jaxprune.core.quantized import Quantized
+from jaxprune.storage import grouping
+from jaxprune.storage.accounting import shares
+from jaxprune.storage.banks import decode
 from jaxprune.storage.files import inspect, load, save
-from jaxprune.storage.format import FormatError
-from jaxprune.storage.writer import predicted_bytes
+from jaxprune.storage.format import CONTEXT, Array, FormatError, Leaf, Row
+from jaxprune.storage.manifest import contents, opened
+from jaxprune.storage.parts import to_node
+from jaxprune.storage.reader import Decoder
+from jaxprune.storage.writer import predicted_bytes, predicted_of
+from tests.reference import bank as reference
 from tests.storage.trees import assert_same
 
 F32 = jnp.dtype("float32")
@@ -48,6 +59,29 @@ def test_banks_round_trip_and_are_predicted(keep, path):
     assert "context" in str(found)
     assert predicted_bytes(tree) == found.bytes.predicted
     assert abs(found.bytes.predicted - found.bytes.data) <= 0.01 * found.bytes.data
+    assert sum(row.stored_bytes for row in found.rows) == found.bytes.data
+
+
+def test_leaves_have_parts_of_their_bank_by_symbols(path):
+    """Two integer arrays in one bank, one three times the other; the masks follow from them, the scales are apart."""
+    rng = np.random.default_rng(0)
+    q = [jnp.asarray(integers(rng, shape, 0.3)) for shape in ((64, 96), (64, 32))]
+    tree = {f"{i}": Masked(Quantized(x, jnp.ones((1, 1 + 31 * i)), None, 8, F32), x != 0) for i, x in enumerate(q)}
+    save(path, tree)
+    a, b = inspect(path).rows
+    scales, bank = (4, 4 * 32), inspect(path).bytes.data - 4 - 4 * 32
+    assert a.codecs == b.codecs == ("context", "raw")
+    assert (a.stored_bytes - scales[0], b.stored_bytes - scales[1]) == (bank * 3 // 4, bank - bank * 3 // 4)
+    group = predicted_bytes(tree) - sum(scales)
+    nodes = [Leaf(key, to_node(x)) for key, x in tree.items()]
+    assert predicted_of(nodes) == [group * 3 // 4 + scales[0], group - group * 3 // 4 + scales[1]]
+
+
+@given(st.integers(0, 10**12), st.lists(st.integers(0, 10**6), min_size=1).filter(any))
+def test_shares_are_whole_and_fair(total, weights):
+    parts = shares(total, weights)
+    assert sum(parts) == total
+    assert all(abs(part - Fraction(total * w, sum(weights))) < 1 for part, w in zip(parts, weights))
 
 
 def test_the_same_bytes(path):
@@ -66,3 +100,51 @@ def test_a_damaged_bank_leaves_the_other_leaves(path):
     assert_same(load(path, only="bias"), {"bias": tree["bias"]})
     with pytest.raises(FormatError, match=r"bank \d+, byte \d+: the checksum is wrong"):
         load(path)
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.3, 0.05])
+def test_the_page_says_how_to_read_a_bank(keep, path):
+    """The banks of a file, read by a slow reader that was written from docs/format.md."""
+    save(path, model(keep=keep))
+    with opened(path) as file:
+        found = contents(file)
+        decoder = Decoder(file, found)
+        assert found.banks
+        for bank in found.banks:
+            octets = decoder.octets(bank.offset, bank.length, bank.crc)
+            expected = decode(octets, bank.rows)
+            read = reference.decode(octets, [row.shape for row in bank.rows])
+            assert read == [x.ravel().tolist() for x in expected]
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(4096,)],
+        [(3000,), (), (2, 2, 300)],
+        [(5000, 1), (1, 300)],  # pieces of which the last is shorter
+        [(7, 40, 30), (40, 7, 30), (2, 3, 5, 7), (300, 2)],
+    ],
+)
+def test_the_page_on_arrays_of_any_shape(shapes):
+    rng = np.random.default_rng(1)
+    arrays = [rng.integers(-9, 300, shape).astype(np.int16) // 5 + 2000 * (i % 2) for i, shape in enumerate(shapes)]
+    octets = grouping._group([Array("i2", False, np.asarray(x, np.int16)) for x in arrays])[0].write()
+    rows = [Row("i2", False, shape, False, CONTEXT, i, 0, 0) for i, shape in enumerate(shapes)]
+    assert [x.tolist() for x in decode(memoryview(octets), rows)] == [x.tolist() for x in arrays]
+    assert reference.decode(octets, shapes) == [x.ravel().tolist() for x in arrays]
+
+
+def test_classes_have_a_codec_of_their_own():
+    array = Array("i1", False, np.random.default_rng(0).integers(-3, 3, (64, 64)).astype(np.int8))
+    octets = bytearray(grouping._group([array])[0].write())
+    head = reference.Octets(octets)
+    for _ in range(4 + 2):
+        head.varint()
+    assert octets[head.at] <= 2
+    octets[head.at] = CONTEXT
+    with pytest.raises(FormatError, match="classes of a bank have the codec 3"):
+        decode(memoryview(octets), [Row("i1", False, (64, 64), False, CONTEXT, 0, 0, 0)])

@@ -160,3 +160,15 @@ def test_a_residual_network_is_folded_whole():
         rtol=1e-3,
         atol=1e-2,
     )
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.06), ("float16", 0.01)])
+def test_small_dtypes_and_more_channels_than_they_count(dtype, tolerance):
+    f = lambda p, x: bn(p["bn"], x @ p["w"])
+    p = {"w": normal((5, 700)), "bn": stats(700)}
+    small = jax.tree.map(lambda x: x.astype(dtype), p)
+    got = jp.fold_batch_norm(f, small, normal((2, 5)).astype(dtype), tolerance=tolerance)
+    assert constant(got.params["bn"]) and got.params["w"].dtype == dtype
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), small)
+    want = jp.fold_batch_norm(f, wide, normal((2, 5))).params["bn"]["shift"]
+    np.testing.assert_allclose(got.params["bn"]["shift"].astype(jnp.float32), want, rtol=0.05, atol=0.1)
