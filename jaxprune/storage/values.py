@@ -149,6 +149,8 @@ def _quantized(node: Code, q: np.ndarray, scale: np.ndarray, zero_point: np.ndar
     scale = _expanded(_wide(scale), q.shape)
     if q.dtype == bool:
         return _rounded(_signed(q, scale), dtype)
+    if grid is None and zero_point is None and q.dtype.kind in "iu":  # converts and multiplies in one pass
+        return _rounded(np.multiply(q, scale, dtype=scale.dtype, casting="unsafe"), dtype)
     x = _as(q, scale.dtype) if grid is None else _looked_up(_wide(q), grid, scale.dtype)
     if zero_point is not None:
         x = x - _expanded(_as(zero_point, scale.dtype), q.shape)
