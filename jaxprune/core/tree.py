@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxprune.core import where as w
 from jaxprune.core.arrays import Masked, is_code, materialize
 from jaxprune.core.where import Slot, Where, leaf_path
+from jaxprune.numerics.placement import not_finite
 from jaxprune.numerics.precision import widen
 
 Whole = Callable[[Any], bool]
@@ -119,10 +120,10 @@ def check_weight(slot: Slot) -> None:
 
 def check_finite(slot: Slot) -> None:
     """Refuses NaN and infinities that no mask hides; nothing is known of a traced leaf."""
-    x = there(slot)
-    if isinstance(x, Tracer):
+    x = materialize(slot.value)
+    if isinstance(x, Tracer) or isinstance(slot.mask, Tracer):
         return
-    bad = x.size - int(jnp.sum(jnp.isfinite(x)))
+    bad = not_finite(x, slot.mask)
     if bad:
         raise ValueError(
             f"{slot} has {bad} NaN or infinite weights, which no scale can hold; mend them, or prune them first"

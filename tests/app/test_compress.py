@@ -309,6 +309,7 @@ def small_files():
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Orbax writes in threads
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("command", ["compress", *SUFFIXES])
 def test_a_full_disk(command, tmp_path, request):
     kernels = {f"{n}/kernel": draw.normal(size=(64, 200)).astype(np.float32) for n in range(3)}
