@@ -31,9 +31,7 @@ def plan_table(plan: Plan) -> Any:
 
 def inspection_table(found: Inspection, fixed: dict[str, int]) -> Any:
     """One row a leaf of a jaxprune file: the bytes of the array, of its fixed-length code, and in the file."""
-    table = _table(
-        "leaves", {"leaf": 0, "stored as": 0, "array": 0, "dense": 1, "predicted": 1, "stored": 1, "codecs": 0}
-    )
+    table = _table("leaves", {"leaf": 0, "stored as": 0, "array": 0, "dense": 1, "fixed": 1, "stored": 1, "codecs": 0})
     for row in found.rows:
         sizes = row.dense_bytes, fixed[row.path], row.stored_bytes
         cells = row.path, row.kind, _array(row.dtype, row.shape), *map(size_text, sizes), "+".join(row.codecs)

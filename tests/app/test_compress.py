@@ -238,7 +238,12 @@ def test_inspect_says_predicted_and_real_bytes(torch):
     # a mask of 288 bits, 288 integers of 8 bits and 8 scales; what is kept is raw
     assert fixed["layer1.0.conv1.weight"] == 36 + 288 + 32 and fixed["linear.bias"] == 20
     shown = call("inspect", out).stdout
-    assert "predicted" in shown and "Masked(Quantized)" in shown and max(map(len, shown.splitlines())) <= 100
+    assert (
+        "fixed" in shown
+        and "counts predicted" in shown
+        and "Masked(Quantized)" in shown
+        and max(map(len, shown.splitlines())) <= 100
+    )
 
 
 def test_compress_verify_finds_damage(torch, monkeypatch):

@@ -1,5 +1,6 @@
 """`jaxprune inspect | restore | diff | verify`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,8 +60,9 @@ def restore(
         from jaxprune.app.progress import Bytes
         from jaxprune.storage.checkpoints.formats import format_of, open_checkpoint, write_checkpoint
 
-        format_of(out)
         check_target(out, file)
+        if not format_of(out):
+            print("Orbax writes a folder from one tree: all arrays are held in memory at once", file=sys.stderr)
         with open_checkpoint(file) as source, Bytes("restore", _dense(source)) as tick:
 
             def read(path: str) -> Any:
