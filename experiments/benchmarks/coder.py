@@ -124,12 +124,12 @@ def folded(params: Any, folder: pathlib.Path) -> dict[str, Any]:
 
     "levels": the 25 dB levels of the kernels as they were, a norm's factor in the scale of its channel, so that the
     network is that of 25 dB without folding. "step": one step at 25 dB over the folded kernels, where channels with
-    large factors count for more. Biases have a step of their own, 40 dB.
+    large factors count for more. Biases have a step of their own, 30 dB.
     """
     with np.load(folder / "cifar10_test.npz") as file:
         x, y = file["x"][:IMAGES], file["y"][:IMAGES]
     new = jp.fold_batch_norm(resnet.apply, params, resnet.normalised(x[:2])).params
-    finish = lambda tree: jp.entropy_quantize(sqnr=40, where=jp.where.path(".*/bias")).init(tree)
+    finish = lambda tree: jp.entropy_quantize(sqnr=30, where=jp.where.path(".*/bias")).init(tree)
     unfolded = jp.entropy_quantize(sqnr=SQNR).init(params)
     trees = {
         "levels": finish(jax.tree.map(_scaled, unfolded, params, new, is_leaf=_is_code)),

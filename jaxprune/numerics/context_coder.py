@@ -62,7 +62,7 @@ def decode(buffer: Buffer, order: Layout, classes: list[Classes], bank: Bank, la
 
 def _pop(x: NDArray[np.uint32], slot: NDArray[np.intp], pop_of: NDArray[np.uint32], words: NDArray[np.uint16]) -> int:
     """`rans.pop`, where `slot` holds the first slot of each lane's table and gets the lane's own."""
-    slot += x & np.uint32(TOTAL - 1)
+    slot += x & rans.SLOT
     return rans.pop(x, pop_of.take(slot), words)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array, lax
 
 from . import rans
-from .rans import BITS, LOW, TOTAL, Buffer
+from .rans import TOTAL, Buffer
 
 GROUP = 32
 
@@ -57,13 +57,13 @@ def _run(x: Array, words: Array, value_of: Array, pop_of: Array, n: int) -> tupl
     """The values, the last states, and how many words were taken: more than there are if the stream is truncated."""
 
     def step(x: Array, taken: Array) -> tuple[Array, Array, Array]:
-        slot = x & np.uint32(TOTAL - 1)
+        slot = x & rans.SLOT
         found = pop_of.at[slot].get(mode="promise_in_bounds")
-        x = (found & np.uint32(0xFFFF)) * (x >> np.uint32(BITS)) + (found >> np.uint32(16))
-        low = x < np.uint32(LOW)
+        x = (found & rans.LOWER) * (x >> rans.SHIFT) + (found >> rans.WORD)
+        low = x < rans.LEAST
         rank = _ranks(low)
         back = words.at[taken + rank].get(mode="clip").astype(np.uint32)
-        x = jnp.where(low, x << np.uint32(16) | back, x)
+        x = jnp.where(low, x << rans.WORD | back, x)
         return x, taken + rank[-1] + low[-1].astype(np.int32), value_of.at[slot].get(mode="promise_in_bounds")
 
     def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
