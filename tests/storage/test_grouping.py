@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxprune.storage import format as f
-from jaxprune.storage import grouping, reader, streams
+from jaxprune.storage import grouping, manifest, streams
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import Array, Leaf
 from jaxprune.storage.writer import predicted_bytes
@@ -97,8 +97,8 @@ def test_too_many_symbols_for_one_bank(monkeypatch, tmp_path):
 
 
 def rows(path):
-    with reader.open_regular(path) as file:
-        return [leaf.node for leaf in reader.contents(file).leaves]
+    with manifest.open_regular(path) as file:
+        return [leaf.node for leaf in manifest.contents(file).leaves]
 
 
 def test_a_bank_is_smaller_than_the_streams_and_as_predicted():
