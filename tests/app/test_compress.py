@@ -1,10 +1,14 @@
 """The commands on files, end to end: plans, round trips, the same bytes streamed and in memory, and bad inputs."""
 
+import contextlib
 import errno
+import gc
 import json
 import os
 import re
+import tomllib
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -14,6 +18,11 @@ from typer.testing import CliRunner
 
 import jaxprune as jp
 from jaxprune.app import cli
+from jaxprune.app.compress import compress as run
+from jaxprune.app.plans import plan
+from jaxprune.app.rules import Recipe, Rule
+from jaxprune.app.strict import convert
+from jaxprune.numerics import placement
 from jaxprune.storage import streaming
 from jaxprune.storage.checkpoints.formats import open_checkpoint
 from tests.storage.test_checkpoints import SUFFIXES, assert_named, read_all, write_foreign
@@ -153,6 +162,44 @@ def test_one_step_for_all_leaves_of_a_rule(tmp_path):
     steps = {float(code.scale.item()) for code in jp.load(out).values() for code in code.values()}
     total = json.loads(call("diff", path, out, "--json").stdout)["total"]
     assert len(steps) == 1 and 20 <= total["sqnr_db"] < 20.2
+
+
+@pytest.mark.parametrize("verbs", ["prune = 0.5", "quantize = 8", "prune = 0.5\ncluster = 4", "factorize = 2"])
+def test_leaves_that_go_by_leave_no_cycles(verbs, tmp_path):
+    """A cycle would keep a leaf in memory until Python looks for cycles."""
+    path = write_foreign(tmp_path / "m.npz", {f"{n}/kernel": draw.normal(size=(8, 8)).astype("f4") for n in range(3)})
+    read, recipe = open_checkpoint(path), Recipe((convert({"where": ".*", **tomllib.loads(verbs)}, Rule, ""),))
+    gc.collect()
+    with read as checkpoint, collecting() as garbage:
+        run(checkpoint, plan(checkpoint, recipe), tmp_path / "out", lambda *_: None)
+    assert not [x for x in garbage if isinstance(x, jax.Array | np.ndarray)]
+
+
+@contextlib.contextmanager
+def collecting():
+    """What only the collector of cycles could free."""
+    garbage = []
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield garbage
+        gc.collect()
+        garbage += gc.garbage
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+@pytest.mark.parametrize(
+    "verbs", ["prune = 0.5", "quantize = 4", "prune = 0.5\nquantize = 8", "prune = 0.5\ncluster = 4"]
+)
+def test_large_leaves_are_restored_to_the_same_bits(verbs, tmp_path, monkeypatch):
+    """They are made dense by a compiled function."""
+    path = write_foreign(tmp_path / "m.npz", {"kernel": draw.normal(size=(30, 40)).astype(np.float32)})
+    out, _ = compress(path, f'[[rule]]\nwhere = ".*"\n{verbs}\n')
+    want = np.asarray(jp.load(out, as_="numpy")["kernel"])
+    assert read_all(out)["kernel"].tobytes() == want.tobytes()
+    monkeypatch.setattr(placement, "HOST", 1)
+    assert read_all(out)["kernel"].tobytes() == want.tobytes()
 
 
 def test_float64_leaves_stay_float64(tmp_path):
