@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jaxprune.app.progress import Bytes
 from jaxprune.storage import manifest, reader
 from jaxprune.storage.accounting import leaves, shared
+from jaxprune.storage.checkpoints import own
 from jaxprune.storage.format import FormatError, Group
 
 
@@ -36,8 +37,13 @@ def check(path: Any) -> Checked:
 
     Raises:
       OSError: it cannot be opened.
+      ValueError: it is no file of `save`, whole or damaged.
     """
     name = os.fspath(path)
+    if not _is_ours(path):
+        raise ValueError(
+            f"{name}: not a jaxprune file. What is verified is what `jaxprune compress` or `jp.save` wrote"
+        )
     try:
         with manifest.open_regular(path) as file:
             contents = manifest.contents(file)
@@ -51,6 +57,15 @@ def check(path: Any) -> Checked:
             return Checked(name, len(contents.leaves), contents.data, damaged)
     except FormatError as e:
         return Checked(name, 0, 0, {"": str(e)})
+
+
+def _is_ours(path: Any) -> bool:
+    """Whether `save` wrote a file, of whose header some bytes may be damaged."""
+    if not os.path.isfile(path) and os.path.exists(path):
+        return False
+    with open(path, "rb") as file:
+        first = file.read(512)
+    return own.is_own(first) or b'"jp.manifest"' in first or b'"jp.data"' in first
 
 
 def _reason(decoder: reader.Decoder, leaf: Any, group: Group | None) -> str:

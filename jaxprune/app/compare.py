@@ -63,7 +63,8 @@ def _leaf(path: str, a: Checkpoint, b: Checkpoint) -> Difference:
         return Difference(path, was.size, False, note="only in the first")
     if was.shape != now.shape:
         return Difference(path, was.size, False, note=f"{_array(was)} became {_array(now)}")
-    found = difference(path, a.read(path), b.read(path))
+    y = b.read(path)  # before the other: where this one is compressed, reading it takes more than the leaf
+    found = difference(path, a.read(path), y)
     if was.dtype != now.dtype:
         return found._replace(same=False, note=f"{was.dtype.name} became {now.dtype.name}")
     return found

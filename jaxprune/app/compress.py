@@ -30,7 +30,6 @@ from jaxprune.storage.streaming import nested, streamed
 
 Tick = Callable[[str, int], Any]  # (path of a leaf, bytes of it that were read)
 Meant = dict[str, bytes]
-WASTE = 1 << 24  # bytes of leaves between two collections
 SEED = 0  # of rules that draw: the same checkpoint gives the same file
 
 
@@ -59,23 +58,21 @@ def compress(
             note(leaf, _code_at(tree, leaf))
         save(out, tree, metadata=about(checkpoint, plan))
         return
-    counts, waste = shared_budgets(checkpoint, plan), 0
+    counts = shared_budgets(checkpoint, plan)
     with streamed(out, about(checkpoint, plan)) as file:
         for leaf in plan.leaves:
             code = encoded(checkpoint, plan, leaf, counts)
+            _let_go()
             file.add(leaf.tensor.keys, code)
             note(leaf, code)
             del code  # before the next leaf is read
-            waste = _collected(waste + leaf.tensor.nbytes)
+            _let_go()
             tick(leaf.path, leaf.tensor.nbytes)
 
 
-def _collected(waste: int) -> int:
-    """Frees the leaves that went by, once they are many bytes: walks over trees are cycles, which outlive their use."""
-    if waste < WASTE:
-        return waste
-    gc.collect()
-    return 0
+def _let_go() -> None:
+    """Frees the leaf that was read: JAX drops a buffer of NumPy's at its next call, or when Python collects garbage."""
+    gc.collect(0)
 
 
 def encoded(checkpoint: Checkpoint, plan: Plan, leaf: Planned, counts: Any) -> Any:

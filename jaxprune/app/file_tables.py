@@ -6,6 +6,8 @@ from typing import Any
 from jaxprune.app.compare import Difference
 from jaxprune.app.plans import Plan
 from jaxprune.app.tables import size_text
+from jaxprune.storage.checkpoints.tensors import Checkpoint
+from jaxprune.storage.inspection import Inspection
 
 PATH, ARRAY, WORDS = 34, 22, 22
 SHORT = (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i"), ("complex", "c"))
@@ -13,11 +15,7 @@ SHORT = (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i"), ("comple
 
 def plan_table(plan: Plan) -> Any:
     """One row a leaf: its rule, what that does, the bytes before and to expect."""
-    from rich.table import Table
-
-    table = Table(title="plan", title_justify="left")
-    for name, number in (("leaf", 0), ("array", 0), ("rule", 1), ("does", 0), ("dense", 1), ("predicted", 1)):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    table = _table("plan", {"leaf": 0, "array": 0, "rule": 1, "does": 0, "dense": 1, "predicted": 1})
     for leaf in plan.leaves:
         rule = "-" if leaf.rule is None else str(leaf.rule + 1)
         array = _array(leaf.tensor.dtype.name, leaf.tensor.shape)
@@ -28,6 +26,31 @@ def plan_table(plan: Plan) -> Any:
     table.add_section()
     dense = sum(leaf.tensor.nbytes for leaf in plan.leaves)
     table.add_row(f"{len(plan.leaves)} leaves", "", "", "", size_text(dense), least + size_text(sum(known)))
+    return table
+
+
+def inspection_table(found: Inspection, fixed: dict[str, int]) -> Any:
+    """One row a leaf of a jaxprune file: the bytes of the array, of its fixed-length code, and in the file."""
+    table = _table("leaves", {"leaf": 0, "stored as": 0, "array": 0, "dense": 1, "fixed": 1, "stored": 1, "codecs": 0})
+    for row in found.rows:
+        sizes = row.dense_bytes, fixed[row.path], row.stored_bytes
+        cells = row.path, row.kind, _array(row.dtype, row.shape), *map(size_text, sizes), "+".join(row.codecs)
+        table.add_row(*map(_plain, cells))
+    table.add_section()
+    dense = sum(row.dense_bytes for row in found.rows)
+    sizes = dense, sum(fixed.values()), found.bytes.data
+    table.add_row(f"{len(found.rows)} leaves", "", "", *map(size_text, sizes), "")
+    return table
+
+
+def checkpoint_table(checkpoint: Checkpoint) -> Any:
+    """One row an array of any other checkpoint."""
+    table = _table(f"{checkpoint.kind} checkpoint", {"leaf": 0, "array": 0, "bytes": 1})
+    for path, x in checkpoint.tensors.items():
+        table.add_row(*map(_plain, (path, _array(x.dtype.name, x.shape), size_text(x.nbytes))))
+    table.add_section()
+    total = sum(x.nbytes for x in checkpoint.tensors.values())
+    table.add_row(f"{len(checkpoint.tensors)} leaves", "", size_text(total))
     return table
 
 
@@ -68,6 +91,16 @@ def _numbers(row: Difference) -> tuple[str, ...]:
         return ("-",) * 5
     sqnr = f"{row.sqnr:.2f}" if math.isfinite(row.sqnr) else "exact" if row.sqnr > 0 else "-inf"
     return f"{row.max_error:.3g}", f"{row.relative:.3%}", sqnr, f"{row.new_zeros:,}", f"{row.lost_zeros:,}"
+
+
+def _table(title: str, columns: dict[str, int]) -> Any:
+    """A table without rows; of a column 1 says that it holds numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name, number in columns.items():
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    return table
 
 
 def _array(dtype: str, shape: tuple[int, ...]) -> str:

@@ -5,7 +5,7 @@ Predicted is the fixed-length code of each leaf, its mask by its entropy:
     n H(s) + (1 − s) n b + codebooks, scales and factors          s: sparsity;  b: bits of an index, an integer, a float
 
 An entropy coder comes below it where values are not spread evenly. Budgets that depend on the weights (a threshold,
-an energy, a similarity) have no prediction.
+an energy, a similarity) have no prediction, nor has `entropy_quantize`, whose integers have no fixed length.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune.app.recipe import check, matched, one, taken_by, taker
-from jaxprune.app.rules import Cluster, Factorize, Prune, Recipe, Rule, Share, words
+from jaxprune.app.rules import Cluster, EntropyQuantize, Factorize, Prune, Recipe, Rule, Share, words
 from jaxprune.core.arrays import Common, Masked, dtype_bits, fill_codebooks, is_code
 from jaxprune.core.compression import at
 from jaxprune.storage.checkpoints import layouts
@@ -94,9 +94,12 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
 
 def needs_tree(rule: Rule) -> str:
     """Why a rule needs all its leaves at once; "" when it does not."""
-    p, name = rule.prune, f"the rule where = {rule.where!r}"
+    p, e, name = rule.prune, rule.entropy_quantize, f"the rule where = {rule.where!r}"
     if isinstance(rule.cluster, Cluster) and rule.cluster.scope == "tree":
         return f'{name} has one codebook for all its leaves (scope = "tree")'
+    if isinstance(e, EntropyQuantize) and e.step is None:
+        target = "sqnr" if e.sqnr is not None else "bits_per_weight"
+        return f"{name} has one step for all its leaves (entropy_quantize, {target})"
     if isinstance(p, Prune) and p.pattern and p.pattern.startswith("channel"):
         return f"{name} prunes channels, and with them the biases beside the kernels"
     if isinstance(p, Prune) and (p.allocate == "lamp" or (p.allocate != "uniform" and not by_weight(p))):
@@ -127,6 +130,7 @@ def depends_on_weights(rule: Rule) -> bool:
     """Whether the shape of the code, or the number of zeros, cannot be told from shapes alone."""
     return (
         (isinstance(rule.prune, Prune) and rule.prune.threshold is not None)
+        or rule.entropy_quantize is not None
         or (isinstance(rule.factorize, Factorize) and rule.factorize.energy is not None)
         or (isinstance(rule.share, Share) and rule.share.similarity is not None)
     )

@@ -1,7 +1,8 @@
 """Recipes: the compression that rules stand for, and which leaves each rule takes.
 
 The first rule that matches a leaf takes it. Within a rule the verbs work in one order: prune, factorize, share,
-cluster, quantize, codebook_bits. A rule that takes nothing, an unknown key and a verb without its budget are errors.
+cluster, quantize, entropy_quantize, codebook_bits. A rule that takes nothing, an unknown key and a verb without its
+budget are errors.
 """
 
 import re
@@ -18,6 +19,7 @@ from jaxprune.core.tree import nearest, slots
 from jaxprune.core.where import Where, field
 from jaxprune.methods import allocate, patterns, scores
 from jaxprune.methods.cluster import cluster
+from jaxprune.methods.entropy_quantize import entropy_quantize
 from jaxprune.methods.factorize import factorize
 from jaxprune.methods.prune import prune
 from jaxprune.methods.quantize import quantize
@@ -76,6 +78,7 @@ def one(rule: Rule, schedule: Schedule | None = None, allocate: Any = None) -> C
         "share": lambda s: share(**_given(s, "k")),
         "cluster": lambda c: cluster(**_given(c, "k")),
         "quantize": lambda q: quantize(**_given(q, "bits")),
+        "entropy_quantize": lambda e: entropy_quantize(**_given(e, "step")),
         "codebook_bits": lambda b: quantize(bits=b),
     }
     return chain(*(_placed(verb, make[verb](value)) for verb, value in rule.verbs.items())) if rule.verbs else identity

@@ -16,7 +16,7 @@ import msgspec
 
 from jaxprune.app.strict import Settings, convert, read_toml
 
-VERBS = ("prune", "factorize", "share", "cluster", "quantize", "codebook_bits")
+VERBS = ("prune", "factorize", "share", "cluster", "quantize", "entropy_quantize", "codebook_bits")
 
 
 class Prune(Settings, frozen=True):
@@ -56,6 +56,14 @@ class Quantize(Settings, frozen=True):
     range: Literal["max", "mse"] = "max"
 
 
+class EntropyQuantize(Settings, frozen=True):
+    """`entropy_quantize = { step = 0.01 }`, or { sqnr = 25 }, or { bits_per_weight = 3 }, of all the rule's leaves."""
+
+    step: float | None = None
+    sqnr: float | None = None
+    bits_per_weight: float | None = None
+
+
 class Factorize(Settings, frozen=True):
     """`factorize = 16` (the rank), or `factorize = { energy = 0.95 }`."""
 
@@ -72,6 +80,7 @@ class Rule(Settings, frozen=True):
     share: Share | None = None
     cluster: int | Cluster | None = None
     quantize: int | Quantize | None = None
+    entropy_quantize: EntropyQuantize | None = None
     codebook_bits: int | None = None
     keep: bool = False
 

@@ -19,6 +19,7 @@ from .contexts import CONTEXTS, MIDDLE, REACH, Classes, Contexts, Layout
 
 TABLE_BITS, ENTRY_BITS = 16, 9
 MOST_TABLES = 64
+CHUNK = 1 << 18  # symbols counted at a time: wider integers are made of them
 ROUNDS = 3  # of pricing the classes by how often they are chosen
 
 
@@ -93,8 +94,11 @@ def fit_bank(ids: NDArray[np.uint8], values: NDArray) -> Bank:
     """Tables for symbols in these contexts."""
     low = int(values.min())
     width = int(values.max()) - low + 1
-    key = ids.astype(np.int64) * width + (values.astype(np.int64) - low)
-    counts = np.bincount(key, minlength=CONTEXTS * width).reshape(CONTEXTS, width)
+    counts = np.zeros(CONTEXTS * width, np.int64)
+    for i in range(0, ids.size, CHUNK):
+        key = ids[i : i + CHUNK].astype(np.int64) * width + (values[i : i + CHUNK].astype(np.int64) - low)
+        counts += np.bincount(key, minlength=counts.size)
+    counts = counts.reshape(CONTEXTS, width)
     used = np.flatnonzero(counts.any(1))
     mean = counts[used] @ np.abs(np.arange(width) + low) / counts[used].sum(1)
     groups, merged = _merged(counts, used[np.argsort(mean, kind="stable")])
@@ -138,4 +142,8 @@ def bits(ids: NDArray[np.uint8], values: NDArray, bank: Bank) -> NDArray[np.floa
     """Bits that each symbol takes: 12 − log2 f."""
     with np.errstate(divide="ignore"):
         price = (rans.BITS - np.log2(bank.freqs)).astype(np.float32)
-    return price[bank.table_of[ids], values.astype(np.intp) - bank.low]
+    each = np.empty(ids.size, np.float32)
+    for i in range(0, ids.size, CHUNK):
+        part = slice(i, i + CHUNK)
+        each[part] = price[bank.table_of[ids[part]], values[part].astype(np.intp) - bank.low]
+    return each

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from . import rans
 from .banks import Bank
 from .contexts import CONTEXTS, Classes, Contexts, Layout, magnitudes
-from .rans import LOW, MAX_STEPS, TOTAL, Buffer, StreamError
+from .rans import MAX_STEPS, TOTAL, Buffer, StreamError
 
 
 def lanes_for(order: Layout, bits: float) -> int:
@@ -27,15 +27,14 @@ def encode(ids: NDArray[np.uint8], values: NDArray, order: Layout, bank: Bank, l
     start = np.cumsum(bank.freqs, 1, np.uint32) - bank.freqs
     freq, start = bank.freqs.astype(np.uint32).ravel(), start.astype(np.uint32).ravel()
     first = bank.table_of.astype(np.int32) * width - bank.low
-    x = np.full(lanes, LOW, np.uint32)
-    words = [np.zeros(0, np.uint16)]
+    stream = rans.Stream(lanes, order.size)
     for _, band, column in reversed(list(order.columns())):
         at = slice(band.offset + column * band.rows, band.offset + (column + 1) * band.rows)
         key = first.take(ids[at]) + values[at]
         f, c = freq.take(key), start.take(key)
         for i in reversed(range(0, band.rows, lanes)):
-            words.append(rans.push(x[: band.rows - i], f[i : i + lanes], c[i : i + lanes]))
-    return x.astype("<u4").tobytes() + np.concatenate(words[::-1]).astype("<u2").tobytes()
+            stream.push(f[i : i + lanes], c[i : i + lanes])
+    return stream.octets()
 
 
 def decode(buffer: Buffer, order: Layout, classes: list[Classes], bank: Bank, lanes: int) -> NDArray[np.int16]:

@@ -81,12 +81,35 @@ def encode(symbols: ArrayLike, freqs: ArrayLike, lanes: int) -> bytes:
         raise ValueError(f"symbols must be integers from 0 to {freq.size - 1}")
     f_of = freq.astype(np.uint32)
     start_of = (np.cumsum(f_of) - f_of).astype(np.uint32)
-    x = np.full(lanes, LOW, np.uint32)
-    words = [np.zeros(0, np.uint16)]
+    stream = Stream(lanes, n)
     for step in reversed(range(steps)):
         s = symbol[step * lanes : (step + 1) * lanes].astype(np.intp)
-        words.append(push(x[: s.size], f_of[s], start_of[s]))
-    return x.astype("<u4").tobytes() + np.concatenate(words[::-1]).astype("<u2").tobytes()
+        stream.push(f_of[s], start_of[s])
+    return stream.octets()
+
+
+class Stream:
+    """A stream that is written backwards, as its words come: at most one for each symbol.
+
+    Room for all is asked for at once; what is never written takes no memory.
+    """
+
+    def __init__(self, lanes: int, symbols: int):
+        self.x = np.full(lanes, LOW, np.uint32)
+        self.words = np.empty(2 * lanes + symbols, "<u2")
+        self.start = self.words.size
+
+    def push(self, f: NDArray[np.uint32], start: NDArray[np.uint32]) -> None:
+        """Pushes a symbol on each of the first lanes."""
+        words = push(self.x[: f.size], f, start)
+        self.start -= words.size
+        self.words[self.start : self.start + words.size] = words
+
+    def octets(self) -> bytes:
+        """The states, then the words."""
+        first = self.start - 2 * self.x.size
+        self.words[first : self.start] = self.x.astype("<u4").view("<u2")
+        return self.words[first:].tobytes()
 
 
 def push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]) -> NDArray[np.uint16]:

@@ -1,10 +1,24 @@
 """A file appears whole or not at all: it is written beside its place, flushed to the disk, and renamed."""
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # what a write says, without a name
+
+
+@contextlib.contextmanager
+def named(path: Any) -> Iterator[None]:
+    """An error of a full disk says which file had no room."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in FULL or e.filename is not None:
+            raise
+        raise OSError(e.errno, f"{e.strerror}; nothing is left of what was written", os.fspath(path)) from e
 
 
 @contextlib.contextmanager
@@ -16,7 +30,7 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
     folder, name = os.path.split(target)
     beside = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(beside, "xb") as file:
+        with named(path), open(beside, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -44,15 +44,15 @@ def _arrays(node: Any) -> Iterator[Array]:
 
 
 def joins(batch: list[Leaf], leaf: Leaf) -> bool:
-    """Whether a leaf belongs to the batch of those before it: up to 2^22 elements, or a single leaf."""
-    return not batch or sum(x.words.size for x in arrays_of([*batch, leaf])) <= f.MOST_BANK
+    """Whether a leaf belongs to the batch of those before it: up to 2^22 elements. A larger leaf is one by itself."""
+    return sum(x.words.size for x in arrays_of([*batch, leaf])) <= f.MOST_BANK
 
 
 def batches(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
     """Leaves in the runs among which arrays may share a bank."""
     batch: list[Leaf] = []
     for leaf in leaves:
-        if not joins(batch, leaf):
+        if batch and not joins(batch, leaf):
             yield batch
             batch = []
         batch.append(leaf)
@@ -87,6 +87,11 @@ def _centre(words: np.ndarray) -> int:
     return 0 if (low < 0 or high < 2) and low > -HALF and high < HALF else (low + high + 1) // 2
 
 
+def _near(words: np.ndarray, centre: int) -> np.ndarray:
+    """words − centre, which 16 bits hold: modulo 2^16 it is the same."""
+    return words.astype(np.int16) - np.array(centre % (1 << 16), np.uint16).view(np.int16)
+
+
 def _paying(arrays: list[Array]) -> Group | None:
     """A bank for those that gain by it, if together they do."""
     alone = {id(x): streams.predict(x.words.ravel(), DTYPES[x.dtype]) for x in arrays}
@@ -105,8 +110,9 @@ def _group(arrays: list[Array]) -> tuple[Group, np.ndarray]:
     """The group, and bytes of each array in it, the tables apart."""
     order = contexts.layout([x.shape for x in arrays])
     centres = [_centre(x.words) for x in arrays]
-    values = [(x.words.astype(np.int64) - centre).astype(np.int16) for x, centre in zip(arrays, centres)]
+    values = [_near(x.words, centre) for x, centre in zip(arrays, centres)]
     classes, flat = fitting.fit_classes(values), contexts.gathered(values, order)
+    del values
     ids = fitting.contexts_of(flat, order, classes)
     bank = fitting.fit_bank(ids, flat)
     bits = contexts.sums(fitting.bits(ids, flat, bank), order)

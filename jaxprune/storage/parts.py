@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxprune.core import arrays, factors, quantized
 from jaxprune.core.arrays import is_code, materialize
-from jaxprune.numerics import packing
+from jaxprune.numerics import packing, placement
 from jaxprune.storage.format import CODE_OF, DTYPES, KINDS, MAX_TEXT, NONZERO, Array, Code, FormatError
 from jaxprune.storage.structure import dense, integers_of
 
@@ -149,6 +149,22 @@ def _fitting(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | No
 
 
 # --- and back --------------------------------------------------------------------------------------------------------
+
+
+def as_numpy(node: Any, shared: Any = None) -> np.ndarray:
+    """A leaf's node as a dense array, which may be read-only, with little besides it in memory."""
+    if isinstance(node, Code) and node.tag == "M" and isinstance(node.parts[1], Array):
+        node = node.parts[1]  # what its mask hides was read as zeros
+    if isinstance(node, Array):
+        return _values(node)
+    if not isinstance(node, Code):
+        return np.asarray(node)
+    with _wide(node, *jax.tree.leaves(shared)):
+        code = arrays.fill_codebooks(made(node, host=False), shared)
+        return np.asarray((_compiled if code.size >= placement.HOST else materialize)(code))
+
+
+_compiled = jax.jit(materialize)  # allocates nothing of the array's size but the array
 
 
 def from_node(node: Any, as_: str = "compressed", shared: Any = None) -> Any:

@@ -35,9 +35,13 @@ def encode(words: np.ndarray, dtype: Dtype) -> tuple[int, Buffer, int]:
     """(codec, bytes, predicted length) of the words of one array."""
     plans = _plans(words, dtype)
     predicted = min(plan.size for plan in plans)
-    near = [plan for plan in plans if plan.size <= 1.02 * predicted + 16]
-    codec, octets = min(((plan.codec, plan.write()) for plan in near), key=lambda pair: (len(pair[1]), pair[0]))
-    return codec, octets, predicted
+    best = min((plan for plan in plans if plan.codec != RANS), key=lambda plan: plan.size)  # sizes that are exact
+    for plan in plans:
+        if plan.codec == RANS and plan.size <= 1.02 * predicted + 16:
+            octets = plan.write()
+            if len(octets) < best.size:
+                return RANS, octets, predicted
+    return best.codec, best.write(), predicted
 
 
 def predict(words: np.ndarray, dtype: Dtype) -> int:
@@ -70,15 +74,24 @@ def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
     base, top = int(words.min()), int(words.max()) - int(words.min())
     if top >= 1 << (MAX_WIDTH if dtype.discrete else 0):
         return raw
-    head, symbols, width = leb(zigzag(base)), _less(words, base), top.bit_length()
+    head, symbols, width = leb(zigzag(base)), _less(words, base, top), top.bit_length()
     plans = [*raw, Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
-    return plans + _rans(head, symbols, min(plan.size for plan in plans)) if 0 < top < MAX_ALPHABET else plans
+    return plans + _rans(head, symbols, top, min(plan.size for plan in plans)) if 0 < top < MAX_ALPHABET else plans
 
 
-def _less(words: np.ndarray, base: int) -> np.ndarray:
-    """words − base, unsigned and modular, so that no word overflows."""
+def _less(words: np.ndarray, base: int, top: int) -> np.ndarray:
+    """words − base, at most `top`, in as few bytes as hold it; a view where it can be one.
+
+    Unsigned and modular, so that no word overflows, and in chunks: words may be wide and many.
+    """
     unsigned = np.dtype(f"u{words.itemsize}")
-    return words.view(unsigned) - np.array(base % (1 << 8 * words.itemsize), unsigned)
+    least = np.dtype("u1" if top < 1 << 8 else "u2" if top < 1 << 16 else "u4")
+    if not base and least == unsigned:
+        return words.view(unsigned)
+    symbols, less = np.empty(words.size, least), np.array(base % (1 << 8 * words.itemsize), unsigned)
+    for i in range(0, words.size, CHUNK):
+        symbols[i : i + CHUNK] = words[i : i + CHUNK].view(unsigned) - less
+    return symbols
 
 
 def _shifted(symbols: np.ndarray, base: int, dtype: Dtype) -> np.ndarray:
@@ -94,9 +107,9 @@ def _raw(words: np.ndarray) -> Buffer:
     return little.data.cast("B") if little.size else b""
 
 
-def _rans(head: bytes, symbols: np.ndarray, best: int) -> list[Plan]:
+def _rans(head: bytes, symbols: np.ndarray, top: int, best: int) -> list[Plan]:
     """The plan for rans, unless its entropy alone is more than the best without."""
-    counts = np.bincount(symbols.astype(np.intp))
+    counts = _counts(symbols, top + 1)
     entropy = codes.entropy_bits(counts)
     if entropy / 8 + np.count_nonzero(counts) // 4 + 8 >= best:
         return []
@@ -107,6 +120,14 @@ def _rans(head: bytes, symbols: np.ndarray, best: int) -> list[Plan]:
     # A lane's state of 32 bits starts with 16 that say nothing, and ends with 8 on average that filled no word.
     size = len(head) + 4 * lanes + round(max(0.0, information - 8 * lanes) / 8)
     return [Plan(RANS, size, lambda: head + coder.encode(symbols, freqs, lanes))]
+
+
+def _counts(symbols: np.ndarray, k: int) -> np.ndarray:
+    """How often each symbol occurs; in chunks, of which `bincount` makes intp."""
+    counts = np.zeros(k, np.intp)
+    for i in range(0, symbols.size, CHUNK):
+        counts += np.bincount(symbols[i : i + CHUNK], minlength=k)
+    return counts
 
 
 # --- bits ------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def integers_of(node: Any) -> Any:
     """The integers below a mask that is not stored: it is True where they are not 0."""
     while isinstance(node, Code) and node.tag in ALIGNED:
         node = node.parts[KINDS[node.tag].fields.index(KINDS[node.tag].hidden[0])]
-    if not isinstance(node, Row | Array) or node.dtype[0] not in "?iu" or (isinstance(node, Row) and node.hidden):
+    if not isinstance(node, Row | Array) or node.dtype[0] not in "?iu":
         raise FormatError("a mask is said to be that of the integers below it, but there are none")
     return node
 

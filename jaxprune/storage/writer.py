@@ -96,6 +96,8 @@ class Writer:
         if not joins(self._batch, leaf):
             self._write()
         self._batch.append(leaf)
+        if not joins([], leaf):  # too large for company: it need not wait
+            self._write()
 
     def head(self, tree: Any, metadata: dict[str, Any] | None) -> list[bytes]:
         """What comes before the bytes handed on: header and manifest, for a tree whose leaves were added in order."""

@@ -106,6 +106,8 @@ STREAMED = [
     "prune = { threshold = 0.4 }",
     "prune = 0.5\ncluster = 4\ncodebook_bits = 8",
     "factorize = 2",
+    "entropy_quantize = { step = 0.1 }",
+    "prune = 0.5\nentropy_quantize = { step = 0.05 }",
     'quantize = { bits = 4, rounding = "stochastic" }',
 ]
 
@@ -127,6 +129,8 @@ def test_streamed_bytes_are_those_of_the_whole_tree(verbs, tmp_path):
         'cluster = { k = 2, scope = "tree" }',
         'prune = { sparsity = 0.5, allocate = "lamp" }',
         'prune = { sparsity = 0.5, pattern = "channel -1" }',
+        "entropy_quantize = { sqnr = 20 }",
+        "prune = 0.5\nentropy_quantize = { bits_per_weight = 2 }",
         'prune = { sparsity = 0.5, allocate = "global", score = "random" }',
     ],
 )
@@ -138,6 +142,17 @@ def test_rules_that_need_the_whole_tree(verbs, tmp_path):
     assert "--in-memory" in result.stderr and not out.exists()
     out, _ = compress(path, rules, "--in-memory", "--verify")
     assert call("verify", out).exit_code == 0
+
+
+def test_one_step_for_all_leaves_of_a_rule(tmp_path):
+    named = {f"{n}/kernel": draw.normal(size=(8, 40)).astype(np.float32) * n for n in (1, 4)}
+    path = write_foreign(tmp_path / "m.npz", named)
+    rules = '[[rule]]\nwhere = ".*/kernel"\nentropy_quantize = { sqnr = 20 }\n'
+    out, result = compress(path, rules, "--in-memory", "--json")
+    assert [leaf["predicted_bytes"] for leaf in json.loads(result.stdout)["plan"]["leaves"]] == [None, None]
+    steps = {float(code.scale.item()) for code in jp.load(out).values() for code in code.values()}
+    total = json.loads(call("diff", path, out, "--json").stdout)["total"]
+    assert len(steps) == 1 and 20 <= total["sqnr_db"] < 20.2
 
 
 def test_float64_leaves_stay_float64(tmp_path):
@@ -191,7 +206,44 @@ def test_verify_says_which_leaf(torch):
     assert call("restore", out, "-o", out.parent / "x.npz").exit_code == 2 and not (out.parent / "x.npz").exists()
     out.write_bytes(octets[:-5])
     assert call("verify", out).exit_code == 1
+    octets[20] ^= 1  # in the header's first word
+    out.write_bytes(octets)
+    assert call("verify", out).exit_code == 1
     assert call("verify", out.parent / "none").exit_code == 2
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_files_of_others(suffix, tmp_path):
+    path = write_foreign(tmp_path / f"m{suffix}", {"a/b": np.zeros((2, 3), np.float32), "c": np.arange(4)})
+    result = call("verify", path)
+    assert result.exit_code == 2 and "not a jaxprune file" in result.stderr and str(path) in result.stderr
+    shown = call("inspect", path)
+    assert shown.exit_code == 0 and "f32[2,3]" in shown.stdout and "2 leaves" in shown.stdout
+    rows = json.loads(call("inspect", path, "--json").stdout)["rows"]
+    assert rows[0] == {"path": "a/b", "shape": [2, 3], "dtype": "float32", "bytes": 24}
+
+
+@pytest.mark.parametrize("octets", [b"", b"a text", b"\x80\x04pickle", bytes(1000)])
+def test_files_that_are_nothing(octets, tmp_path):
+    (tmp_path / "x").write_bytes(octets)
+    for command in ("verify", "inspect"):
+        result = call(command, tmp_path / "x")
+        assert result.exit_code == 2 and str(tmp_path / "x") in result.stderr, command
+
+
+def test_inspect_says_predicted_and_real_bytes(torch):
+    out, _ = compress(torch, RULE)
+    found = json.loads(call("inspect", out, "--json").stdout)
+    fixed = {row["path"]: row["fixed_bytes"] for row in found["rows"]}
+    # a mask of 288 bits, 288 integers of 8 bits and 8 scales; what is kept is raw
+    assert fixed["layer1.0.conv1.weight"] == 36 + 288 + 32 and fixed["linear.bias"] == 20
+    shown = call("inspect", out).stdout
+    assert (
+        "fixed" in shown
+        and "counts predicted" in shown
+        and "Masked(Quantized)" in shown
+        and max(map(len, shown.splitlines())) <= 100
+    )
 
 
 def test_compress_verify_finds_damage(torch, monkeypatch):
@@ -249,6 +301,34 @@ def test_the_old_file_survives(failure, torch, monkeypatch):
     _, result = compress(torch, RULE, code=code)
     assert out.read_bytes() == before and sorted(os.listdir(out.parent)) == files
     assert ("as it was" if code == 130 else "No space left") in result.stderr
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 64 kB: a write then fails in the middle, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Orbax writes in threads
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("command", ["compress", *SUFFIXES])
+def test_a_full_disk(command, tmp_path, request):
+    kernels = {f"{n}/kernel": draw.normal(size=(64, 200)).astype(np.float32) for n in range(3)}
+    path, out = write_foreign(tmp_path / "m.npz", kernels), tmp_path / f"out{command}"
+    (tmp_path / "r.toml").write_text('[[rule]]\nwhere = ".*"\nkeep = true')
+    before = sorted(os.listdir(tmp_path))
+    request.getfixturevalue("small_files")
+    if command == "compress":
+        result = call("compress", path, "-o", out, "-r", tmp_path / "r.toml")
+    else:
+        result = call("restore", path, "-o", out)
+    assert result.exit_code == 2 and sorted(os.listdir(tmp_path)) == before, result.output
+    error = result.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "File too large" in error and str(out) in error
 
 
 def test_checkpoints_with_little_in_them(tmp_path):

@@ -22,6 +22,8 @@ SHAPES = {
     "several": [(3, 3, 2, 4), (17, 5), (6,), (), (40, 3), (1, 7), (16, 2)],
     "equal lengths": [(4, 3), (2, 2, 1, 5), (4, 2)],
     "pieces longer than 16": [(130, 60), (19, 4), (1, 3)],
+    "pieces of 16, but for a symbol": [(4351, 1)],
+    "pieces of 17": [(4352, 1)],
 }
 
 

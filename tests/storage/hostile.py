@@ -7,6 +7,7 @@ import sys
 import zlib
 
 import numpy as np
+from hypothesis import strategies as st
 
 from jaxprune.storage import format as f
 
@@ -51,6 +52,15 @@ def with_header(text, rest=b""):
 
 def tree_of(node, data=b"", **kw):
     return file_of({"t": node, "p": 0}, data, **kw)
+
+
+def unguarded(raw, payload):
+    """The file of one leaf with other bytes of data, and a checksum that fits them: what a forger would write."""
+    length = struct.unpack("<Q", raw[:8])[0]
+    size = json.loads(raw[8 : 8 + length])["jp.manifest"]["shape"][0]
+    body = raw[8 + length : 8 + length + size]
+    text = zlib.decompressobj(-15, zdict=f.DICTIONARY).decompress(body[4:])
+    return file_of(text, payload, crcs=[zlib.crc32(payload)])
 
 
 def array(row, data):
@@ -184,6 +194,7 @@ HOSTILE = {
     # 9, 10: the manifest's stream, and counts
     "manifest truncated": with_manifest(REST[4:-20], FLOATS),
     "manifest twice": file_of({"t": 1, "p": 0}, crcs=[], tail=zlib.compress(b"{}")),
+    "manifest with another dictionary": file_of({"t": {"mean": 1}, "p": 0}, crcs=[], zdict=f.DICTIONARY[::-1]),
     "manifest with a tail": file_of({"t": 1, "p": 0}, crcs=[], tail=b"\0"),
     "manifest with zlib's header": with_manifest(zlib.compress(b'{"t":1,"p":0}')),
     "manifest is no deflate": with_manifest(b"\xff" * 40),
@@ -314,3 +325,7 @@ HOSTILE = {
     "gguf": b"GGUF\x03\x00\x00\x00" + bytes(40),
     "numpy": b"\x93NUMPY\x01\x00" + bytes(40),
 }
+
+odd_words = ["l", "t", "i", "x", "G", "nan", "=f4", 0, 1, 2, -1, 4, 8, 2**63, True, None, 1.5]
+lists_and_dicts = lambda kids: st.lists(kids, max_size=5) | st.dictionaries(st.text(max_size=3), kids, max_size=3)
+json_nodes = st.recursive(st.sampled_from([*f.KINDS, *f.DTYPES, *odd_words]), lists_and_dicts, max_leaves=25)

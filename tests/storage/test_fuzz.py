@@ -16,10 +16,10 @@ from jaxprune.core.arrays import Clustered, Common, Masked
 from jaxprune.core.quantized import Quantized
 from jaxprune.numerics import context_coder
 from jaxprune.storage import format as f
-from jaxprune.storage import reader
+from jaxprune.storage import manifest
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import FormatError
-from tests.storage.hostile import file_of, tree_of
+from tests.storage.hostile import file_of, json_nodes, tree_of
 from tests.storage.trees import codes, integers, mask, normal, quantized
 
 MOST = 1 << 20
@@ -67,8 +67,8 @@ def files(tmp_path_factory):
 
 
 def contents(path):
-    with reader.open_regular(path) as file:
-        return reader.contents(file)
+    with manifest.open_regular(path) as file:
+        return manifest.contents(file)
 
 
 fraction = st.floats(0, 1, exclude_max=True)
@@ -248,11 +248,6 @@ def test_any_forgery_is_survived(files, tmp_path_factory, which, stream, edit):
 @pytest.mark.parametrize("part", range(2))
 def test_many_forgeries_are_survived(files, tmp_path, part):
     many(given(*forgeries)(lambda which, stream, edit: survives(files, tmp_path / "x", which, stream, edit)))()
-
-
-odd_words = ["l", "t", "i", "x", "G", "nan", "=f4", 0, 1, 2, -1, 4, 8, 2**63, True, None, 1.5]
-lists_and_dicts = lambda kids: st.lists(kids, max_size=5) | st.dictionaries(st.text(max_size=3), kids, max_size=3)
-json_nodes = st.recursive(st.sampled_from([*f.KINDS, *f.DTYPES, *odd_words]), lists_and_dicts, max_leaves=25)
 
 
 @few

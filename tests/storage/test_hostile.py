@@ -6,16 +6,18 @@ import pstats
 import threading
 import tracemalloc
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.core.arrays import Clustered, Masked
+from jaxprune.core.arrays import Clustered, Masked, materialize
+from jaxprune.core.quantized import Quantized
 from jaxprune.storage import reader
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import FormatError
-from tests.storage.hostile import GOOD, HOSTILE, lines_run, versioned
-from tests.storage.trees import assert_same, mask, normal
+from tests.storage.hostile import GOOD, HOSTILE, lines_run, tree_of, versioned
+from tests.storage.trees import assert_same, integers, mask, normal, same
 
 
 @pytest.fixture
@@ -65,6 +67,10 @@ def test_memory_is_checked_before_it_is_taken(path):
     tracemalloc.stop()
     assert load(path, max_bytes=(2 << 20) + 8)["a"].size == 1 << 20
     assert load(path, max_bytes=1 << 20, only="a")["a"].size == 1 << 20
+    path.write_bytes(tree_of({"w": ["M", 0, ["i1", [1000], 1, 2]]}, bytes(2)))  # a mask that is made, not stored
+    with pytest.raises(FormatError, match="2000 bytes decoded, more than max_bytes=1999"):
+        load(path, max_bytes=1999)
+    assert not load(path, max_bytes=2000)["w"].mask.any()
 
 
 def test_only_regular_files(tmp_path):
@@ -101,6 +107,85 @@ def test_a_file_that_shrinks_while_it_is_read(path, monkeypatch):
     monkeypatch.setattr(reader.Decoder, "read", shrinking)
     with pytest.raises(FormatError, match="truncated"):
         load(path)
+
+
+@pytest.mark.parametrize("at", [None, -1])
+def test_a_file_that_is_written_while_it_is_read(at, path, monkeypatch):
+    """What is appended is not read; a byte that is changed is found."""
+    tree = {"a": normal(50_000), "b": normal(500)}
+    save(path, tree)
+    read = reader.Decoder.read
+
+    def writing(self, *args):
+        with open(path, "r+b") as file:
+            file.seek(at or 0, os.SEEK_END)
+            file.write(b"x" if at else b"more")
+        return read(self, *args)
+
+    monkeypatch.setattr(reader.Decoder, "read", writing)
+    if at is None:
+        assert_same(load(path), tree)
+    else:
+        with pytest.raises(FormatError, match=r"leaf 'b', byte \d+: the checksum is wrong"):
+            load(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e-45, -1.0, -0.0, 0.0, 3e38])
+def test_any_float_is_a_scale_or_a_centroid(value, path):
+    """They are the user's, and come back bit for bit; what does not fit the dense dtype overflows as a cast does."""
+    floats = np.array([[value, 1.0]], np.float32)
+    tree = {"q": Quantized(integers(1, 9, 3, 2), jnp.asarray(floats), None, 8, jnp.dtype("float16"))}
+    tree["c"] = Clustered(jnp.asarray(floats[0]), integers(0, 2, 7))
+    save(path, tree)
+    assert_same(load(path), tree)
+    assert_same(load(path, as_="dense"), materialize(tree))
+    assert_same(load(path, as_="numpy"), jax.tree.map(np.asarray, materialize(tree)))
+
+
+def test_any_text_is_a_name(path):
+    """Names are places in a tree, and nothing else: no path of a file, no attribute, no number."""
+    names = [
+        "",
+        "/",
+        "//",
+        "a",
+        "a/b",
+        "a//b",
+        ".",
+        "..",
+        "../x",
+        "\0",
+        "\n",
+        "__class__",
+        "__init__",
+        "#-1",
+        "-1",
+        "0",
+        "é",
+        "e\u0301",
+    ]
+    tree = {**{name: {"x": i, "y": np.full(2, i)} for i, name in enumerate(names)}, "n" * (1 << 20): np.ones(1)}
+    tree["deep"] = {"/": {"": {"..": np.ones(3)}}}
+    save(path, tree)
+    assert_same(load(path), tree)
+    assert_same(load(path, like=tree), tree)
+
+
+def test_two_names_of_one_path(path):
+    tree = {"a\\": {"b": np.ones(2)}, "a/b": np.zeros(3)}
+    save(path, tree)
+    assert [row.path for row in inspect(path).rows] == [r"a\/b"] * 2
+    assert_same(load(path), tree)
+    with pytest.raises(ValueError, match="two leaves with one path: load it without `like`"):
+        load(path, like=tree)
+
+
+def test_leaves_that_are_one_array(path):
+    x, code = normal(30), Masked(normal(30), mask(30))
+    save(path, {"a": x, "b": [x, code], "c": code})
+    back = load(path)
+    assert_same(back, {"a": x, "b": [x, back["c"]], "c": back["c"]})
+    assert same(back["a"], x) and same(back["c"].mask, code.mask)
 
 
 def test_eight_threads_load_one_file(path):

@@ -10,7 +10,7 @@ import pytest
 from jaxprune.numerics import banks as fitting
 from jaxprune.numerics import context_coder, contexts
 from jaxprune.numerics.banks import Bank
-from jaxprune.storage import banks, reader
+from jaxprune.storage import banks, manifest, reader
 from jaxprune.storage.files import inspect, load
 from jaxprune.storage.format import FormatError, Row
 from tests.storage.hostile import lines_run
@@ -119,8 +119,8 @@ def test_a_damaged_bank_is_decoded_once(path, monkeypatch):
     n = 8
     good, bad = bank(each=[ZERO] * n), bank(each=[ZERO] * n, tail=stream(words=[7]))
     path.write_bytes(leaves({f"{i:02}": [*ROW[:3], i % 2] for i in range(2 * n)}, good, bad))
-    with reader.open_regular(path) as file:
-        found = reader.contents(file)
+    with manifest.open_regular(path) as file:
+        found = manifest.contents(file)
         decoder = reader.Decoder(file, found)
         for i, leaf in enumerate(found.leaves):
             if i % 2 == 0:

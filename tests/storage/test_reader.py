@@ -21,9 +21,8 @@ from jaxprune.core.quantized import Binary, Quantized, pack
 from jaxprune.storage import reader
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import FormatError
-from tests.storage.hostile import GOOD, HOSTILE, tree_of
+from tests.storage.hostile import GOOD, HOSTILE, json_nodes, tree_of, unguarded
 from tests.storage.test_banks import model as banked
-from tests.storage.test_hostile import json_nodes, unguarded
 from tests.storage.trees import DTYPES, bits_of, codes, integers, mask, normal, quantized
 
 CODES = codes()

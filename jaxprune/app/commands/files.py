@@ -1,5 +1,6 @@
 """`jaxprune inspect | restore | diff | verify`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,18 +10,42 @@ from jaxprune.app.commands.common import FOUND, Json, check_target, plain_errors
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A compressed file.")],
+    file: Annotated[Path, typer.Argument(help="A compressed file, or any checkpoint.")],
     as_json: Json = False,
 ) -> None:
-    """Show what a compressed file holds, from its headers alone."""
+    """Show what a file holds, from its headers alone: of a compressed one predicted against real bytes."""
     with plain_errors():
-        from jaxprune.storage.files import inspect as look
+        from jaxprune.app.tables import console
+        from jaxprune.storage.checkpoints.formats import open_checkpoint
 
-        found = look(file)
+        with open_checkpoint(file) as source:
+            said, table, lines = _inspected(file) if source.kind == "jaxprune" else _listed(source)
         if as_json:
-            print_json(found.to_dict())
+            print_json(said)
         else:
-            print(found)
+            console().print(table)
+            print("\n".join(lines))
+
+
+def _inspected(file: Path) -> tuple[dict[str, Any], Any, list[str]]:
+    """JSON, a table and closing lines for a compressed file."""
+    from jaxprune.app.file_tables import inspection_table
+    from jaxprune.app.fixed import fixed_bytes
+    from jaxprune.storage.files import inspect as look
+
+    found, fixed = look(file), fixed_bytes(file)
+    said = found.to_dict()
+    said["rows"] = [{**row, "fixed_bytes": fixed[row["path"]]} for row in said["rows"]]
+    return said, inspection_table(found, fixed), str(found).splitlines()[-2:]
+
+
+def _listed(source: Any) -> tuple[dict[str, Any], Any, list[str]]:
+    """The same for any other checkpoint."""
+    from jaxprune.app.file_tables import checkpoint_table
+
+    row = lambda path, x: {"path": path, "shape": list(x.shape), "dtype": x.dtype.name, "bytes": x.nbytes}
+    said = {"kind": source.kind, "rows": [row(path, x) for path, x in source.tensors.items()]}
+    return said, checkpoint_table(source), list(source.notes)
 
 
 def restore(
@@ -35,8 +60,9 @@ def restore(
         from jaxprune.app.progress import Bytes
         from jaxprune.storage.checkpoints.formats import format_of, open_checkpoint, write_checkpoint
 
-        format_of(out)
         check_target(out, file)
+        if not format_of(out):
+            print("Orbax writes a folder from one tree: all arrays are held in memory at once", file=sys.stderr)
         with open_checkpoint(file) as source, Bytes("restore", _dense(source)) as tick:
 
             def read(path: str) -> Any:

@@ -1,7 +1,9 @@
 """Orbax's checkpoint folders. Reading takes one leaf at a time; writing needs them all in memory, as Orbax does."""
 
 import contextlib
+import glob
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,8 +56,11 @@ def _own_words(path: str = "") -> Iterator[None]:
         raise
     except Exception as e:
         where = f"leaf {path!r}: " if path else ""
-        first = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-        raise FormatError(f"{where}Orbax cannot read it: {first}") from e
+        raise FormatError(f"{where}Orbax cannot read it: {_first_line(e)[:200]}") from e
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 
 def _is_array(x: Any) -> bool:
@@ -95,8 +100,14 @@ def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[s
         for key in tensor.keys[:-1]:
             place = place.setdefault(key, {})
         place[tensor.keys[-1]] = read(leaf)
-    with ocp.StandardCheckpointer() as store:
-        store.save(os.path.abspath(path), tree)
+    try:
+        with ocp.StandardCheckpointer() as store:
+            store.save(os.path.abspath(path), tree)
+    except Exception as e:  # Orbax raises what its parts raise
+        folder, name = os.path.split(os.path.abspath(path))
+        for left in glob.glob(f"{glob.escape(name)}.orbax-checkpoint-tmp*", root_dir=folder):
+            shutil.rmtree(os.path.join(folder, left), ignore_errors=True)
+        raise OSError(f"{path}: Orbax cannot write it, and nothing is left: {_first_line(e)}") from e
 
 
 def _why_not(tensor: Tensor) -> str:

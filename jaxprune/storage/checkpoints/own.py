@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.storage import manifest
+from jaxprune.storage import manifest, parts
 from jaxprune.storage.accounting import decoded_bytes, shared
 from jaxprune.storage.checkpoints import layouts
 from jaxprune.storage.checkpoints import tensors as t
@@ -42,7 +42,8 @@ def opened(path: Any, max_leaf: int = MAX_LEAF) -> Iterator[Checkpoint]:
             leaf, group = named[path]
             if tensors[path].nbytes + decoded_bytes(leaf.node) > max_leaf:
                 raise FormatError(f"leaf {path!r} takes more than {max_leaf} bytes decoded")
-            x = np.asarray(loading.leaf(leaf, group))
+            node = loading.decoder.read(leaf, shared(group))
+            x = parts.as_numpy(node, loading.codebook(group) if group else None)
             return t.placed(layouts.turned(x, layout, tensors[path].keys), into)
 
         about = made.get("about", {}) if type(made) is dict else {}
