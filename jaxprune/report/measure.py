@@ -59,7 +59,7 @@ def sizes(tree: Any) -> Sizes:
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> code = jp.Masked(jnp.ones((8, 8)), jnp.zeros((8, 8), bool).at[0].set(True))
+      >>> code = jp.Masked(jnp.arange(64.0).reshape(8, 8), jnp.zeros((8, 8), bool).at[0].set(True))
       >>> jp.measure.sizes({"w": code})        # 8 floats, and a mask of 64 bits with H(1/8) = 0.54; 2 bytes say how
       Sizes(dense=256, nonzero=32, stored=42, entropy=37)
     """

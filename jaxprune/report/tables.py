@@ -96,12 +96,12 @@ def summary(tree: Any, *, where: Any = None) -> Summary:
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> code = jp.Masked(jnp.ones((8, 8)), jnp.zeros((8, 8), bool).at[0].set(True))
-      >>> print(jp.summary({"kernel": code, "bias": jnp.zeros(8)}))
+      >>> code = jp.Masked(jnp.arange(64.0).reshape(8, 8), jnp.zeros((8, 8), bool).at[0].set(True))
+      >>> print(jp.summary({"kernel": code, "bias": jnp.arange(8.0)}))
       leaf   array      what          kept  bits dense stored entropy
-      bias   f32[8]     dense (1-D)     0% 32.00    32     32      32
+      bias   f32[8]     dense (1-D)  87.5% 32.00    32     32      32
       kernel f32[8,8]   Masked 12.5% 12.5%  5.00   256     42      37
-      total  72 weights              11.1%  8.00   288     74      69
+      total  72 weights              20.8%  8.00   288     74      69
       3.9x smaller: 288 B of weights in 74 B
     """
     chosen, found = select(tree, where), leaves(tree)
