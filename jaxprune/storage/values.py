@@ -2,7 +2,8 @@
 
 Dtypes that NumPy lacks are widened exactly: bfloat16, float8 and float4 to float32, int4 and int2 to int8. The numbers
 are those of `jp.load(path, as_="dense")`, bit for bit where they are looked up or products of two; LowRank and Tucker
-are sums of float32 products, whose order differs, so that they agree to some 1e-6 of Σ |products|.
+are sums of float32 products, whose order differs, so that they agree to some 1e-6 of Σ |products|. Weights of 16 bits
+with a float64 scale may be rounded twice there, and once here.
 """
 
 import functools

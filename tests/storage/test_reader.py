@@ -61,8 +61,8 @@ def widened(x):
     return x.astype(np.float32) if x.dtype.kind == "V" or "float8" in x.dtype.name else x
 
 
-def check(found, expected, exact=True):
-    """Whether two trees of arrays and numbers are alike: bit for bit, but that any NaN is one."""
+def check(found, expected, near=0.0):
+    """Whether two trees of arrays and numbers are alike: bit for bit, but that any NaN is one; or near."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), map(widened, jax.tree.leaves(expected))):
         assert type(a) is type(b)
@@ -70,17 +70,17 @@ def check(found, expected, exact=True):
             assert a == b
             continue
         assert (a.dtype, a.shape, a.flags.writeable) == (b.dtype, b.shape, True)
-        if exact:
+        if not near:
             np.testing.assert_array_equal(a, b)
             assert a.dtype.kind != "f" or (np.signbit(a) == np.signbit(b))[~np.isnan(a)].all()
         else:
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(a, b, rtol=near, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CODES)
 def test_codes(name, path):
     save(path, {"layer": {"kernel": CODES[name], "bias": normal(3)}, "n": [1, None, (2.5, True)]})
-    check(reader.read(path), load(path, as_="numpy"), exact=name not in SUMS)
+    check(reader.read(path), load(path, as_="numpy"), near=1e-5 if name in SUMS else 0.0)
 
 
 def test_banks(path):
@@ -118,7 +118,9 @@ def test_products_are_rounded_as_in_jax(dtype, scale, path):
             "shared": Shared(p, integers(0, 5, 24), (100 * normal(24)).astype(scale), -2),
         }
         save(path, tree)
-    check(reader.read(path), load(path, as_="numpy"))
+    # XLA:CPU rounds float64 to a half in one step or in two, by way of float32, as it happens to be compiled.
+    twice = float(jnp.finfo(kind).eps) if scale == "float64" and kind.itemsize == 2 else 0.0
+    check(reader.read(path), load(path, as_="numpy"), near=twice)
 
 
 def test_shared_units_on_any_axis(path):
