@@ -26,7 +26,7 @@ def weights(path: Path, dense: Any, final: Any) -> None:
         ax.set_title(f"{name}: {before.size:,} weights, {1 - kept.size / before.size:.1%} zero", fontsize=9, color=INK)
         ax.set_xlabel("weight")
     axes[0].set_ylabel("weights in a bin")
-    axes[0].legend(fontsize=8, frameon=False)
+    axes[0].legend(fontsize=8, frameon=False, loc="upper right")  # the search for the best place warns when it is slow
     _write(fig, path)
 
 
@@ -48,7 +48,7 @@ def accuracy(path: Path, results: dict[str, Any]) -> None:
     _ratios(ax)
     ax.set_ylabel("test accuracy, %")
     ax.set_title(f"{results['name']}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", fontsize=10, color=INK)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc="lower left")
     _write(fig, path)
 
 
