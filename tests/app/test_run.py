@@ -231,7 +231,7 @@ def test_a_price_on_bits_makes_the_file_smaller_and_is_not_the_dense_control(don
     _, path, _ = done
     text = path.read_text()
     cut = text.index('name = "share"')
-    pay = 'name = "pay"\nepochs = 60\nselect = "last"\nrate_penalty = PRICE\n'
+    pay = 'name = "pay"\nepochs = 30\nselect = "last"\nrate_penalty = PRICE\n'
     prune = (
         '[[phase]]\nname = "prune"\nepochs = 0\n[[phase.rule]]\nwhere = "(.*/)?kernel"\nprune = { threshold = 0.05 }\n'
     )
