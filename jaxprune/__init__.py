@@ -37,6 +37,7 @@ from jaxprune.methods import patterns as patterns
 from jaxprune.methods import schedules as schedules
 from jaxprune.methods import scores as scores
 from jaxprune.methods.cluster import cluster as cluster
+from jaxprune.methods.entropy_quantize import entropy_quantize as entropy_quantize
 from jaxprune.methods.factorize import factorize as factorize
 from jaxprune.methods.prune import prune as prune
 from jaxprune.methods.quantize import quantize as quantize
@@ -52,6 +53,9 @@ from jaxprune.storage.format import FormatError as FormatError
 from jaxprune.training.attract import attract as attract
 from jaxprune.training.keep_pruned import keep_pruned as keep_pruned
 from jaxprune.training.project import project as project
+from jaxprune.training.rate_penalty import rate_penalty as rate_penalty
 from jaxprune.training.straight_through import straight_through as straight_through
+from jaxprune.transforms.fold_batch_norm import Folded as Folded
+from jaxprune.transforms.fold_batch_norm import fold_batch_norm as fold_batch_norm
 
 __version__ = "0.1.0"

@@ -14,3 +14,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+def pytest_collection_modifyitems(items):
+    """Rows whose code the row `cluster` runs too, and which compile for minutes, are slow."""
+    for item in items:
+        if any(row in item.name for row in ("cluster linear", "cluster density", "cluster tile")):
+            item.add_marker(pytest.mark.slow)

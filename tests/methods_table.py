@@ -75,6 +75,18 @@ METHODS = [
     Method("quantize affine", lambda b: jp.quantize(bits=b, kind="affine"), (4, 7, 8, 12)),
     Method("quantize mse", lambda b: jp.quantize(bits=b, range="mse"), (3, 4, 8), projects=False),
     Method("quantize scale", lambda q: jp.quantize(scale=q, bits=16), (16, 64, 1024)),
+    Method("entropy_quantize step", lambda s: jp.entropy_quantize(step=s), (0.5, 0.25, 0.1, 0.01)),
+    Method(
+        "entropy_quantize sqnr", lambda db: jp.entropy_quantize(sqnr=db), (10, 20, 30), projects=False, traced=False
+    ),
+    Method(
+        "entropy_quantize bits",
+        lambda b: jp.entropy_quantize(bits_per_weight=b),
+        (1, 2, 4),
+        projects=False,
+        traced=False,
+    ),
+    Method("prune, entropy_quantize", lambda d: jp.chain(jp.prune(1 - d), jp.entropy_quantize(step=0.2)), DENSITIES),
     Method("float8 e4m3", lambda _: jp.quantize(kind="float8_e4m3"), (8,)),
     Method("float8 e5m2", lambda _: jp.quantize(kind="float8_e5m2"), (8,)),
     Method("nf4", lambda g: jp.quantize(kind="nf4", group=g), (8,)),

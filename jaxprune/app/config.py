@@ -28,70 +28,14 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from jaxprune.app.overrides import assign, toml_value
 from jaxprune.app.recipe import check
-from jaxprune.app.rules import Rule
+from jaxprune.app.settings import Phase, Train, distill_of, penalty_of
 from jaxprune.app.strict import Settings, convert, read_toml
-
-Optimizer = Literal["adam", "sgd"]
-Decay = Literal["constant", "cosine"]
-Select = Literal["best", "last"]
-
-
-class Train(Settings, frozen=True):
-    """How a phase trains.
-
-    Attributes:
-      seed: where `seeds` is not given, the one seed.
-      batch: examples a step.
-      optimizer: "adam" (AdamW with weight decay) or "sgd" (momentum 0.9).
-      learning_rate: at the start of a phase; the optimizer starts afresh in each.
-      weight_decay: of arrays with two axes or more.
-      schedule: of the learning rate; "cosine" falls to 0 over the phase.
-      select: which epoch a phase gives on: the "best" on the validation split (after the ramp), or the "last".
-      inner: the loop over steps: "scan" compiles an epoch, "loop" a step; "auto" loops where there is a convolution,
-        which XLA:CPU runs about ten times slower inside a compiled loop.
-      checkpoint_every: epochs between checkpoints.
-    """
-
-    seed: int = 0
-    batch: int = 64
-    optimizer: Optimizer = "adam"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: Decay = "constant"
-    select: Select = "best"
-    inner: Literal["auto", "scan", "loop"] = "auto"
-    checkpoint_every: int = 10
-
-
-class Phase(Settings, frozen=True):
-    """One phase: compress by its rules, then train the code.
-
-    Attributes:
-      name: unique in the config.
-      epochs: 0 compresses and trains nothing.
-      ramp: fraction of the phase over which the cubic schedule raises the sparsity; 0 prunes at once.
-      update_every: steps between two updates of the masks on the ramp.
-      rule: the rules; none for a phase that only trains.
-      batch, optimizer, learning_rate, weight_decay, schedule, select: instead of those in [train].
-    """
-
-    name: str
-    epochs: int
-    ramp: float = 0.0
-    update_every: int = 50
-    rule: tuple[Rule, ...] = ()
-    batch: int | None = None
-    optimizer: Optimizer | None = None
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    schedule: Decay | None = None
-    select: Select | None = None
 
 
 class Config(Settings, frozen=True):
@@ -180,6 +124,11 @@ def settings_of(config: Config, phase: Phase) -> Train:
     return msgspec.structs.replace(config.train, **own)
 
 
+def dense_phases(config: Config) -> int:
+    """How many phases come before the first rule or price: they train the dense network."""
+    return next((i for i, p in enumerate(config.phase) if p.rule or p.rate_penalty), len(config.phase))
+
+
 def seeds_of(config: Config) -> tuple[int, ...]:
     """The seeds of the replicates."""
     return config.seeds or (config.train.seed,)
@@ -212,10 +161,24 @@ def _check_phase(config: Config, phase: Phase) -> None:
         raise ValueError(f"{where}: learning_rate must be > 0 and weight_decay >= 0")
     if phase.ramp and not (phase.epochs and any(rule.prune is not None for rule in phase.rule)):
         raise ValueError(f"{where}: ramp = {phase.ramp} needs epochs > 0 and a rule that prunes")
+    penalty = penalty_of(phase)
+    if penalty and not (penalty.strength >= 0 and penalty.width > 0 and 0 <= penalty.ramp <= 1):
+        raise ValueError(f"{where}: rate_penalty needs strength >= 0, width > 0, and ramp in [0, 1]")
+    _check_distill(config, phase, where)
     try:
         check(phase.rule)
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
+
+
+def _check_distill(config: Config, phase: Phase, where: str) -> None:
+    found = distill_of(phase)
+    if found is None:
+        return
+    if not (found.temperature > 0 and 0 <= found.weight <= 1):
+        raise ValueError(f"{where}: distill needs a temperature > 0 and a weight in [0, 1]")
+    if config.phase.index(phase) < max(1, dense_phases(config)):
+        raise ValueError(f"{where}: distill learns from the dense network: put it after the phases that train that")
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

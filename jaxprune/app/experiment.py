@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune.app import results as out
 from jaxprune.app.checkpoints import Checkpoints
-from jaxprune.app.config import Config, run_name, seeds_of, to_dict
+from jaxprune.app.config import Config, dense_phases, run_name, seeds_of, to_dict
 from jaxprune.app.lab import Lab, make_lab
 from jaxprune.app.phases import phase_key, run_phase, seed_key
 from jaxprune.app.progress import Progress
@@ -86,10 +86,9 @@ def _run_seed(lab: Lab, index: int, seed: int) -> tuple[dict[str, Any], Trees]:
     dense, records = tree, []
     store = Checkpoints(lab.folder / "checkpoints" / f"seed-{seed}")
     for i in range(len(lab.programs)):
-        tree, record = run_phase(lab, store, i, seed, tree)
+        tree, record = run_phase(lab, store, i, seed, tree, dense)
         records.append(record)
-        if not any(phase.rule for phase in lab.config.phase[: i + 1]):
-            dense = tree
+        dense = tree if i < dense_phases(lab.config) else dense
     store.close()
     return _finish(lab, index, seed, records, Trees(dense, tree))
 

@@ -26,7 +26,7 @@ def weights(path: Path, dense: Any, final: Any) -> None:
         ax.set_title(f"{name}: {before.size:,} weights, {1 - kept.size / before.size:.1%} zero", fontsize=9, color=INK)
         ax.set_xlabel("weight")
     axes[0].set_ylabel("weights in a bin")
-    axes[0].legend(fontsize=8, frameon=False)
+    axes[0].legend(fontsize=8, frameon=False, loc="upper right")  # the search for the best place warns when it is slow
     _write(fig, path)
 
 
@@ -35,7 +35,7 @@ def accuracy(path: Path, results: dict[str, Any]) -> None:
     from matplotlib import colormaps
 
     seeds = results["seeds"]
-    fig, (ax,) = _grid(1, (6.4, 4.2))
+    fig, (ax,) = _grid(1, (7.4, 4.2))
     rows = [(p["name"], [s["phases"][i]["after"] for s in seeds]) for i, p in enumerate(seeds[0]["phases"])]
     rows.append(("the file", [s["final"] for s in seeds]))
     of = lambda f: [mean_and_std([f(r) for r in found]) for _, found in rows]
@@ -48,7 +48,7 @@ def accuracy(path: Path, results: dict[str, Any]) -> None:
     _ratios(ax)
     ax.set_ylabel("test accuracy, %")
     ax.set_title(f"{results['name']}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", fontsize=10, color=INK)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _write(fig, path)
 
 

@@ -15,9 +15,10 @@ import jax
 
 from jaxprune.app import results as out
 from jaxprune.app.checkpoints import Checkpoints
-from jaxprune.app.config import Phase, settings_of
+from jaxprune.app.config import settings_of
 from jaxprune.app.lab import Lab
-from jaxprune.app.training import Program, State, choose
+from jaxprune.app.settings import Phase
+from jaxprune.app.training import Program, State, choose, logits_of
 
 
 @dataclasses.dataclass
@@ -28,6 +29,7 @@ class Running:
       state: after `epoch` epochs.
       record: of results.json.
       key: of the phase and the seed.
+      data: x and y, and the outputs of the dense network where the phase learns from them.
       earlier: seconds it took before it was killed.
     """
 
@@ -36,6 +38,7 @@ class Running:
     index: int
     seed: int
     key: Any
+    data: tuple[Any, ...]
     state: State
     record: dict[str, Any]
     epoch: int = 0
@@ -53,15 +56,15 @@ class Running:
         return self.lab.programs[self.index]
 
 
-def run_phase(lab: Lab, store: Checkpoints, index: int, seed: int, tree: Any) -> tuple[Any, dict[str, Any]]:
-    """Runs a phase on a tree.
+def run_phase(lab: Lab, store: Checkpoints, index: int, seed: int, tree: Any, dense: Any) -> tuple[Any, dict[str, Any]]:
+    """Runs a phase on a tree; `dense` is the network that it may learn from.
 
     Returns:
       The tree it gives on, and its record.
     """
     key = phase_key(seed, index)
     state = lab.programs[index].begin(tree, key)
-    now = _resume(Running(lab, store, index, seed, key, state, {}))
+    now = _resume(Running(lab, store, index, seed, key, _data(lab, index, dense), state, {}))
     while now.epoch < now.phase.epochs:
         _train_one_epoch(now)
         if now.epoch % settings_of(lab.config, now.phase).checkpoint_every == 0 and now.epoch < now.phase.epochs:
@@ -74,6 +77,13 @@ def run_phase(lab: Lab, store: Checkpoints, index: int, seed: int, tree: Any) ->
     told = f"test accuracy {found['test']['accuracy']:.2%}, {found['ratio']:.1f}x smaller"
     lab.progress.line(f"seed {seed}  {now.phase.name}: {told}")
     return chosen, now.record
+
+
+def _data(lab: Lab, index: int, dense: Any) -> tuple[Any, ...]:
+    train = tuple(lab.data.train)
+    if lab.config.phase[index].distill is None:
+        return train
+    return (*train, logits_of(lab.model.apply, dense, train[0]))
 
 
 def seed_key(seed: int) -> Any:
@@ -110,7 +120,7 @@ def _begin(now: Running) -> Running:
 
 
 def _train_one_epoch(now: Running) -> None:
-    state = now.program.epoch(now.state, now.lab.data.train, now.key, now.epoch)
+    state = now.program.epoch(now.state, now.data, now.key, now.epoch)
     loss, accuracy = now.lab.evaluate(state.tree, now.lab.data.validation)
     now.epoch += 1
     now.state = choose(now.program, state, now.epoch, loss, accuracy)

@@ -1,7 +1,8 @@
 """Recipes: the compression that rules stand for, and which leaves each rule takes.
 
 The first rule that matches a leaf takes it. Within a rule the verbs work in one order: prune, factorize, share,
-cluster, quantize, codebook_bits. A rule that takes nothing, an unknown key and a verb without its budget are errors.
+cluster, quantize, entropy_quantize, codebook_bits. A rule that takes nothing, an unknown key and a verb without its
+budget are errors.
 """
 
 import re
@@ -18,6 +19,7 @@ from jaxprune.core.tree import nearest, slots
 from jaxprune.core.where import Where, field
 from jaxprune.methods import allocate, patterns, scores
 from jaxprune.methods.cluster import cluster
+from jaxprune.methods.entropy_quantize import entropy_quantize
 from jaxprune.methods.factorize import factorize
 from jaxprune.methods.prune import prune
 from jaxprune.methods.quantize import quantize
@@ -59,7 +61,7 @@ def recipe(rules: Any, *, schedule: Schedule | None = None) -> Compression:
       ('ArrayImpl', 'Masked')
     """
     parsed = parse(rules)
-    whole = chain(*(at(_taken_by(parsed, i), one(rule, schedule)) for i, rule in enumerate(parsed) if rule.verbs))
+    whole = chain(*(at(taken_by(parsed, i), one(rule, schedule)) for i, rule in enumerate(parsed) if rule.verbs))
 
     def init(params: Any, **extra: Any) -> Any:
         describe(parsed, params)
@@ -68,14 +70,15 @@ def recipe(rules: Any, *, schedule: Schedule | None = None) -> Compression:
     return Compression(init, whole.update)
 
 
-def one(rule: Rule, schedule: Schedule | None = None) -> Compression:
-    """The compression of one rule, before it knows its leaves."""
+def one(rule: Rule, schedule: Schedule | None = None, allocate: Any = None) -> Compression:
+    """The compression of one rule, before it knows its leaves; `allocate` stands in for the rule's own."""
     make = {
-        "prune": lambda p: _prune(p, schedule),
+        "prune": lambda p: _prune(p, schedule, allocate),
         "factorize": lambda f: factorize(**_given(f, "rank")),
         "share": lambda s: share(**_given(s, "k")),
         "cluster": lambda c: cluster(**_given(c, "k")),
         "quantize": lambda q: quantize(**_given(q, "bits")),
+        "entropy_quantize": lambda e: entropy_quantize(**_given(e, "step")),
         "codebook_bits": lambda b: quantize(bits=b),
     }
     return chain(*(_placed(verb, make[verb](value)) for verb, value in rule.verbs.items())) if rule.verbs else identity
@@ -113,8 +116,11 @@ def describe(rules: Any, params: Any) -> tuple[Match, ...]:
       >>> describe([{"where": "a|b", "cluster": 2}], {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})[0].paths
       ('a', 'b')
     """
-    parsed = parse(rules)
-    paths = leaf_paths(params)
+    return matched(parse(rules), leaf_paths(params))
+
+
+def matched(parsed: Sequence[Rule], paths: list[str]) -> tuple[Match, ...]:
+    """Which of the paths each rule takes; one that takes none is an error."""
     matches = tuple(Match(r, tuple(p for p in paths if taker(parsed, p) == i)) for i, r in enumerate(parsed))
     for i, match in enumerate(matches):
         if not match.paths:
@@ -133,7 +139,8 @@ def taker(rules: Sequence[Rule], path: str) -> int | None:
     return next((i for i, r in enumerate(rules) if re.fullmatch(r.where, path)), None)
 
 
-def _taken_by(rules: Sequence[Rule], i: int) -> Where:
+def taken_by(rules: Sequence[Rule], i: int) -> Where:
+    """The leaves that the i-th rule takes."""
     return Where(lambda s: taker(rules, s.path) == i, f"path({rules[i].where!r})")
 
 
@@ -153,7 +160,7 @@ def _given(settings: Any, short: str) -> dict[str, Any]:
     return msgspec.structs.asdict(settings) if isinstance(settings, Settings) else {short: settings}
 
 
-def _prune(settings: float | Prune, schedule: Schedule | None) -> Compression:
+def _prune(settings: float | Prune, schedule: Schedule | None, allocate: Any) -> Compression:
     p = settings if isinstance(settings, Prune) else Prune(sparsity=settings)
     if p.sparsity is not None and not 0 <= p.sparsity < 1:
         raise ValueError(f"prune = {p.sparsity}: a sparsity is the fraction of weights to remove, in [0, 1)")
@@ -162,7 +169,7 @@ def _prune(settings: float | Prune, schedule: Schedule | None) -> Compression:
         threshold=p.threshold,
         pattern=None if p.pattern is None else pattern(p.pattern),
         score=SCORE[p.score],
-        allocate=ALLOCATE[p.allocate],
+        allocate=ALLOCATE[p.allocate] if allocate is None else allocate,
     )
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from jaxprune.app.strict import Settings, convert, read_toml
 
-VERBS = ("prune", "factorize", "share", "cluster", "quantize", "codebook_bits")
+VERBS = ("prune", "factorize", "share", "cluster", "quantize", "entropy_quantize", "codebook_bits")
 
 
 class Prune(Settings, frozen=True):
@@ -56,6 +56,14 @@ class Quantize(Settings, frozen=True):
     range: Literal["max", "mse"] = "max"
 
 
+class EntropyQuantize(Settings, frozen=True):
+    """`entropy_quantize = { step = 0.01 }`, or { sqnr = 25 }, or { bits_per_weight = 3 }, of all the rule's leaves."""
+
+    step: float | None = None
+    sqnr: float | None = None
+    bits_per_weight: float | None = None
+
+
 class Factorize(Settings, frozen=True):
     """`factorize = 16` (the rank), or `factorize = { energy = 0.95 }`."""
 
@@ -72,6 +80,7 @@ class Rule(Settings, frozen=True):
     share: Share | None = None
     cluster: int | Cluster | None = None
     quantize: int | Quantize | None = None
+    entropy_quantize: EntropyQuantize | None = None
     codebook_bits: int | None = None
     keep: bool = False
 
@@ -82,15 +91,21 @@ class Rule(Settings, frozen=True):
 
 
 class Recipe(Settings, frozen=True):
-    """A file of rules."""
+    """A file of rules; `layout` is the order of axes in the checkpoints that it is for (trees in memory have JAX's)."""
 
     rule: tuple[Rule, ...]
+    layout: Literal["jax", "torch"] | None = None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a TOML file."""
+    return convert(read_toml(path), Recipe, str(path))
 
 
 def read(rules: Any) -> tuple[Rule, ...]:
     """Rules from a list of dicts (or `Rule`s), TOML text, or the path of a TOML file."""
     if isinstance(rules, Path) or (isinstance(rules, str) and "\n" not in rules and rules.endswith(".toml")):
-        return convert(read_toml(Path(rules)), Recipe, str(rules)).rule
+        return read_recipe(Path(rules)).rule
     if isinstance(rules, str | Mapping):
         return convert(_toml(rules) if isinstance(rules, str) else dict(rules), Recipe, "the recipe").rule
     return tuple(r if isinstance(r, Rule) else convert(r, Rule, f"rule {i + 1}") for i, r in enumerate(rules))
@@ -108,6 +123,18 @@ def to_toml(rules: Any) -> str:
     """
     tables = [msgspec.to_builtins(rule) for rule in read(rules)]
     return "\n\n".join("\n".join(["[[rule]]", *(f"{k} = {_value(v)}" for k, v in t.items())]) for t in tables)
+
+
+def words(rule: Rule) -> str:
+    """What a rule does, in a line.
+
+    Example:
+      >>> from jaxprune.app.rules import Rule, words
+      >>> words(Rule(where="kernel", prune=0.9, cluster=32))
+      'prune 0.9, cluster 32'
+    """
+    done = {k: v for k, v in msgspec.to_builtins(rule).items() if k in VERBS}
+    return ", ".join(f"{k} {_value(v).strip('{ }')}" for k, v in done.items()) or "keep"
 
 
 def _value(x: Any) -> str:

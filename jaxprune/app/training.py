@@ -18,12 +18,13 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from jaxprune.app.config import Phase, Train
 from jaxprune.app.recipe import recipe
+from jaxprune.app.settings import Distill, Phase, RatePenalty, Train, distill_of, penalty_of
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression
 from jaxprune.core.tree import combine, partition, value_and_grad
 from jaxprune.methods.schedules import cubic
+from jaxprune.training.rate_penalty import rate_penalty
 
 Apply = Callable[[Any, Array], Array]
 
@@ -89,10 +90,11 @@ def program(apply: Apply, phase: Phase, train: Train, examples: int, convolves: 
     ramp = round(phase.ramp * phase.epochs * steps)
     rise = (lambda s: cubic(s, 0, ramp)) if ramp else None
     compression = recipe(phase.rule, schedule=rise)
-    optimizer = make_optimizer(train, max(1, steps * phase.epochs))
+    total = max(1, steps * phase.epochs)
+    optimizer = _paying(make_optimizer(train, total), penalty_of(phase), total)
     update = jax.jit(lambda tree, step, key: compression.update(tree, step=step, key=key))
     compiled = train.inner == "scan" or (train.inner == "auto" and not convolves)
-    advance = _advance(apply, optimizer, batch, compiled)
+    advance = _advance(apply, optimizer, batch, compiled, _loss(distill_of(phase)))
 
     def begin(tree: Any, key: Array) -> State:
         tree = compression.init(tree, step=0, key=key) if phase.rule else tree
@@ -149,9 +151,36 @@ def make_optimizer(train: Train, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(train.weight_decay, decay), sgd) if train.weight_decay else sgd
 
 
+def _paying(optimizer: optax.GradientTransformation, penalty: RatePenalty | None, steps: int) -> Any:
+    """The optimizer with a price on bits before it."""
+    if penalty is None:
+        return optimizer
+    rise = optax.linear_schedule(0.0, penalty.strength, max(1, round(penalty.ramp * steps)))
+    return optax.chain(rate_penalty(rise, width=penalty.width, value_bits=penalty.value_bits), optimizer)
+
+
 def cross_entropy(logits: Array, y: Array) -> Array:
     """Mean cross-entropy over all labels, whatever their axes."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def _loss(distill: Distill | None) -> Callable[..., Array]:
+    """(logits, y) -> cross-entropy, or (logits, y, the teacher's logits) -> that of Hinton et al."""
+    if distill is None:
+        return cross_entropy
+    t, weight = distill.temperature, distill.weight
+
+    def loss(logits: Array, y: Array, teacher: Array) -> Array:
+        soft = optax.softmax_cross_entropy(logits / t, jax.nn.softmax(teacher / t)).mean()
+        return (1 - weight) * cross_entropy(logits, y) + weight * t * t * soft
+
+    return loss
+
+
+def logits_of(apply: Apply, tree: Any, x: Array, batch: int = 1000) -> Array:
+    """The outputs for all examples."""
+    params, run = materialize(tree), jax.jit(apply)
+    return jnp.concatenate([run(params, x[i : i + batch]) for i in range(0, len(x), batch)])
 
 
 def evaluator(apply: Apply, batch: int = 1000) -> Callable[..., tuple[float, float]]:
@@ -187,15 +216,16 @@ def _score(accuracy: float, loss: float) -> Score:
     return Score(np.float32(accuracy), np.float32(-loss))
 
 
-def _advance(apply: Apply, optimizer: optax.GradientTransformation, batch: int, compiled: bool) -> Callable[..., Any]:
+def _advance(
+    apply: Apply, optimizer: optax.GradientTransformation, batch: int, compiled: bool, loss: Callable[..., Array]
+) -> Callable[..., Any]:
     """(tree, optimizer state, data, order, start, stop) -> tree and state after the steps [start, stop)."""
-    slope = value_and_grad(lambda params, x, y: cross_entropy(apply(params, x), y))
+    slope = value_and_grad(lambda params, x, *y: loss(apply(params, x), *y))
 
     def step(i: Any, carry: tuple[Any, Any], fixed: Any, data: Any, order: Array) -> tuple[Any, Any]:
         free, opt = carry
         chosen = lax.dynamic_slice_in_dim(order, i * batch, batch)
-        x, y = (jnp.take(a, chosen, axis=0, mode="clip") for a in data)
-        _, grads = slope(combine(free, fixed), x, y)
+        _, grads = slope(combine(free, fixed), *(jnp.take(a, chosen, axis=0, mode="clip") for a in data))
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer steps
             updates, opt = optimizer.update(grads, opt, free)
         return optax.apply_updates(free, updates), opt

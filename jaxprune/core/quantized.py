@@ -71,8 +71,8 @@ class Quantized(CompressedArray):
     grid: tuple[float, ...] | None = static(default=None)
 
     def materialize(self) -> Array:
-        scale = materialize(self.scale)
-        return affine.dequantize(materialize(self.q), scale, self.zero_point, self.grid).astype(self.dense_dtype)
+        q, scale, zero_point = materialize((self.q, self.scale, self.zero_point))
+        return affine.dequantize(q, scale, zero_point, self.grid).astype(self.dense_dtype)
 
     def nbits(self, kept: Any = None) -> Any:
         n = kept

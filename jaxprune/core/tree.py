@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune.core import where as w
 from jaxprune.core.arrays import Masked, is_code, materialize
 from jaxprune.core.where import Slot, Where, leaf_path
+from jaxprune.numerics.placement import not_finite
 from jaxprune.numerics.precision import widen
 
 Whole = Callable[[Any], bool]
@@ -20,25 +22,27 @@ Rewrite = Callable[[list[Slot]], Sequence[Any]]
 
 def walk(f: Callable[[Slot], Any], tree: Any, whole: Whole = lambda code: False) -> Any:
     """The tree with f(slot) at every slot; a code for which `whole` holds is one slot, else its fields are."""
+    return _below(tree, Slot("", None), f, whole)
 
-    def visit(slot: Slot) -> Any:
-        x = slot.value
+
+# Functions of the module, not closures: closures that call one another are a cycle, which keeps leaves alive.
+
+
+def _below(tree: Any, at: Slot, f: Callable[[Slot], Any], whole: Whole) -> Any:
+    def leaf(keys: tuple[Any, ...], x: Any) -> Any:
+        slot = at._replace(path="/".join(filter(None, (at.path, leaf_path(keys)))), value=x)
         if not is_code(x) or whole(x):
             return f(slot)
-        return x.replace(**{n: descend(x, slot, n) for n in x.fields()})
+        return x.replace(**{name: _below(getattr(x, name), _inside(slot, name), f, whole) for name in x.fields()})
 
-    def descend(x: Any, slot: Slot, name: str) -> Any:
-        mask = x.mask if isinstance(x, Masked) and name == "values" else None
-        inside = slot._replace(fields=(*slot.fields, name), mask=mask, open=slot.open and name in x.payload)
-        return below(getattr(x, name), inside)
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_code)
 
-    def below(tree: Any, at: Slot) -> Any:
-        def leaf(keys: tuple[Any, ...], x: Any) -> Any:
-            return visit(at._replace(path="/".join(filter(None, (at.path, leaf_path(keys)))), value=x))
 
-        return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_code)
-
-    return below(tree, Slot("", None))
+def _inside(slot: Slot, name: str) -> Slot:
+    """The slot of a code's field, its value still to be set."""
+    x = slot.value
+    mask = x.mask if isinstance(x, Masked) and name == "values" else None
+    return slot._replace(fields=(*slot.fields, name), mask=mask, open=slot.open and name in x.payload)
 
 
 def slots(tree: Any, whole: Whole = lambda code: False) -> list[Slot]:
@@ -112,6 +116,18 @@ def check_weight(slot: Slot) -> None:
         raise ValueError(f"{slot} is not a float array: only weights can be compressed. Exclude it with `where`")
     if slot.value.size == 0:
         raise ValueError(f"{slot} is empty. Exclude it with `where`, as where=jp.where.weights & jp.where.size(min=1)")
+
+
+def check_finite(slot: Slot) -> None:
+    """Refuses NaN and infinities that no mask hides; nothing is known of a traced leaf."""
+    x = materialize(slot.value)
+    if isinstance(x, Tracer) or isinstance(slot.mask, Tracer):
+        return
+    bad = not_finite(x, slot.mask)
+    if bad:
+        raise ValueError(
+            f"{slot} has {bad} NaN or infinite weights, which no scale can hold; mend them, or prune them first"
+        )
 
 
 def fold_path(key: jax.Array, path: str) -> jax.Array:

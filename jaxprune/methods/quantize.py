@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jaxprune.core.arrays import CompressedArray
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.quantized import Binary, Quantized, pack
-from jaxprune.core.tree import fold_path, map_slots
+from jaxprune.core.tree import check_finite, fold_path, map_slots
 from jaxprune.core.where import Slot
 from jaxprune.numerics import affine, grids
 from jaxprune.numerics.precision import wide
@@ -78,7 +78,7 @@ def quantize(
 
     def encode(slot: Slot, key: Any) -> CompressedArray:
         w, mask = slot.value, slot.mask
-        _refuse_nan(slot)
+        check_finite(slot)  # under trace NaN becomes 0, and infinities saturate
         try:
             if scale is not None:
                 return _fixed(w, float(scale), bits, clip, mask)
@@ -120,17 +120,6 @@ def _settle(kind: Kind, bits: int | None, scale: Any, rounding: str, range: str)
     return kind, own
 
 
-def _refuse_nan(slot: Slot) -> None:
-    if isinstance(slot.value, Tracer):
-        return  # documented policy under trace: NaN becomes 0, infinities saturate
-    there = slot.value if slot.mask is None else jnp.where(slot.mask, slot.value, jnp.zeros((), slot.value.dtype))
-    bad = there.size - int(jnp.sum(jnp.isfinite(there)))
-    if bad:
-        raise ValueError(
-            f"{slot} has {bad} NaN or infinite weights, which no scale can hold; mend them, or prune them first"
-        )
-
-
 def _noise(rounding: str, key: Any, slot: Slot) -> Any:
     if rounding == "nearest":
         return None
@@ -148,14 +137,19 @@ def _fixed(w: Any, Q: float, bits: int | None, clip: bool, mask: Any) -> Quantiz
     return Quantized(pack(q, bits), s, None, bits, w.dtype)
 
 
+# Compiled, they allocate nothing of the weights' size but the codes.
+_symmetric_codes = jax.jit(affine.quantize_symmetric, static_argnames="bits")
+_affine_codes = jax.jit(affine.quantize_affine, static_argnames="bits")
+
+
 def _symmetric(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
     s = affine.symmetric_scale(w, bits, axes, group, mask, range)
-    return Quantized(pack(affine.quantize_symmetric(w, s, bits, u), bits), s, None, bits, w.dtype)
+    return Quantized(pack(_symmetric_codes(w, s, bits, u), bits), s, None, bits, w.dtype)
 
 
 def _affine(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
     s, z = affine.affine_params(w, bits, axes, group, mask, range)
-    return Quantized(pack(affine.quantize_affine(w, s, z, bits, u), bits), s, z, bits, w.dtype)
+    return Quantized(pack(_affine_codes(w, s, z, bits, u), bits), s, z, bits, w.dtype)
 
 
 def _float8(dtype: Any) -> Any:

@@ -19,13 +19,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from .placement import split_axes
+from .placement import CHUNK, HOST, may_be_sharded, split_axes
 from .precision import widen
 
 Range = Literal["max", "mse"]
@@ -94,8 +95,27 @@ def _usable(scale: Array) -> Array:
 
 def absmax_scale(w: Array, top: float, axis: Axes = (), group: int | None = None, where: Array | None = None) -> Array:
     """s = max|w| / top, so that |w / s| <= top: 2^(b−1) − 1 for b-bit integers, FLOAT8[…] for float8, 1 for NF4."""
-    largest = reduce_over(partial(jnp.max, initial=0.0), jnp.abs(kept_of(w, where)), axis, group)
+    of_rows = w.ndim > 1 and -w.ndim in axis  # each has a scale of its own
+    if isinstance(w, Tracer) or may_be_sharded(w) or w.size < HOST or of_rows or group is not None:
+        largest = _absmax(w, where, axis, group)
+    else:
+        largest = _absmax_of_rows(w, where, axis)
     return _usable(largest * (1 / np.asarray(top, largest.dtype)))
+
+
+def _absmax(w: Array, where: Array | None, axis: Axes, group: int | None) -> Array:
+    return reduce_over(partial(jnp.max, initial=0.0), jnp.abs(kept_of(w, where)), axis, group)
+
+
+@partial(jax.jit, static_argnames="axis")
+def _absmax_of_rows(w: Array, where: Array | None, axis: Axes) -> Array:
+    """`_absmax`, a run of rows at a time: XLA on a CPU allocates all that it is about to reduce."""
+    step = max(1, CHUNK * len(w) // w.size)
+    whole = len(w) // step
+    cut = lax.dynamic_slice_in_dim
+    one = lambda i, n: _absmax(cut(w, i, n), None if where is None else cut(where, i, n), axis, None)
+    top = lax.fori_loop(1, whole, lambda i, top: jnp.maximum(top, one(i * step, step)), one(0, step))
+    return jnp.maximum(top, one(whole * step, len(w) % step)) if len(w) % step else top
 
 
 def clip_ratio(

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxprune.numerics import rans
+from . import rans
 
 MAX_GAP_WIDTH = 16
 

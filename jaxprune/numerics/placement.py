@@ -58,6 +58,19 @@ def fold_chunks(f: Callable, carry: Any, *xs: jax.Array) -> Any:
     return f(carry, jnp.int32(whole), *(x[whole:] for x in flat)) if n > whole else carry
 
 
+def not_finite(x: Any, mask: Any = None) -> int:
+    """How many entries of a concrete array are NaN or infinite, of those that a mask keeps."""
+    if not on_host(x, *(() if mask is None else (mask,)), limit=2 * x.size + 1):
+        bad = ~jnp.isfinite(x) if mask is None else ~jnp.isfinite(x) & mask
+        return int(jnp.sum(bad))
+    flat, kept = np.asarray(x).reshape(-1), None if mask is None else np.asarray(mask).reshape(-1)
+    bad = 0
+    for i in range(0, flat.size, CHUNK):
+        part = flat[i : i + CHUNK] if kept is None else flat[i : i + CHUNK][kept[i : i + CHUNK]]
+        bad += part.size - int(np.count_nonzero(np.isfinite(part)))
+    return bad
+
+
 # On a mesh of Explicit axes a reshape that splits or merges must be told where its result lies.
 
 

@@ -24,8 +24,13 @@ from numpy.typing import ArrayLike, NDArray
 
 BITS = 12
 TOTAL = 1 << BITS  # M
+Buffer = bytes | memoryview
 LOW = 1 << 16
 MAX_STEPS = 16384  # a table of one symbol costs 0 bits: without a bound, few bytes could ask for any amount of work
+
+# Made once: at a hundred lanes, making them takes a quarter of a step.
+SHIFT, WORD, SLOT, LEAST = np.uint32(BITS), np.uint32(16), np.uint32(TOTAL - 1), np.uint32(LOW)
+LOWER = np.uint32(0xFFFF)
 
 
 class StreamError(ValueError):
@@ -68,70 +73,110 @@ def lanes_for(n: int, bits: float) -> int:
 
 def encode(symbols: ArrayLike, freqs: ArrayLike, lanes: int) -> bytes:
     """The stream of `symbols`, in C order."""
-    freq = _checked(freqs)
+    freq = checked(freqs)
     symbol = np.asarray(symbols).ravel()
     n = symbol.size
-    steps = _steps(n, lanes)
+    steps = steps_of(n, lanes)
     if n and (symbol.dtype.kind not in "bui" or symbol.min() < 0 or symbol.max() >= freq.size):
         raise ValueError(f"symbols must be integers from 0 to {freq.size - 1}")
     f_of = freq.astype(np.uint32)
     start_of = (np.cumsum(f_of) - f_of).astype(np.uint32)
-    x = np.full(lanes, LOW, np.uint32)
-    words = [np.zeros(0, np.uint16)]
+    stream = Stream(lanes, n)
     for step in reversed(range(steps)):
         s = symbol[step * lanes : (step + 1) * lanes].astype(np.intp)
-        words.append(_push(x[: s.size], f_of[s], start_of[s]))
-    return x.astype("<u4").tobytes() + np.concatenate(words[::-1]).astype("<u2").tobytes()
+        stream.push(f_of[s], start_of[s])
+    return stream.octets()
 
 
-def _push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]) -> NDArray[np.uint16]:
+class Stream:
+    """A stream that is written backwards, as its words come: at most one for each symbol.
+
+    Room for all is asked for at once; what is never written takes no memory.
+    """
+
+    def __init__(self, lanes: int, symbols: int):
+        self.x = np.full(lanes, LOW, np.uint32)
+        self.words = np.empty(2 * lanes + symbols, "<u2")
+        self.start = self.words.size
+
+    def push(self, f: NDArray[np.uint32], start: NDArray[np.uint32]) -> None:
+        """Pushes a symbol on each of the first lanes."""
+        words = push(self.x[: f.size], f, start)
+        self.start -= words.size
+        self.words[self.start : self.start + words.size] = words
+
+    def octets(self) -> bytes:
+        """The states, then the words."""
+        first = self.start - 2 * self.x.size
+        self.words[first : self.start] = self.x.astype("<u4").view("<u2")
+        return self.words[first:].tobytes()
+
+
+def push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]) -> NDArray[np.uint16]:
     """Pushes a symbol on each lane, in place; returns the words that had to leave."""
     if not f.all():
         raise ValueError("a symbol has frequency 0: make the table from these symbols' counts")
     full = np.flatnonzero(x >> np.uint32(32 - BITS) >= f)
     leaving = x[full]
-    x[full] = leaving >> np.uint32(16)
+    x[full] = leaving >> WORD
     quotient = x // f
     x += quotient * (np.uint32(TOTAL) - f) + start  # q M + (x − q f) + C
     return leaving.astype(np.uint16)
 
 
-def decode(buffer: bytes, n: int, freqs: ArrayLike, lanes: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """The n symbols of a stream. Anything but a whole stream that ends in the right state is a StreamError."""
-    freq = _checked(freqs)
-    steps = _steps(n, lanes)
-    x, words = _parsed(buffer, lanes)
-    symbol_of, pop_of = _slots(freq)
-    symbol = np.full(n, symbol_of[0])
+def decode(buffer: Buffer, n: int, freqs: ArrayLike, lanes: int, values: NDArray | None = None) -> NDArray:
+    """The n symbols of a stream (uint8 or uint16), or `values` of them, one for each symbol of the table.
+
+    Anything but a whole stream that ends in the right state is a StreamError.
+    """
+    freq = checked(freqs)
+    steps = steps_of(n, lanes)
+    x, words = parsed(buffer, lanes)
+    symbol_of, pop_of = slots_of(freq)
+    value_of = symbol_of if values is None else values[symbol_of]
+    decoded = np.empty(n, value_of.dtype)
+    if freq.max() == TOTAL:  # a lone symbol takes no bits
+        decoded.fill(value_of[0])
+        steps = 0
     slots = np.empty(lanes, np.intp)
     taken = 0
-    for step in range(steps if freq.max() < TOTAL else 0):  # a lone symbol takes no bits: `symbol` is right already
-        out = symbol[step * lanes : (step + 1) * lanes]
+    for step in range(steps):
+        out = decoded[step * lanes : (step + 1) * lanes]
         slot = slots[: out.size]
-        taken += _pop(x[: out.size], slot, pop_of, words[taken : taken + lanes])
-        symbol_of.take(slot, out=out, mode="clip")  # slots are in range; "clip" spares a check and a copy
-    if taken != words.size:
-        raise StreamError(f"{words.size - taken} words are left over after {n} symbols")
+        np.bitwise_and(x[: out.size], SLOT, out=slot, casting="unsafe")
+        taken += pop(x[: out.size], pop_of.take(slot), words[taken : taken + lanes])
+        value_of.take(slot, out=out, mode="clip")  # slots are in range; "clip" spares a check and a copy
+    check_end(x, words.size - taken)
+    return decoded
+
+
+def check_end(x: NDArray[np.uint32], left: int) -> None:
+    """Whether a decoder has come to the end of its stream."""
+    if left < 0:
+        raise StreamError("the stream is truncated")
+    if left:
+        raise StreamError(f"{left} words are left over after the last symbol")
     if np.any(x != LOW):
         raise StreamError("the lanes do not end in their initial state: the stream is damaged")
-    return symbol
 
 
-def _pop(x: NDArray[np.uint32], slot: NDArray[np.intp], pop_of: NDArray[np.uint32], words: NDArray[np.uint32]) -> int:
-    """Pops each lane's slot, in place; returns the number of words that came back."""
-    np.bitwise_and(x, np.uint32(TOTAL - 1), out=slot, casting="unsafe")
-    pop = pop_of.take(slot)
-    x >>= np.uint32(BITS)
-    x *= pop & np.uint32(0xFFFF)
-    x += pop >> np.uint32(16)
-    low = np.flatnonzero(x < LOW)
+def pop(x: NDArray[np.uint32], found: NDArray[np.uint32], words: NDArray[np.uint16]) -> int:
+    """Pops each lane's slot, `found` in `slots_of`, in place; returns the number of words that came back."""
+    x >>= SHIFT
+    x *= found & LOWER
+    found >>= WORD
+    x += found
+    low = (x < LEAST).nonzero()[0]
     if low.size > words.size:
         raise StreamError("the stream is truncated")
-    x[low] = x[low] << np.uint32(16) | words[: low.size]
+    back = x.take(low)
+    back <<= WORD
+    back |= words[: low.size]
+    x[low] = back
     return low.size
 
 
-def _slots(freq: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.uint32]]:
+def slots_of(freq: NDArray) -> tuple[NDArray, NDArray[np.uint32]]:
     """For each x mod M: its symbol, and f_s + 2^16 ((x mod M) − C_s), so that a pop needs one look-up."""
     symbol_of = np.repeat(np.arange(freq.size), freq)
     offset = np.arange(TOTAL) - (np.cumsum(freq) - freq)[symbol_of]
@@ -139,16 +184,18 @@ def _slots(freq: NDArray[np.int64]) -> tuple[NDArray, NDArray[np.uint32]]:
     return symbol_of.astype(np.uint8 if freq.size <= 256 else np.uint16), pop_of
 
 
-def _parsed(buffer: bytes, lanes: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def parsed(buffer: Buffer, lanes: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+    """The states and the words of a stream."""
     if len(buffer) < 4 * lanes or len(buffer) % 2:
         raise StreamError(f"{len(buffer)} bytes cannot hold {lanes} states and whole words")
     x = np.frombuffer(buffer, "<u4", lanes).astype(np.uint32)
     if x.min() < LOW:
         raise StreamError("a lane's state is below 2^16")
-    return x, np.frombuffer(buffer, "<u2", offset=4 * lanes).astype(np.uint32)
+    return x, np.frombuffer(buffer, "<u2", offset=4 * lanes)
 
 
-def _checked(freqs: ArrayLike) -> NDArray[np.int64]:
+def checked(freqs: ArrayLike) -> NDArray[np.int64]:
+    """A table, if it is one."""
     freq = np.asarray(freqs)
     if freq.ndim != 1 or freq.dtype.kind not in "ui" or not 1 <= freq.size <= LOW:
         raise StreamError(f"a table is a vector of 1 to {LOW} integers, not {freq.dtype}{freq.shape}")
@@ -158,7 +205,7 @@ def _checked(freqs: ArrayLike) -> NDArray[np.int64]:
     return freq
 
 
-def _steps(n: int, lanes: int) -> int:
+def steps_of(n: int, lanes: int) -> int:
     steps = -(-n // lanes) if lanes >= 1 else -1
     if n < 0 or not 0 <= steps <= MAX_STEPS:
         raise StreamError(f"{n} symbols in {lanes} lanes: at least 1 lane, at most {MAX_STEPS} symbols in each")

@@ -4,9 +4,9 @@ Four sizes of one tree, each under another assumption:
 
     dense      every weight at its own dtype
     nonzero    the kept weights at their dtype, as if places were free: what pruning papers call the compression
-    stored     what `save` writes: each array of the code raw, packed at its fixed width, or rANS coded, as is least
+    stored     what `save` writes: each array of the code raw, packed, or coded by itself or with others, as is least
     entropy    Σ n H(array) over masks, indices and integers, H the order-0 entropy, and floats as they are: no static
-               coder of single symbols goes below
+               coder of single symbols goes below; `save` may in large arrays, where it looks at neighbours too
 
 All of it on the host, of concrete arrays.
 """
@@ -25,7 +25,7 @@ from jaxprune.core.where import is_float
 from jaxprune.numerics import codes
 from jaxprune.report.deep_compression import deep_compression_bits as deep_compression_bits
 from jaxprune.report.pieces import Leaf, Piece, dense, kept, leaves, pieces, select
-from jaxprune.report.stored import counts, stored_bytes
+from jaxprune.report.stored import stored_bytes
 
 
 class Sizes(NamedTuple):
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
       dense: every weight at its dense dtype.
       nonzero: the weights that are kept, at their dense dtype; where they are is free.
       stored: the payload that `save` writes.
-      entropy: the least that a static entropy coder can reach.
+      entropy: the least for a coder of single symbols.
     """
 
     dense: int
@@ -55,15 +55,16 @@ def sizes(tree: Any) -> Sizes:
       the payload, without the file's header, which names the leaves.
 
     Raises:
-      ValueError: arrays are traced.
+      ValueError: arrays are traced, or a leaf cannot be saved.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> code = jp.Masked(jnp.ones((8, 8)), jnp.zeros((8, 8), bool).at[0].set(True))
+      >>> code = jp.Masked(jnp.arange(64.0).reshape(8, 8), jnp.zeros((8, 8), bool).at[0].set(True))
       >>> jp.measure.sizes({"w": code})        # 8 floats, and a mask of 64 bits with H(1/8) = 0.54; 2 bytes say how
       Sizes(dense=256, nonzero=32, stored=42, entropy=37)
     """
-    return total([leaf_sizes(leaf) for leaf in leaves(tree)])
+    found = leaves(tree)
+    return total([leaf_sizes(leaf, stored) for leaf, stored in zip(found, stored_bytes(found))])
 
 
 def total(many: list[Sizes]) -> Sizes:
@@ -71,10 +72,9 @@ def total(many: list[Sizes]) -> Sizes:
     return Sizes(*(sum(column) for column in zip(Sizes(0, 0, 0, 0), *many)))
 
 
-def leaf_sizes(leaf: Leaf) -> Sizes:
-    """`sizes` of one leaf. A codebook shared by a whole tree costs bytes and stands for no weights."""
-    parts = pieces(leaf)
-    stored, entropy = sum(stored_bytes(p) for p in parts), _bytes(sum(entropy_bits(p) for p in parts))
+def leaf_sizes(leaf: Leaf, stored: int) -> Sizes:
+    """`sizes` of a leaf stored in so many bytes. A codebook shared by a whole tree stands for no weights."""
+    entropy = _bytes(sum(entropy_bits(p) for p in pieces(leaf)))
     if leaf.side:
         return Sizes(0, 0, stored, entropy)
     there = kept(leaf)
@@ -88,7 +88,16 @@ def _bytes(bits: float) -> int:
 
 def entropy_bits(piece: Piece) -> float:
     """n H of one array, H its order-0 entropy; of floats, their bits."""
-    return codes.entropy_bits(counts(piece)) if piece.coded else piece.symbols.size * piece.bits
+    return codes.entropy_bits(_counts(piece.symbols)) if piece.coded else piece.symbols.size * piece.bits
+
+
+def _counts(symbols: np.ndarray) -> np.ndarray:
+    """How often each symbol occurs; where they lie far apart, only of those that do."""
+    x = symbols.astype(np.int64)
+    if x.size == 0:
+        return np.zeros(1, np.int64)
+    low = int(x.min())
+    return np.bincount(x - low) if int(x.max()) - low < 1 << 16 else np.unique(x, return_counts=True)[1]
 
 
 def density(tree: Any, *, where: Any = None) -> float:

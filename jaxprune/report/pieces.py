@@ -55,14 +55,12 @@ class Piece(NamedTuple):
       symbols: the entries that are stored, on the host, in one row.
       bits: of one entry, at fixed length.
       coded: whether an entropy coder takes it: integers, masks and float8 numbers; not wider floats.
-      raw: whether a file may hold it as it is: a byte has no more values than the dtype.
     """
 
     fields: tuple[str, ...]
     symbols: np.ndarray
     bits: int
     coded: bool
-    raw: bool
 
 
 def leaves(tree: Any, path: str = "", codebook: Any = None) -> list[Leaf]:
@@ -157,7 +155,7 @@ def _piece(x: Any, fields: tuple[str, ...], there: np.ndarray | None, bits: int 
     if coded and x.dtype.kind == "V":  # int4 as a byte, the bits of a float8
         x = x.astype(np.int8) if integer else x.view(np.uint8)
     symbols = x.ravel() if there is None or there.shape != x.shape else x[there]
-    return Piece(fields, symbols, width if bits is None else bits, bool(coded), raw=width >= 8)
+    return Piece(fields, symbols, width if bits is None else bits, bool(coded))
 
 
 def select(tree: Any, where: Any = None) -> list[Leaf]:

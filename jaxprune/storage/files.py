@@ -1,15 +1,12 @@
 """Saving, loading and looking at files: the three verbs of the storage. The format is specified in docs/format.md."""
 
-import contextlib
 import os
-import secrets
-from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
 
-from jaxprune.storage import reader
-from jaxprune.storage.format import FormatError
+from jaxprune.storage import atomic
 from jaxprune.storage.inspection import Inspection, summary
 from jaxprune.storage.loading import Loading
+from jaxprune.storage.manifest import contents, opened
 from jaxprune.storage.writer import encode
 
 Path = str | os.PathLike[str]
@@ -37,7 +34,10 @@ def save(path: Path, tree: Any, *, metadata: dict[str, Any] | None = None) -> No
       >>> print(jp.load(path)["w"].values, jp.inspect(path).metadata)
       [0. 0. 2. 3.] {'epoch': 3}
     """
-    _replace(path, encode(tree, metadata))
+    pieces = encode(tree, metadata)
+    with atomic.replacing(path) as file:
+        for piece in pieces:
+            _write(file, piece)
 
 
 def load(
@@ -73,8 +73,8 @@ def load(
     """
     if as_ not in ("compressed", "dense", "numpy"):
         raise ValueError(f"as_={as_!r}: it is one of 'compressed', 'dense' and 'numpy'")
-    with _opened(path) as file:
-        return Loading(file, reader.contents(file), as_, only, max_bytes).run(like)
+    with opened(path) as file:
+        return Loading(file, contents(file), as_, only, max_bytes).run(like)
 
 
 def inspect(path: Path) -> Inspection:
@@ -94,52 +94,9 @@ def inspect(path: Path) -> Inspection:
       >>> [(row.path, row.kind, row.dense_bytes) for row in jp.inspect(path).rows]
       [('kernel', 'Masked', 64)]
     """
-    with _opened(path) as file:
-        return summary(reader.contents(file))
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with reader.open_regular(path) as file:
-            yield file
-    except FormatError as e:
-        raise FormatError(f"{os.fspath(path)}: {e}") from None
-
-
-# --- writing whole or not at all -------------------------------------------------------------------------------------
-
-
-def _replace(path: Path, pieces: list[Any]) -> None:
-    """Puts the pieces in place of the file at `path` in one step: a crash leaves the old file or the new one."""
-    target = os.path.realpath(path)  # a link stays, what it points at is replaced
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise ValueError(f"{os.fspath(path)} is not a regular file, and is not replaced")
-    folder, name = os.path.split(target)
-    beside = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(beside, "xb") as file:
-            for piece in pieces:
-                _write(file, piece)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
-    _sync(folder)
+    with opened(path) as file:
+        return summary(contents(file))
 
 
 def _write(file: BinaryIO, piece: Any) -> None:
     file.write(piece)
-
-
-def _sync(folder: str) -> None:
-    """Makes the new name last; not every system can."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -24,10 +24,14 @@ MAX_RANK = 32
 MAX_SIZE = 1 << 48  # elements of one array, counting axes of length 0 as 1
 MAX_TEXT = 1000
 
-RAW, BITS, RANS = range(3)
-CODECS = ("raw", "bits", "rans")
+RAW, BITS, RANS, CONTEXT = range(4)
+CODECS = ("raw", "bits", "rans", "context")
 MAX_WIDTH = 32  # of the bits codec
 MAX_ALPHABET = 4096  # of the rans codec
+MAX_TABLES = 64  # of a bank of the context codec
+MAX_WIDTH_OF_BANK = 1024  # symbols of its tables
+LEAST_BANK, MOST_BANK = 1 << 12, 1 << 22  # symbols of a bank of several arrays; a larger array has one of its own
+MOST_OF_ONE = 1 << 24  # symbols of one array in a bank
 
 
 class FormatError(ValueError):
@@ -52,9 +56,15 @@ class Dtype:
         return self.low is not None
 
     @property
+    def words(self) -> tuple[int, int]:
+        """The least and the greatest word; those of floats of 16 bits and more are unsigned."""
+        return (0, (1 << 8 * self.itemsize) - 1) if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
     def may_be_raw(self) -> bool:
         """False where a byte has more values than the dtype."""
-        return self.low is None or self.high is None or self.high - self.low + 1 == 1 << (8 * self.itemsize)
+        low, high = self.words
+        return high - low + 1 == 1 << 8 * self.itemsize
 
 
 def _integers() -> dict[str, Dtype]:
@@ -105,6 +115,8 @@ KINDS = {
     "L": Kind("LowRank", ("u", "v")),
     "T": Kind("Tucker", ("core", "u", "v")),
 }
+NONZERO = 0  # in the place of a mask: it is True where the integers below it are not 0
+ALIGNED = "CDPQB"  # kinds between such a mask and its integers
 GROUP = "G"  # Common: a codebook, and the tree whose leaves share it
 LIST, TUPLE, INT_KEYS, NOT_FINITE = "l", "t", "i", "x"
 NOT_FINITE_TEXTS = ("nan", "inf", "-inf")
@@ -122,7 +134,10 @@ DICTIONARY = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One array in a file. `hidden`: it has the shape of the mask above, and only the kept entries are stored."""
+    """One array in a file. `hidden`: it has the shape of the mask above, and only the kept entries are stored.
+
+    In a bank, `offset` counts the arrays before it there, and `length` is 0.
+    """
 
     dtype: str
     host: bool
@@ -131,6 +146,17 @@ class Row:
     codec: int
     offset: int
     length: int
+    bank: int = -1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Bank:
+    """The arrays that share tables and a stream, and where its bytes are."""
+
+    rows: list[Row]
+    offset: int
+    length: int
+    crc: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

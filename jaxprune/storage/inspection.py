@@ -1,20 +1,22 @@
 """What a file holds and what each leaf takes in it, from the manifest alone."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jaxprune.storage.format import CODECS, DTYPES, KINDS, VERSION, Code, Group, Leaf, Row
-from jaxprune.storage.loading import dense_bytes, leaves, shared
-from jaxprune.storage.reader import Contents
-from jaxprune.storage.structure import dense
+from .accounting import dense_bytes, leaves, rows, shared, stored_bytes
+from .format import CODECS, DTYPES, KINDS, VERSION, Code, Group, Leaf, Row
+from .manifest import Contents
+from .structure import dense
 
 WIDTH = 100
 PATH, KIND, ARRAY, CODEC = 24, 22, 16, 13  # columns of the table; two of 10 for sizes, and 4 spaces
 
 
 class LeafInfo(NamedTuple):
-    """One leaf: the code that it is stored as, the array that it stands for, and its bytes as each."""
+    """One leaf: the code that it is stored as, the array that it stands for, and its bytes as each.
+
+    Arrays that share a bank have each a part of its bytes, by their number of symbols.
+    """
 
     path: str
     kind: str
@@ -60,30 +62,25 @@ class Inspection:
             f"{total:,} bytes dense, {self.bytes.file:,} in the file ({ratio}data {self.bytes.data:,}, "
             f"manifest {self.bytes.manifest:,})"
         )
+        lines.append(f"counts predicted {self.bytes.predicted:,} bytes of data")
         return "\n".join(lines)
 
 
 def summary(contents: Contents) -> Inspection:
     """The inspection of a file's contents."""
-    rows = tuple(_row(leaf, group) for leaf, group in leaves(contents.tree))
+    found = zip(leaves(contents.tree), stored_bytes(contents))
+    infos = tuple(_row(leaf, group, stored) for (leaf, group), stored in found)
     sizes = FileBytes(contents.start + contents.data, contents.data, contents.manifest, contents.predicted)
-    return Inspection(rows, sizes, contents.metadata)
+    return Inspection(infos, sizes, contents.metadata)
 
 
-def _row(leaf: Leaf, group: Group | None) -> LeafInfo:
+def _row(leaf: Leaf, group: Group | None, stored: int) -> LeafInfo:
     node = leaf.node
     if not isinstance(node, Row | Code):
         return LeafInfo(leaf.path, type(node).__name__, (), type(node).__name__, 0, 0, ())
     shape, dtype = dense(node, shared(group))
-    codecs = tuple(dict.fromkeys(CODECS[row.codec] for row in _rows(node)))
-    return LeafInfo(leaf.path, _kind(node), shape, DTYPES[dtype].name, dense_bytes(node, group), leaf.length, codecs)
-
-
-def _rows(node: Any) -> Iterator[Row]:
-    if isinstance(node, Row):
-        yield node
-    for part in node.parts if isinstance(node, Code) else ():
-        yield from _rows(part)
+    codecs = tuple(dict.fromkeys(CODECS[row.codec] for row in rows(node)))
+    return LeafInfo(leaf.path, _kind(node), shape, DTYPES[dtype].name, dense_bytes(node, group), stored, codecs)
 
 
 def _kind(node: Any) -> str:

@@ -6,8 +6,8 @@ there one symbol at a time is 10 to 50 times faster. `encode` and `decode` choos
 
 import numpy as np
 
-from jaxprune.numerics import rans
-from jaxprune.numerics.rans import BITS, LOW, MAX_STEPS, TOTAL, StreamError
+from ..numerics import rans
+from ..numerics.rans import BITS, LOW, MAX_STEPS, TOTAL, Buffer, StreamError
 
 FEW = 64
 
@@ -32,11 +32,11 @@ def encode(symbols: np.ndarray, freqs: np.ndarray, lanes: int) -> bytes:
     return np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes()
 
 
-def decode(stream: bytes, n: int, freqs: np.ndarray, lanes: int) -> np.ndarray:
+def decode(stream: Buffer, n: int, freqs: np.ndarray, lanes: int, values: np.ndarray) -> np.ndarray:
     """`rans.decode`."""
     freqs = freqs.astype(np.int64)
     if lanes > FEW or freqs.max() == TOTAL:
-        return rans.decode(stream, n, freqs, lanes)
+        return rans.decode(stream, n, freqs, lanes, values)
     states, words = _parsed(stream, n, freqs, lanes)
     symbol, freq, offset = _slots(freqs)
     out, taken, lane = [0] * n, 0, 0
@@ -55,10 +55,10 @@ def decode(stream: bytes, n: int, freqs: np.ndarray, lanes: int) -> np.ndarray:
         raise StreamError("the stream is truncated") from None
     if taken != len(words) or any(x != LOW for x in states):
         raise StreamError("the stream does not end in its initial state, or words are left over: it is damaged")
-    return np.array(out, np.uint8 if freqs.size <= 256 else np.uint16)
+    return values[np.array(out, np.intp)]
 
 
-def _parsed(stream: bytes, n: int, freqs: np.ndarray, lanes: int) -> tuple[list[int], list[int]]:
+def _parsed(stream: Buffer, n: int, freqs: np.ndarray, lanes: int) -> tuple[list[int], list[int]]:
     if freqs.min() < 0 or freqs.sum() != TOTAL:
         raise StreamError(f"the frequencies must be >= 0 and sum to {TOTAL}, not {freqs.sum()}")
     if len(stream) < 4 * lanes or len(stream) % 2 or n > lanes * MAX_STEPS:

@@ -1,8 +1,7 @@
 """A file's leaves as a tree: all of them or a selection, by themselves or in the places of a template."""
 
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import jax
@@ -11,42 +10,19 @@ from jaxprune.core.arrays import Common
 from jaxprune.core.tree import nearest
 from jaxprune.core.where import leaf_path
 from jaxprune.storage import parts, reader, trees
-from jaxprune.storage.format import DTYPES, Code, FormatError, Group, Leaf, Row
-from jaxprune.storage.structure import Shaped, dense
+from jaxprune.storage.accounting import dense_bytes, leaves, needed, shared
+from jaxprune.storage.format import Code, FormatError, Group, Leaf
+from jaxprune.storage.manifest import Contents
 
 SHOWN = 10  # paths of each sort in an error
-
-
-def leaves(node: Any, group: Group | None = None) -> Iterator[tuple[Leaf, Group | None]]:
-    """Every leaf, with the `Common` that it is in; a codebook comes before its tree."""
-    if isinstance(node, Leaf):
-        yield node, group
-    elif isinstance(node, Group):
-        yield node.codebook, None
-        yield from leaves(node.tree, node)
-    else:
-        for kid in node.values() if isinstance(node, dict) else node or ():
-            yield from leaves(kid, group)
-
-
-def shared(group: Group | None) -> Shaped | None:
-    """What the codebook of a `Common` stands for."""
-    return dense(group.codebook.node) if group else None
-
-
-def dense_bytes(node: Any, group: Group | None) -> int:
-    """Bytes of the array that a leaf stands for; 0 for a Python number."""
-    if not isinstance(node, Row | Code):
-        return 0
-    shape, dtype = dense(node, shared(group))
-    return math.prod(shape) * DTYPES[dtype].itemsize
 
 
 class Loading:
     """One call of `load`."""
 
-    def __init__(self, file: BinaryIO, contents: reader.Contents, as_: str, only: str | None, max_bytes: int):
-        self.file, self.contents, self.as_ = file, contents, as_
+    def __init__(self, file: BinaryIO, contents: Contents, as_: str, only: str | None, max_bytes: int):
+        self.contents, self.as_ = contents, as_
+        self.decoder = reader.Decoder(file, contents)
         self.pattern = None if only is None else re.compile(only)
         self.wanted = self.selection()
         self.codebooks: dict[Group, Any] = {}
@@ -70,22 +46,20 @@ class Loading:
         return {leaf for leaf, _ in chosen} | {group.codebook for _, group in chosen if group}
 
     def afford(self, max_bytes: int) -> None:
-        total = 0
-        for leaf, group in leaves(self.contents.tree):
-            if leaf in self.wanted:
-                dense_too = self.as_ != "compressed" and isinstance(leaf.node, Code)
-                total += reader.decoded_bytes(leaf.node) + (dense_bytes(leaf.node, group) if dense_too else 0)
+        dense_too = lambda node: self.as_ != "compressed" and isinstance(node, Code)
+        made = lambda node, group: dense_bytes(node, group) if dense_too(node) else 0
+        total = needed(self.contents, self.wanted, made)
         if total > max_bytes:
             raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
 
     def leaf(self, leaf: Leaf, group: Group | None) -> Any:
-        node = reader.read(self.file, self.contents.start, leaf, shared(group))
+        node = self.decoder.read(leaf, shared(group))
         return parts.from_node(node, self.as_, self.codebook(group) if group and self.as_ != "compressed" else None)
 
     def codebook(self, group: Group) -> Any:
         """A codebook, read once."""
         if group not in self.codebooks:
-            node = reader.read(self.file, self.contents.start, group.codebook)
+            node = self.decoder.read(group.codebook)
             self.codebooks[group] = parts.made(node, host=self.as_ == "compressed")
         return self.codebooks[group]
 

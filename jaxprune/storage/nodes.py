@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from jaxprune.storage import format as f
-from jaxprune.storage.format import DTYPES, KINDS, Code, FormatError, Group, Leaf, Row
-from jaxprune.storage.structure import Shape, Shaped, dense
+from . import format as f
+from .format import DTYPES, KINDS, Code, FormatError, Group, Leaf, Row
+from .structure import Shape, Shaped, dense
 
 
 def integer(x: Any, low: int, high: int, what: str) -> int:
@@ -26,8 +26,9 @@ def grids(said: Any) -> list[tuple[float, ...]]:
 class Nodes:
     """Turns the manifest's JSON into nodes; offsets are running sums, checksums are taken in order."""
 
-    def __init__(self, tables: list[tuple[float, ...]], crcs: list[int]):
+    def __init__(self, tables: list[tuple[float, ...]], banks: int, crcs: list[int]):
         self.grids = tables
+        self.banks: list[list[Row]] = [[] for _ in range(banks)]
         self.crcs = iter(crcs)
         self.offset = 0
         self.leaves: list[Leaf] = []
@@ -79,7 +80,7 @@ class Nodes:
         return self.leaves[-1]
 
     def part(self, x: Any, mask: Shape | None, depth: int) -> Any:
-        """A `Row`, a `Code` or None; `mask` is the shape of the mask above it."""
+        """A `Row`, a `Code`, None or `NONZERO`; `mask` is the shape of the mask above it."""
         if x is None and depth:
             return None
         if type(x) is not list or not x or type(x[0]) is not str or depth > f.MAX_DEPTH:
@@ -95,6 +96,9 @@ class Nodes:
             mask = _stack_first(mask, *statics)
         parts: list[Any] = []
         for name, part in zip(kind.fields, said):
+            if x[0] == "M" and name == "mask" and part == f.NONZERO and type(part) is int and mask is None:
+                parts.append(f.NONZERO)
+                continue
             parts.append(self.part(part, mask if name in kind.hidden else None, depth + 1))
             if x[0] == "M" and name == "mask":
                 mask = dense(parts[0])[0]
@@ -121,7 +125,9 @@ class Nodes:
         n = math.prod(shape) * DTYPES[dtype].itemsize
         codec, length = f.RAW, n
         if len(x) == 4:
-            codec, length = integer(x[2], f.RAW, f.RANS, "codec"), integer(x[3], 0, 2**63, "length")
+            codec, length = integer(x[2], f.RAW, f.CONTEXT, "codec"), integer(x[3], 0, 2**63, "length")
+        if codec == f.CONTEXT:
+            return self.banked(dtype, host, shape, hidden, length)
         if hidden and len(x) == 2:
             raise FormatError("an array under a mask does not say how long it is")
         if codec == f.RAW and not hidden and length != n:
@@ -129,6 +135,14 @@ class Nodes:
         row = Row(dtype, host, shape, hidden, codec, self.offset, length)
         self.offset += length
         return row
+
+    def banked(self, dtype: str, host: bool, shape: Shape, hidden: bool, bank: int) -> Row:
+        size = math.prod(shape)
+        if hidden or dtype[0] not in "?iu" or not 0 < size <= f.MOST_OF_ONE:
+            raise FormatError(f"an array of {dtype}{list(shape)}, or one under a mask, cannot be in a bank")
+        rows = self.banks[integer(bank, 0, len(self.banks) - 1, "bank")]
+        rows.append(Row(dtype, host, shape, False, f.CONTEXT, len(rows), 0, bank))
+        return rows[-1]
 
 
 def _shape(x: Any) -> Shape:

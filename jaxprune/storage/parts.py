@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxprune.core import arrays, factors, quantized
 from jaxprune.core.arrays import is_code, materialize
-from jaxprune.numerics import packing
-from jaxprune.storage.format import CODE_OF, DTYPES, KINDS, MAX_TEXT, Array, Code, FormatError
+from jaxprune.numerics import packing, placement
+from jaxprune.storage.format import CODE_OF, DTYPES, KINDS, MAX_TEXT, NONZERO, Array, Code, FormatError
+from jaxprune.storage.structure import dense, integers_of
 
 TYPES: dict[str, type] = {
     "M": arrays.Masked,
@@ -58,6 +59,10 @@ def _part(x: Any, mask: np.ndarray | None) -> Any:
     statics = tuple(_static(x, name) for name in kind.statics)
     if isinstance(x, quantized.Packed):
         return Code(tag, statics, (_unpacked(x, mask),))
+    if isinstance(x, arrays.Masked) and mask is None:
+        values = _part(x.values, None)
+        if _is_nonzero(_part(x.mask, None), values):
+            return Code(tag, (), (NONZERO, values))
     parts = []
     for name in kind.fields:
         if isinstance(x, arrays.Stacked) and mask is not None:
@@ -66,6 +71,16 @@ def _part(x: Any, mask: np.ndarray | None) -> Any:
         if isinstance(x, arrays.Masked) and name == "mask" and isinstance(parts[0], Array):
             mask = parts[0].words.view(bool) if parts[0].mask is None else parts[0].words.view(bool) & parts[0].mask
     return Code(tag, statics, tuple(parts))
+
+
+def _is_nonzero(mask: Any, values: Any) -> bool:
+    """Whether a mask says no more than which of the integers below it are 0."""
+    try:
+        inner, shape = integers_of(values), dense(values)[0]
+    except FormatError:
+        return False
+    same = isinstance(mask, Array) and mask.dtype == "?" and mask.host == inner.host and inner.shape == shape
+    return same and np.array_equal(mask.words.view(bool), inner.words != 0)
 
 
 def _stack_first(mask: np.ndarray, axis: int, rank: int) -> np.ndarray | None:
@@ -134,6 +149,22 @@ def _fitting(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | No
 
 
 # --- and back --------------------------------------------------------------------------------------------------------
+
+
+def as_numpy(node: Any, shared: Any = None) -> np.ndarray:
+    """A leaf's node as a dense array, which may be read-only, with little besides it in memory."""
+    if isinstance(node, Code) and node.tag == "M" and isinstance(node.parts[1], Array):
+        node = node.parts[1]  # what its mask hides was read as zeros
+    if isinstance(node, Array):
+        return _values(node)
+    if not isinstance(node, Code):
+        return np.asarray(node)
+    with _wide(node, *jax.tree.leaves(shared)):
+        code = arrays.fill_codebooks(made(node, host=False), shared)
+        return np.asarray((_compiled if code.size >= placement.HOST else materialize)(code))
+
+
+_compiled = jax.jit(materialize)  # allocates nothing of the array's size but the array
 
 
 def from_node(node: Any, as_: str = "compressed", shared: Any = None) -> Any:

@@ -1,196 +1,225 @@
-"""Files to nodes: everything is checked before the first large allocation.
+"""Files to arrays, where JAX is not: NumPy and the standard library only.
 
-NumPy and the standard library only, so that a file can be read where JAX is not.
+    python jaxprune/storage/reader.py model.jpz                  what it holds
+    python jaxprune/storage/reader.py model.jpz -o model.npz     its dense arrays, for NumPy
 
-`contents` reads the header and the manifest; `read` one leaf's bytes, which its CRC-32 guards. Whatever the file
-holds, the only exceptions are `FormatError` and the operating system's own.
+`read` gives them to a program. Everything is checked before the first large allocation: whatever a file holds, the only
+exceptions are `FormatError` and the operating system's own. `Decoder.read` decodes one leaf, which a CRC-32 guards.
 """
 
-import json
+import argparse
+import functools
+import importlib.machinery
 import math
 import os
-import re
-import stat
-import struct
+import pathlib
+import sys
+import types
+import zipfile
 import zlib
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxprune.storage import format as f
-from jaxprune.storage import streams
-from jaxprune.storage.format import DTYPES, KINDS, Array, Code, FormatError, Leaf, Row
-from jaxprune.storage.nodes import Nodes, grids, integer
-from jaxprune.storage.structure import Shaped, check_values
+if not (__package__ or "").endswith(".storage"):
+    # Run by its path, or loaded from it. The package jaxprune imports JAX, so the folders here become another one's.
+    _root = pathlib.Path(__file__).resolve().parent.parent
+    _alone = types.ModuleType(f"jaxprune_alone_{zlib.crc32(os.fsencode(_root)):08x}")
+    _alone.__path__ = [str(_root)]
+    sys.modules.setdefault(_alone.__name__, _alone)
+    __spec__ = importlib.machinery.ModuleSpec(f"{_alone.__name__}.storage.reader", None)
+    __package__ = __spec__.parent  # what relative imports start from (PEP 366)
+
+from . import atomic, banks, streams
+from . import format as f
+from .accounting import needed, shared
+from .format import DTYPES, KINDS, Array, Code, FormatError, Group, Leaf, Row
+from .inspection import summary
+from .manifest import Contents, contents, exactly, opened
+from .structure import Shaped, check_values, integers_of
+from .values import made_bytes, value
+
+MAX_BYTES = 2**34
 
 
-class Contents(NamedTuple):
-    """What a file says without its data: the tree of `Leaf`s, the same leaves in order, and sizes in bytes."""
+class Decoder:
+    """Reads the leaves of one file. A bank is decoded when the first of its arrays is asked for, and kept till the last
+    is; `read` raises a `FormatError` with the leaf and the byte."""
 
-    tree: Any
-    leaves: list[Leaf]
-    metadata: dict[str, Any]
-    predicted: int
-    manifest: int
-    data: int
-    start: int  # of the data
+    def __init__(self, file: BinaryIO, contents: Contents):
+        self.file, self.contents = file, contents
+        self.waiting: dict[int, dict[int, np.ndarray]] = {}  # by bank and place in it
+        self.damaged: dict[int, str] = {}
 
-
-def open_regular(path: Any) -> BinaryIO:
-    """The file, if it is one: pipes and devices have no end."""
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise FormatError("not a regular file")
-        return os.fdopen(fd, "rb")
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def contents(file: BinaryIO) -> Contents:
-    """The checked manifest of an open file."""
-    total = os.fstat(file.fileno()).st_size
-    manifest, data = _header(file, total)
-    start = file.tell()
-    said, crcs = _manifest(_exactly(file, manifest, "jp.manifest"))
-    found = Nodes(grids(said.get("g", [])), crcs)
-    try:
-        tree = found.node(said["t"], (), None)
-    except RecursionError:  # Commons in Commons have no depth of their own
-        raise FormatError("the tree is too deep") from None
-    if found.offset != data or next(found.crcs, None) is not None:
-        raise FormatError(f"the streams cover {found.offset} of {data} bytes of data, or checksums are left over")
-    predicted = data + integer(said["p"], -data, 2**63, "error of the prediction")
-    metadata = said.get("m", {})
-    if type(metadata) is not dict:
-        raise FormatError("the metadata is not an object")
-    return Contents(tree, found.leaves, metadata, predicted, manifest, data, start + manifest)
-
-
-def read(file: BinaryIO, start: int, leaf: Leaf, shared: Shaped | None = None) -> Any:
-    """The leaf's node, with an `Array` for each `Row`."""
-    try:
-        file.seek(start + leaf.offset)
-        octets = _exactly(file, leaf.length, "jp.data")
-        if leaf.length and zlib.crc32(octets) != leaf.crc:
-            raise FormatError("the checksum is wrong: the bytes are damaged")
-        node = _decoded(leaf.node, memoryview(octets), leaf.offset, None)
-        check_values(node, shared)
-    except FormatError as e:
-        raise FormatError(f"leaf {leaf.path!r}, byte {start + leaf.offset}: {e}") from None
-    return node
-
-
-def decoded_bytes(node: Any) -> int:
-    """Bytes of the arrays of a leaf's node, decoded."""
-    if isinstance(node, Row):
-        return math.prod(node.shape) * DTYPES[node.dtype].itemsize
-    return sum(map(decoded_bytes, node.parts)) if isinstance(node, Code) else 0
-
-
-def _decoded(node: Any, octets: memoryview, start: int, mask: np.ndarray | None) -> Any:
-    if isinstance(node, Row):
-        return _array(node, octets[node.offset - start :][: node.length], mask)
-    if not isinstance(node, Code):
+    def read(self, leaf: Leaf, shared: Shaped | None = None) -> Any:
+        """The leaf's node, with an `Array` for each `Row`."""
+        start = self.contents.start + leaf.offset
+        try:
+            octets = self.octets(leaf.offset, leaf.length, leaf.crc)
+            node = self.decoded(leaf.node, octets, leaf.offset, None)
+            check_values(node, shared)
+        except FormatError as e:
+            raise FormatError(f"leaf {leaf.path!r}, byte {start}: {e}") from None
         return node
-    parts: list[Any] = []
-    if node.tag == "S" and mask is not None:
-        axis, rank = node.statics
-        mask = np.moveaxis(mask, axis, -rank) if -axis <= mask.ndim >= rank else None
-    for name, part in zip(KINDS[node.tag].fields, node.parts):
-        parts.append(_decoded(part, octets, start, mask if name in KINDS[node.tag].hidden else None))
-        if node.tag == "M" and name == "mask":
-            mask = parts[0].words.view(bool)
-    return Code(node.tag, node.statics, tuple(parts))
+
+    def octets(self, offset: int, length: int, crc: int) -> memoryview:
+        self.file.seek(self.contents.start + offset)
+        octets = exactly(self.file, length, "jp.data")
+        if zlib.crc32(octets) != crc:
+            raise FormatError("the checksum is wrong: the bytes are damaged")
+        return memoryview(octets)
+
+    def banked(self, row: Row) -> np.ndarray:
+        """The words of an array in a bank."""
+        if row.bank in self.damaged:
+            raise FormatError(self.damaged[row.bank])
+        waiting = self.waiting.get(row.bank, {})
+        if row.offset not in waiting:
+            bank = self.contents.banks[row.bank]
+            try:
+                words = banks.decode(self.octets(bank.offset, bank.length, bank.crc), bank.rows)
+            except FormatError as e:
+                reason = f"bank {row.bank}, byte {self.contents.start + bank.offset}: {e}"
+                self.damaged[row.bank] = reason  # said again for its other arrays, and not decoded again
+                raise FormatError(reason) from None
+            waiting = self.waiting[row.bank] = dict(enumerate(words))
+        return waiting.pop(row.offset)
+
+    def decoded(self, node: Any, octets: memoryview, start: int, mask: np.ndarray | None) -> Any:
+        if isinstance(node, Row):
+            return self.array(node, octets[node.offset - start :][: node.length], mask)
+        if not isinstance(node, Code):
+            return node
+        parts: list[Any] = []
+        if node.tag == "S" and mask is not None:
+            axis, rank = node.statics
+            mask = np.moveaxis(mask, axis, -rank) if -axis <= mask.ndim >= rank else None
+        for name, part in zip(KINDS[node.tag].fields, node.parts):
+            parts.append(self.decoded(part, octets, start, mask if name in KINDS[node.tag].hidden else None))
+            if node.tag == "M" and name == "mask" and isinstance(parts[0], Array):
+                mask = parts[0].words.view(bool)
+        if node.tag == "M" and not isinstance(parts[0], Array):
+            inner = integers_of(parts[1])
+            parts[0] = Array("?", inner.host, (inner.words != 0).view(np.uint8))
+        return Code(node.tag, node.statics, tuple(parts))
+
+    def array(self, row: Row, octets: memoryview, mask: np.ndarray | None) -> Array:
+        dtype = DTYPES[row.dtype]
+        if row.codec == f.CONTEXT:
+            return Array(row.dtype, row.host, self.banked(row))
+        if not row.hidden or mask is None:
+            words = streams.decode(octets, math.prod(row.shape), row.codec, dtype)
+            return Array(row.dtype, row.host, words.reshape(row.shape))
+        words = np.zeros(row.shape, dtype.word)
+        words[mask] = streams.decode(octets, int(np.count_nonzero(mask)), row.codec, dtype)
+        return Array(row.dtype, row.host, words)
 
 
-def _array(row: Row, octets: memoryview, mask: np.ndarray | None) -> Array:
-    dtype = DTYPES[row.dtype]
-    if not row.hidden or mask is None:
-        words = streams.decode(octets, math.prod(row.shape), row.codec, dtype)
-        return Array(row.dtype, row.host, words.reshape(row.shape))
-    words = np.zeros(row.shape, dtype.word)
-    words[mask] = streams.decode(octets, int(np.count_nonzero(mask)), row.codec, dtype)
-    return Array(row.dtype, row.host, words)
+# --- without JAX -----------------------------------------------------------------------------------------------------
 
 
-# --- header and manifest ---------------------------------------------------------------------------------------------
+def read(path: Any, *, max_bytes: int = MAX_BYTES) -> Any:
+    """The tree of a file in NumPy: that of `jp.load(path, as_="numpy")`, but for dtypes that NumPy lacks.
+
+    Args:
+      path: the file.
+      max_bytes: the most that the arrays may take, decoded and dense; checked before any of them is made.
+
+    Returns:
+      Dicts, lists and tuples of arrays, Python numbers and None. bfloat16, float8 and float4 become float32, int4 and
+      int2 become int8 (uint8), exactly.
+
+    Raises:
+      FormatError: the file is damaged, truncated, hostile, or of a newer version.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, tempfile, os
+      >>> path = os.path.join(tempfile.mkdtemp(), "model.jpz")
+      >>> jp.save(path, {"w": jp.Masked(jnp.arange(4.0, dtype="bfloat16"), jnp.arange(4) > 1), "steps": 7})
+      >>> read(path)
+      {'steps': 7, 'w': array([0., 0., 2., 3.], dtype=float32)}
+    """
+    with opened(path) as file:
+        found = contents(file)
+        return _mapped(found.tree, _maker(file, found, max_bytes))
 
 
-def _header(file: BinaryIO, total: int) -> tuple[int, int]:
-    """The bytes of manifest and data; the header must be the one that such a file has."""
-    if total < 8:
-        raise FormatError(f"{total} bytes are too few for a jaxprune file")
-    (length,) = struct.unpack("<Q", _exactly(file, 8, "header"))
-    if not 2 <= length <= min(f.MAX_HEADER, total - 8):
-        raise FormatError(f"byte 0: a header of {length} bytes; this is no jaxprune file")
-    raw = _exactly(file, length, "header")
-    said = _json(raw, "header")
-    meta = said.get("__metadata__") if type(said) is dict else None
-    version = meta.get("jaxprune") if type(meta) is dict else None
-    if type(version) is not str or not re.fullmatch(r"[1-9][0-9]{0,8}", version, re.ASCII):
-        raise FormatError("byte 8: the header names no version of jaxprune; this is no file of `save`")
-    if int(version) > f.VERSION:
-        raise FormatError(f"this needs version {version} of the format; this library reads up to {f.VERSION}: upgrade")
+def write_npz(path: Any, out: Any, *, max_bytes: int = MAX_BYTES) -> None:
+    """Writes the arrays and numbers of a file as an .npz archive, each under its path; one is held at a time."""
+    with opened(path) as file, atomic.replacing(out) as archive, zipfile.ZipFile(archive, "w") as members:
+        found, names = contents(file), set()
+        make = _maker(file, found, max_bytes)
+
+        def write(leaf: Leaf, group: Group | None) -> None:
+            name = _member(leaf.path)
+            if name in names:
+                raise FormatError(f"leaf {leaf.path!r}: another one has its name")
+            names.add(name)
+            with members.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(make(leaf, group)), allow_pickle=False)
+
+        _mapped(found.tree, write)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; 2 is for files that cannot be read."""
+    parser = argparse.ArgumentParser(description="Shows a jaxprune file, or writes its dense arrays for NumPy.")
+    parser.add_argument("file")
+    parser.add_argument("-o", dest="out", metavar="OUT.npz")
+    said = parser.parse_args(arguments)
     try:
-        manifest = said["jp.manifest"]["shape"][0]
-        data = said["jp.data"]["shape"][0]
-    except (KeyError, TypeError, IndexError):
-        raise FormatError("byte 8: the header lacks jp.manifest or jp.data") from None
-    manifest, data = integer(manifest, 5, 2**31, "size of jp.manifest"), integer(data, 0, 2**63, "size of jp.data")
-    if f.header(manifest, data)[8:] != raw:
-        raise FormatError("byte 8: the header is not the one that `save` writes for these sizes")
-    said = 8 + length + manifest + data
-    if said != total:
-        raise FormatError(f"the file has {total} bytes, its header speaks of {said}: truncated or extended")
-    return manifest, data
+        with opened(said.file) as file:
+            table = str(summary(contents(file)))
+        if said.out:
+            write_npz(said.file, said.out)
+        print(table)
+    except (ValueError, OSError) as e:
+        print(str(e).replace("\n", " "), file=sys.stderr)
+        return 2
+    return 0
 
 
-def _manifest(octets: bytes) -> tuple[dict[str, Any], list[int]]:
-    if struct.unpack_from("<I", octets)[0] != zlib.crc32(memoryview(octets)[4:]):
-        raise FormatError("the manifest's checksum is wrong: the bytes are damaged")
-    inflate = zlib.decompressobj(-15, zdict=f.DICTIONARY)
-    try:
-        raw = inflate.decompress(memoryview(octets)[4:], f.MAX_MANIFEST)
-    except zlib.error as e:
-        raise FormatError(f"the manifest does not inflate: {e}") from None
-    crcs = inflate.unused_data
-    if not inflate.eof or inflate.unconsumed_tail or len(crcs) % 4:
-        raise FormatError(f"the manifest is truncated, or longer than {f.MAX_MANIFEST} bytes")
-    if sum(map(raw.count, (b",", b"[", b"{"))) > f.MAX_TOKENS:
-        raise FormatError(f"the manifest has more than {f.MAX_TOKENS} parts")
-    said = _json(raw, "manifest")
-    if type(said) is not dict or not {"t", "p"} <= said.keys() <= {"t", "p", "g", "m"}:
-        raise FormatError("the manifest is not an object of t, p, g and m")
-    return said, [crc for (crc,) in struct.iter_unpack("<I", crcs)]
+Make = Callable[[Leaf, Group | None], Any]
 
 
-def _json(raw: bytes, what: str) -> Any:
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) != len(items):
-            raise FormatError(f"the {what} has a key twice")
-        return found
+def _maker(file: BinaryIO, found: Contents, max_bytes: int) -> Make:
+    """The function that reads a leaf and makes it dense, if all of them fit in `max_bytes`."""
+    total = needed(found, set(found.leaves), made_bytes)
+    if total > max_bytes:
+        raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
+    decoder = Decoder(file, found)
+    codebook = functools.cache(lambda group: group and value(decoder.read(group.codebook)))
 
-    def finite(text: str) -> float:
-        if not math.isfinite(float(text)):
-            raise FormatError(f"the {what} has the number {text[:20]}")
-        return float(text)
+    def make(leaf: Leaf, group: Group | None) -> Any:
+        node, above = decoder.read(leaf, shared(group)), codebook(group)
+        try:
+            made = value(node, above)
+        except FormatError as e:
+            raise FormatError(f"leaf {leaf.path!r}: {e}") from None
+        return made.copy() if isinstance(made, np.ndarray) and not made.flags.writeable else made
 
-    try:
-        text = raw.decode("utf-8")
-        found = json.loads(text, object_pairs_hook=pairs, parse_constant=finite, parse_float=finite)
-        json.dumps(found, ensure_ascii=False).encode("utf-8")  # a lone surrogate, written \ud800, is no text
-        return found
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"the {what} is not JSON: {type(e).__name__}") from None
+    return make
 
 
-def _exactly(file: BinaryIO, n: int, what: str) -> bytes:
-    octets = file.read(n)
-    if len(octets) != n:
-        raise FormatError(f"{what} ends {n - len(octets)} bytes early: the file is truncated")
-    return octets
+def _mapped(node: Any, make: Make, group: Group | None = None) -> Any:
+    """The tree with what `make` makes of its leaves."""
+    if isinstance(node, Leaf):
+        return make(node, group)
+    if isinstance(node, Group):
+        return _mapped(node.tree, make, node)
+    if isinstance(node, dict):
+        return {key: _mapped(kid, make, group) for key, kid in node.items()}
+    return node if node is None else type(node)(_mapped(kid, make, group) for kid in node)
+
+
+def _member(path: str) -> str:
+    """The name of a leaf in an archive: one that stays in the folder where that is unpacked."""
+    name = path.replace(r"\/", "/") or "array"
+    if any(part in ("", ".", "..") or "\\" in part or "\0" in part or part[1:2] == ":" for part in name.split("/")):
+        raise FormatError(f"leaf {path!r}: an archive with this name would be unpacked outside of its folder")
+    return name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

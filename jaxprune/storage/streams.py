@@ -5,7 +5,8 @@
     2 rans   base, lanes, 2 (k − 1) + d, the k frequencies (of 4096), then the stream of `numerics.rans`
 
 Symbols are the words less `base`, their smallest. Integers are varints (7 bits a byte, the lowest first; `base` is
-zigzagged), and the table is deflated when d = 1. An empty array is raw. NumPy and the standard library only.
+zigzagged), and the table is deflated when d = 1. Floats of 16 bits and more are raw, or bits of width 0: all alike, bit
+for bit. An empty array is raw. NumPy and the standard library only.
 """
 
 import zlib
@@ -14,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxprune.numerics import codes, rans
-from jaxprune.storage import lanes as coder
-from jaxprune.storage.format import BITS, MAX_ALPHABET, MAX_WIDTH, RANS, RAW, Dtype, FormatError
+from ..numerics import codes, rans
+from . import lanes as coder
+from .format import BITS, MAX_ALPHABET, MAX_WIDTH, RANS, RAW, Dtype, FormatError
+from .integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
 
 CHUNK = 1 << 16  # symbols packed at a time: whole bytes, and little memory
-Buffer = bytes | memoryview
 
 
 class Plan(NamedTuple):
@@ -34,9 +35,13 @@ def encode(words: np.ndarray, dtype: Dtype) -> tuple[int, Buffer, int]:
     """(codec, bytes, predicted length) of the words of one array."""
     plans = _plans(words, dtype)
     predicted = min(plan.size for plan in plans)
-    near = [plan for plan in plans if plan.size <= 1.02 * predicted + 16]
-    codec, octets = min(((plan.codec, plan.write()) for plan in near), key=lambda pair: (len(pair[1]), pair[0]))
-    return codec, octets, predicted
+    best = min((plan for plan in plans if plan.codec != RANS), key=lambda plan: plan.size)  # sizes that are exact
+    for plan in plans:
+        if plan.codec == RANS and plan.size <= 1.02 * predicted + 16:
+            octets = plan.write()
+            if len(octets) < best.size:
+                return RANS, octets, predicted
+    return best.codec, best.write(), predicted
 
 
 def predict(words: np.ndarray, dtype: Dtype) -> int:
@@ -50,11 +55,13 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
         if codec != RAW or len(buffer) != n * dtype.itemsize or (n and not dtype.may_be_raw):
             raise FormatError(f"{len(buffer)} bytes with the codec {codec} cannot be {n} raw elements of {dtype.name}")
         return np.frombuffer(buffer, "<" + dtype.word).astype(dtype.word, copy=False)
-    if not dtype.discrete:
-        raise FormatError(f"elements of {dtype.name} are stored raw, not with the codec {codec}")
-    base, at = _varint(buffer, 0)
-    read = _read_bits if codec == BITS else _read_rans
-    return _shifted(read(memoryview(buffer)[at:], n), _unzigzag(base), dtype)
+    if codec not in (BITS, RANS):
+        raise FormatError(f"the codec {codec} is none of one array")
+    base, at = varint(buffer, 0)
+    rest, base = memoryview(buffer)[at:], unzigzag(base)
+    if not dtype.discrete and (codec, bytes(rest[:1])) != (BITS, b"\0"):
+        raise FormatError(f"elements of {dtype.name} are raw, or all alike in 0 bits")
+    return _shifted(_read_bits(rest, n), base, dtype) if codec == BITS else _read_rans(rest, n, base, dtype)
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
@@ -62,24 +69,34 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
 
 def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
     raw = [Plan(RAW, words.size * dtype.itemsize, lambda: _raw(words))] if dtype.may_be_raw or not words.size else []
-    if not dtype.discrete or words.size == 0:
+    if words.size == 0:
         return raw
     base, top = int(words.min()), int(words.max()) - int(words.min())
-    if top >= 1 << MAX_WIDTH:
+    if top >= 1 << (MAX_WIDTH if dtype.discrete else 0):
         return raw
-    head, symbols, width = _leb(_zigzag(base)), _less(words, base), top.bit_length()
+    head, symbols, width = leb(zigzag(base)), _less(words, base, top), top.bit_length()
     plans = [*raw, Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
-    return plans + _rans(head, symbols, min(plan.size for plan in plans)) if 0 < top < MAX_ALPHABET else plans
+    return plans + _rans(head, symbols, top, min(plan.size for plan in plans)) if 0 < top < MAX_ALPHABET else plans
 
 
-def _less(words: np.ndarray, base: int) -> np.ndarray:
-    """words − base, unsigned and modular, so that no word overflows."""
+def _less(words: np.ndarray, base: int, top: int) -> np.ndarray:
+    """words − base, at most `top`, in as few bytes as hold it; a view where it can be one.
+
+    Unsigned and modular, so that no word overflows, and in chunks: words may be wide and many.
+    """
     unsigned = np.dtype(f"u{words.itemsize}")
-    return words.view(unsigned) - np.array(base % (1 << 8 * words.itemsize), unsigned)
+    least = np.dtype("u1" if top < 1 << 8 else "u2" if top < 1 << 16 else "u4")
+    if not base and least == unsigned:
+        return words.view(unsigned)
+    symbols, less = np.empty(words.size, least), np.array(base % (1 << 8 * words.itemsize), unsigned)
+    for i in range(0, words.size, CHUNK):
+        symbols[i : i + CHUNK] = words[i : i + CHUNK].view(unsigned) - less
+    return symbols
 
 
 def _shifted(symbols: np.ndarray, base: int, dtype: Dtype) -> np.ndarray:
-    if dtype.low is None or dtype.high is None or base < dtype.low or base + int(symbols.max()) > dtype.high:
+    low, high = dtype.words
+    if base < low or base + int(symbols.max()) > high:
         raise FormatError(f"symbols from {base} leave the range of {dtype.name}")
     unsigned = np.dtype(f"u{dtype.itemsize}")
     return (symbols.astype(unsigned) + np.array(base % (1 << 8 * dtype.itemsize), unsigned)).view(dtype.word)
@@ -90,19 +107,27 @@ def _raw(words: np.ndarray) -> Buffer:
     return little.data.cast("B") if little.size else b""
 
 
-def _rans(head: bytes, symbols: np.ndarray, best: int) -> list[Plan]:
+def _rans(head: bytes, symbols: np.ndarray, top: int, best: int) -> list[Plan]:
     """The plan for rans, unless its entropy alone is more than the best without."""
-    counts = np.bincount(symbols.astype(np.intp))
+    counts = _counts(symbols, top + 1)
     entropy = codes.entropy_bits(counts)
     if entropy / 8 + np.count_nonzero(counts) // 4 + 8 >= best:
         return []
     freqs, lanes = rans.normalise(counts), rans.lanes_for(symbols.size, entropy)
-    head += _leb(lanes) + _table(freqs)
+    head += leb(lanes) + _table(freqs)
     used = counts > 0
     information = float(counts[used] @ (rans.BITS - np.log2(freqs[used].astype(np.float64))))
     # A lane's state of 32 bits starts with 16 that say nothing, and ends with 8 on average that filled no word.
     size = len(head) + 4 * lanes + round(max(0.0, information - 8 * lanes) / 8)
     return [Plan(RANS, size, lambda: head + coder.encode(symbols, freqs, lanes))]
+
+
+def _counts(symbols: np.ndarray, k: int) -> np.ndarray:
+    """How often each symbol occurs; in chunks, of which `bincount` makes intp."""
+    counts = np.zeros(k, np.intp)
+    for i in range(0, symbols.size, CHUNK):
+        counts += np.bincount(symbols[i : i + CHUNK], minlength=k)
+    return counts
 
 
 # --- bits ------------------------------------------------------------------------------------------------------------
@@ -139,22 +164,22 @@ def _read_bits(rest: memoryview, n: int) -> np.ndarray:
 
 
 def _table(freqs: np.ndarray) -> bytes:
-    plain = b"".join(_leb(int(f)) for f in freqs)
+    plain = b"".join(leb(int(f)) for f in freqs)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
     small = deflate.compress(plain) + deflate.flush()
     k = 2 * (len(freqs) - 1)
-    return _leb(k + 1) + small if len(small) < len(plain) else _leb(k) + plain
+    return leb(k + 1) + small if len(small) < len(plain) else leb(k) + plain
 
 
 def _read_table(rest: memoryview, at: int) -> tuple[np.ndarray, memoryview]:
-    head, at = _varint(rest, at)
+    head, at = varint(rest, at)
     k, rest = head // 2 + 1, rest[at:]
     if k > MAX_ALPHABET:
         raise FormatError(f"a table of {k} symbols; at most {MAX_ALPHABET} are allowed")
-    plain, after = _inflated(rest, 2 * k) if head & 1 else (rest, None)
+    plain, after = inflated_first(rest, 2 * k) if head & 1 else (rest, None)
     freqs, at = np.zeros(k, np.int64), 0
     for i in range(k):
-        freqs[i], at = _varint(plain, at, 2)
+        freqs[i], at = varint(plain, at, 2)
     if after is None:
         return freqs, rest[at:]
     if at != len(plain):
@@ -162,51 +187,12 @@ def _read_table(rest: memoryview, at: int) -> tuple[np.ndarray, memoryview]:
     return freqs, after
 
 
-def _inflated(rest: memoryview, most: int) -> tuple[memoryview, memoryview]:
-    inflate = zlib.decompressobj(-15)
-    try:
-        plain = inflate.decompress(rest, most + 1)
-    except zlib.error as e:
-        raise FormatError(f"the table does not inflate: {e}") from None
-    if not inflate.eof or len(plain) > most:
-        raise FormatError("the table is truncated or too long")
-    return memoryview(plain), rest[len(rest) - len(inflate.unused_data) :]
-
-
-def _read_rans(rest: memoryview, n: int) -> np.ndarray:
-    lanes, at = _varint(rest, 0)
+def _read_rans(rest: memoryview, n: int, base: int, dtype: Dtype) -> np.ndarray:
+    lanes, at = varint(rest, 0)
     freqs, stream = _read_table(rest, at)
     if not 1 <= lanes <= n:
         raise FormatError(f"{lanes} lanes for {n} symbols")
     try:
-        return coder.decode(bytes(stream), n, freqs, lanes)
+        return coder.decode(stream, n, freqs, lanes, _shifted(np.arange(freqs.size), base, dtype))
     except rans.StreamError as e:
         raise FormatError(str(e)) from None
-
-
-# --- integers --------------------------------------------------------------------------------------------------------
-
-
-def _leb(n: int) -> bytes:
-    out = bytearray()
-    while n >= 128:
-        out.append(n & 127 | 128)
-        n >>= 7
-    return bytes([*out, n])
-
-
-def _varint(buffer: Buffer, at: int, most: int = 10) -> tuple[int, int]:
-    n = 0
-    for i, octet in enumerate(buffer[at : at + most]):
-        n |= (octet & 127) << 7 * i
-        if octet < 128:
-            return n, at + i + 1
-    raise FormatError("an integer is truncated or too long")
-
-
-def _zigzag(n: int) -> int:
-    return 2 * n if n >= 0 else -2 * n - 1
-
-
-def _unzigzag(n: int) -> int:
-    return -(n + 1) // 2 if n & 1 else n // 2

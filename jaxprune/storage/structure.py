@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.storage.format import DTYPES, KINDS, MAX_SIZE, Array, Code, FormatError, Row
+from .format import ALIGNED, DTYPES, KINDS, MAX_SIZE, NONZERO, Array, Code, FormatError, Row
 
 Shape = tuple[int, ...]
 Shaped = tuple[Shape, str]  # shape, and key of DTYPES
@@ -69,7 +69,21 @@ def _broadcast(*shapes: Shape) -> Shape:
         raise FormatError(f"the shapes {', '.join(map(str, shapes))} do not fit") from None
 
 
+def integers_of(node: Any) -> Any:
+    """The integers below a mask that is not stored: it is True where they are not 0."""
+    while isinstance(node, Code) and node.tag in ALIGNED:
+        node = node.parts[KINDS[node.tag].fields.index(KINDS[node.tag].hidden[0])]
+    if not isinstance(node, Row | Array) or node.dtype[0] not in "?iu":
+        raise FormatError("a mask is said to be that of the integers below it, but there are none")
+    return node
+
+
 def _masked(parts: dict[str, Any], shared: Shaped | None) -> Shaped:
+    if parts["mask"] == NONZERO:
+        shape, dtype = dense(parts["values"], shared)
+        inner = integers_of(parts["values"])
+        _need(inner.shape == shape, f"a mask is that of integers of shape {inner.shape}, and its values are {shape}")
+        return shape, dtype
     mask, (shape, dtype) = _plain(parts["mask"], "Masked.mask", "?"), dense(parts["values"], shared)
     return _broadcast(mask, shape), dtype
 

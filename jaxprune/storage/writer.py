@@ -8,24 +8,29 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jaxprune.storage import format as f
 from jaxprune.storage import streams
+from jaxprune.storage.accounting import shares
 from jaxprune.storage.format import DTYPES, KINDS, Array, Code, Group, Leaf
+from jaxprune.storage.grouping import arrays_of, batches, groups, joins
+from jaxprune.storage.streams import Buffer
 from jaxprune.storage.trees import to_nodes
+
+Sink = Callable[[Buffer], Any]
 
 
 def encode(tree: Any, metadata: dict[str, Any] | None) -> list[Any]:
     """The file that holds a tree, in pieces to be written one after another."""
-    writer = _Writer()
-    said: dict[str, Any] = {"t": writer.node(to_nodes(tree)), "p": writer.predicted - sum(map(len, writer.pieces))}
-    if writer.grids:
-        said["g"] = writer.grids
-    if metadata:
-        said["m"] = _checked(metadata)
-    manifest = _manifest(said, writer.crcs)
-    return [f.header(len(manifest), sum(map(len, writer.pieces))), manifest, *writer.pieces]
+    data: list[Buffer] = []
+    banks: list[Buffer] = []
+    writer = Writer(data.append, banks.append)
+    nodes = to_nodes(tree)
+    for leaf in _leaves(nodes):
+        writer.add(leaf)
+    return [*writer.head(nodes, metadata), *data, *banks]
 
 
 def predicted_bytes(tree: Any) -> int:
@@ -33,20 +38,148 @@ def predicted_bytes(tree: Any) -> int:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> predicted_bytes({"w": jnp.zeros((3, 5))})
+      >>> predicted_bytes({"w": jnp.arange(15.0).reshape(3, 5)})
       60
     """
-    return _predicted(to_nodes(tree))
+    return sum(predicted_of(_leaves(to_nodes(tree))))
 
 
-def _predicted(node: Any) -> int:
-    if isinstance(node, Array):
-        return streams.predict(node.kept(), DTYPES[node.dtype])
-    below = {Leaf: lambda: [node.node], Code: lambda: node.parts, Group: lambda: [node.codebook, node.tree]}
-    if type(node) in below:
-        return sum(map(_predicted, below[type(node)]()))
-    kids = node.values() if isinstance(node, dict) else node
-    return sum(map(_predicted, kids)) if isinstance(node, dict | list | tuple) else 0
+def predicted_of(leaves: Iterable[Leaf]) -> list[int]:
+    """`predicted_bytes` of each of the leaves of a file; of a bank they have parts as `accounting` gives them."""
+    return [size for batch in batches(leaves) for size in _predicted(batch)]
+
+
+def _predicted(batch: list[Leaf]) -> Iterator[int]:
+    part: dict[int, int] = {}  # of a bank, by the ids of its arrays
+    for group in groups(list(arrays_of(batch))):
+        part |= zip(map(id, group.members), shares(group.size, (x.words.size for x in group.members)))
+    for leaf in batch:
+        yield sum(
+            part[id(x)] if id(x) in part else streams.predict(x.kept(), DTYPES[x.dtype]) for x in arrays_of([leaf])
+        )
+
+
+def _leaves(node: Any) -> Iterator[Leaf]:
+    """A tree's leaves, in the order of the file."""
+    if isinstance(node, Leaf):
+        yield node
+    elif isinstance(node, Group):
+        yield node.codebook
+        yield from _leaves(node.tree)
+    elif isinstance(node, dict | list | tuple):
+        for kid in node.values() if isinstance(node, dict) else node:
+            yield from _leaves(kid)
+
+
+class Writer:
+    """Encodes leaves in order, hands the bytes on, and keeps what the manifest says of them.
+
+    Leaves wait until they are a batch, in which some arrays may share a bank. Then `data` gets the leaves' own streams,
+    and `banks` those of the batch's banks, which follow all leaves in the file.
+    """
+
+    def __init__(self, data: Sink, banks: Sink) -> None:
+        self.data, self.banks = data, banks
+        self.said: list[Any] = []  # of each leaf
+        self.crcs: list[int] = []
+        self.bank_crcs: list[int] = []
+        self.bank_lengths: list[int] = []
+        self.grids: list[list[float]] = []
+        self.length = 0
+        self.predicted = 0
+        self._batch: list[Leaf] = []
+        self._bank_of: dict[int, int] = {}  # by the ids of the batch's arrays
+        self._crc = 0  # of the leaf so far
+
+    def add(self, leaf: Leaf) -> None:
+        """Takes the next leaf."""
+        if not joins(self._batch, leaf):
+            self._write()
+        self._batch.append(leaf)
+        if not joins([], leaf):  # too large for company: it need not wait
+            self._write()
+
+    def head(self, tree: Any, metadata: dict[str, Any] | None) -> list[bytes]:
+        """What comes before the bytes handed on: header and manifest, for a tree whose leaves were added in order."""
+        self._write()
+        said: dict[str, Any] = {"t": _tree(tree, iter(self.said))}
+        length = self.length + sum(self.bank_lengths)
+        if self.bank_lengths:
+            said["b"] = self.bank_lengths
+        said["p"] = self.predicted - length
+        if self.grids:
+            said["g"] = self.grids
+        if metadata:
+            said["m"] = _checked(metadata)
+        manifest = _manifest(said, self.crcs + self.bank_crcs)
+        return [f.header(len(manifest), length), manifest]
+
+    def _write(self) -> None:
+        """Writes the batch."""
+        shared, first = groups(list(arrays_of(self._batch))), len(self.bank_lengths)
+        self._bank_of = {id(x): first + i for i, group in enumerate(shared) for x in group.members}
+        self.said += [self._leaf(leaf.node) for leaf in self._batch]
+        for group in shared:
+            octets = group.write()
+            self.banks(octets)
+            self.bank_crcs.append(zlib.crc32(octets))
+            self.bank_lengths.append(len(octets))
+            self.predicted += group.size
+        self._batch = []
+
+    def _leaf(self, x: Any) -> Any:
+        if isinstance(x, float) and not math.isfinite(x):
+            return [f.NOT_FINITE, str(x)]
+        if not isinstance(x, Array | Code):
+            return x
+        self._crc = 0
+        said = self._part(x)
+        self.crcs.append(self._crc)
+        return said
+
+    def _part(self, x: Any) -> Any:
+        if isinstance(x, Array):
+            return self._array(x)
+        if not isinstance(x, Code):
+            return x  # None, or the NONZERO of a mask
+        statics = [self._static(name, value) for name, value in zip(KINDS[x.tag].statics, x.statics)]
+        return [x.tag, *statics, *map(self._part, x.parts)]
+
+    def _static(self, name: str, value: Any) -> Any:
+        if name != "grid":
+            return value
+        if value is None:
+            return 0
+        if list(value) not in self.grids:
+            self.grids.append(list(value))
+        return 1 + self.grids.index(list(value))
+
+    def _array(self, x: Array) -> list[Any]:
+        name = (f.HOST if x.host else "") + x.dtype
+        if id(x) in self._bank_of:
+            return [name, list(x.shape), f.CONTEXT, self._bank_of[id(x)]]
+        codec, octets, predicted = streams.encode(x.kept(), DTYPES[x.dtype])
+        self.data(octets)
+        self._crc = zlib.crc32(octets, self._crc)
+        self.length += len(octets)
+        self.predicted += predicted
+        said = [name, list(x.shape) if x.mask is None else 0]
+        return said if codec == f.RAW and x.mask is None else [*said, codec, len(octets)]
+
+
+def _tree(x: Any, said: Iterator[Any]) -> Any:
+    """A tree as the manifest has it, its leaves being what is said of them."""
+    if isinstance(x, Leaf):
+        return next(said)
+    if isinstance(x, Group):
+        return [f.GROUP, next(said), _tree(x.tree, said)]
+    if isinstance(x, list | tuple):
+        return [f.LIST if isinstance(x, list) else f.TUPLE, *(_tree(kid, said) for kid in x)]
+    if not isinstance(x, dict):
+        return None
+    if any(type(key) is int for key in x):
+        return [f.INT_KEYS, *(y for key, kid in x.items() for y in (key, _tree(kid, said)))]
+    return {key: _tree(kid, said) for key, kid in x.items()}
 
 
 def _checked(metadata: Any) -> Any:
@@ -67,63 +200,3 @@ def _manifest(said: dict[str, Any], crcs: list[int]) -> bytes:
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, f.DICTIONARY)
     body = deflate.compress(raw.encode("utf-8")) + deflate.flush() + struct.pack(f"<{len(crcs)}I", *crcs)
     return struct.pack("<I", zlib.crc32(body)) + body
-
-
-class _Writer:
-    """Encodes a tree's arrays in order, and says where each is."""
-
-    def __init__(self) -> None:
-        self.pieces: list[Any] = []
-        self.crcs: list[int] = []
-        self.grids: list[list[float]] = []
-        self.predicted = 0
-
-    def node(self, x: Any) -> Any:
-        if isinstance(x, Leaf):
-            return self.leaf(x.node)
-        if isinstance(x, Group):
-            return [f.GROUP, self.node(x.codebook), self.node(x.tree)]
-        if isinstance(x, list | tuple):
-            return [f.LIST if isinstance(x, list) else f.TUPLE, *map(self.node, x)]
-        if not isinstance(x, dict):
-            return None
-        if any(type(key) is int for key in x):
-            return [f.INT_KEYS, *(y for key, kid in x.items() for y in (key, self.node(kid)))]
-        return {key: self.node(kid) for key, kid in x.items()}
-
-    def leaf(self, x: Any) -> Any:
-        if isinstance(x, float) and not math.isfinite(x):
-            return [f.NOT_FINITE, str(x)]
-        if not isinstance(x, Array | Code):
-            return x
-        first = len(self.pieces)
-        said = self.part(x)
-        crc = 0
-        for piece in self.pieces[first:]:
-            crc = zlib.crc32(piece, crc)
-        self.crcs.append(crc)
-        return said
-
-    def part(self, x: Any) -> Any:
-        if isinstance(x, Array):
-            return self.array(x)
-        if x is None:
-            return None
-        statics = [self.static(name, value) for name, value in zip(KINDS[x.tag].statics, x.statics)]
-        return [x.tag, *statics, *map(self.part, x.parts)]
-
-    def static(self, name: str, value: Any) -> Any:
-        if name != "grid":
-            return value
-        if value is None:
-            return 0
-        if list(value) not in self.grids:
-            self.grids.append(list(value))
-        return 1 + self.grids.index(list(value))
-
-    def array(self, x: Array) -> list[Any]:
-        codec, octets, predicted = streams.encode(x.kept(), DTYPES[x.dtype])
-        self.pieces.append(octets)
-        self.predicted += predicted
-        said = [(f.HOST if x.host else "") + x.dtype, list(x.shape) if x.mask is None else 0]
-        return said if codec == f.RAW and x.mask is None else [*said, codec, len(octets)]

@@ -227,6 +227,55 @@ def test_both_loops_take_the_same_steps(done):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *trained)
 
 
+def test_a_price_on_bits_makes_the_file_smaller_and_is_not_the_dense_control(done, tmp_path):
+    _, path, _ = done
+    text = path.read_text()
+    cut = text.index('name = "share"')
+    pay = 'name = "pay"\nepochs = 30\nselect = "last"\nrate_penalty = PRICE\n'
+    prune = (
+        '[[phase]]\nname = "prune"\nepochs = 0\n[[phase.rule]]\nwhere = "(.*/)?kernel"\nprune = { threshold = 0.05 }\n'
+    )
+    start = text.index('name = "prune"')
+    found = {}
+    for price in ("0.0", "{ strength = 2e-3, width = 0.05 }"):
+        config = tmp_path / f"{len(found)}.toml"
+        config.write_text(text[:start] + pay.replace("PRICE", price) + prune + text[cut - len("[[phase]]\n") :])
+        folder = run(load_config(config), tmp_path / "runs")[1]
+        found[price] = results(folder)
+    free, paid = found.values()
+    assert paid["seeds"][0]["final"]["density"] < 0.5 * free["seeds"][0]["final"]["density"]
+    assert paid["accuracy"]["final"] >= free["accuracy"]["final"] - 0.1
+    dense = paid["seeds"][0]["phases"][0]["after"]
+    assert dense["test"]["accuracy"] == paid["accuracy"]["dense"] == free["accuracy"]["dense"]
+    assert paid["seeds"][0]["phases"][1]["after"]["test"] != dense["test"]
+
+
+def test_a_phase_learns_from_the_dense_network(done):
+    _, path, _ = done
+    data, model = blobs(), net()
+    teacher = model.init(jax.random.key(7))
+    x, y = map(jax.numpy.asarray, data.train)
+    outputs = training.logits_of(model.apply, teacher, x, batch=50)
+    np.testing.assert_allclose(outputs, model.apply(teacher, x), rtol=1e-5, atol=1e-6)
+    config = load_config(path, ["phase.share.distill={ temperature = 2.0, weight = 0.6 }"])
+
+    def reference(params):
+        z = model.apply(params, x)
+        soft = jax.nn.softmax(outputs / 2)
+        hard = -np.mean([jax.nn.log_softmax(row)[label] for row, label in zip(z, y)])
+        return 0.4 * hard + 0.6 * 4 * -np.mean(np.sum(soft * jax.nn.log_softmax(z / 2), 1))
+
+    student = model.init(jax.random.key(1))
+    found = training._loss(config.phase[2].distill)(model.apply(student, x), y, outputs)
+    assert found == pytest.approx(float(reference(student)), rel=1e-5)
+    prog = training.program(model.apply, config.phase[2], config.train, len(x), False)
+    state = prog.begin(student, jax.random.key(1))
+    before = float(reference(jp.materialize(state.tree)))
+    for epoch in range(20):
+        state = prog.epoch(state, (x, y, outputs), jax.random.key(1), epoch)
+    assert reference(jp.materialize(state.tree)) < before
+
+
 def test_a_convolution_is_seen():
     from experiments.models import lenet5, lenet300
 

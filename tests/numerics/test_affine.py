@@ -310,3 +310,19 @@ def test_groups_longer_than_a_shard():
         got = encode(jax.device_put(w, NamedSharding(mesh, P("x", None))), (-1,), 16, None, ("symmetric4",))
     for x, y in zip(got["symmetric4"], encode(w, (-1,), 16, None, ("symmetric4",))["symmetric4"]):
         assert same(x, y)
+
+
+@pytest.mark.parametrize(
+    "shape, axis", [((70, 6), (-1,)), ((70, 6), ()), ((70,), ()), ((50, 3, 4), (-2,)), ((60, 4), (-2,))]
+)
+def test_the_scale_of_a_large_array_is_found_by_rows(shape, axis, monkeypatch):
+    draw = np.random.default_rng(1)
+    w = jnp.asarray(draw.normal(size=shape), jnp.float32)
+    where = jnp.asarray(draw.random(shape) > 0.3)
+    whole = [A.absmax_scale(w, 127, axis, None, mask) for mask in (None, where)]
+    monkeypatch.setattr(A, "HOST", 1)
+    monkeypatch.setattr(A, "CHUNK", 24)  # some rows, and a rest
+    jax.clear_caches()
+    for mask, want in zip((None, where), whole):
+        np.testing.assert_array_equal(A.absmax_scale(w, 127, axis, None, mask), want)
+    jax.clear_caches()

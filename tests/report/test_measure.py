@@ -19,6 +19,7 @@ from jaxprune.report.pieces import leaves, pieces
 from jaxprune.storage.writer import predicted_bytes
 from tests.helpers import model, normal
 from tests.reference import deep_compression as reference
+from tests.storage.test_banks import model as banked
 
 codebook8 = jp.at(jp.where.field("codebook"), jp.quantize(bits=8))
 CASES = {
@@ -112,6 +113,29 @@ def test_stored_is_what_the_writer_predicts_at_any_length():
         tree = {"x": jnp.asarray(x, jnp.int32), "big": np.array([0, 2**40] * n), "m": jnp.asarray(x > 0)}
         tree |= {f"from {low}": np.arange(low, low + n) for low in (-65, -64, 63, 64)}
         assert sizes(tree).stored == predicted_bytes(tree), (n, top)
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.3, 0.05])
+def test_leaves_that_share_a_bank(keep, tmp_path):
+    """Kernels of one group each of masks, indices and integers: as the writer predicts, and as `inspect` shows."""
+    tree = {"net": banked(keep=keep), "bias": normal((7,)), "step": 3, "heads": [banked(1, keep), normal((2, 2))]}
+    jp.save(tmp_path / "x", tree)
+    found, table = jp.inspect(tmp_path / "x"), jp.summary(tree)
+    assert "context" in {codec for row in found.rows for codec in row.codecs}
+    assert sizes(tree).stored == predicted_bytes(tree) == found.bytes.predicted == table.totals.stored
+    assert [row.path for row in table.rows] == [row.path for row in found.rows]
+    for a, b in zip(table.rows, found.rows):
+        assert abs(a.stored - b.stored_bytes) <= max(8, 0.01 * b.stored_bytes), (a, b)
+    one = jp.summary(tree, where=jp.where.path("net/q1"))
+    assert one.totals.stored == next(row.stored for row in table.rows if row.path == "net/q1")
+
+
+def test_what_is_in_no_file_has_no_bytes():
+    static = {"f": len, "name": "relu", "none": None, "n": 3, "x": 0.5}
+    # two words of 0 are a base and a width, as are two ones, whose base has five bytes
+    assert sizes({**static, "key": jax.random.key(0), "w": jnp.ones(2)}).stored == 2 + 6
+    with pytest.raises(ValueError, match="dtype"):
+        sizes({"w": np.array([None])})
 
 
 def test_a_common_codebook_is_charged_once():

@@ -1,12 +1,32 @@
 """Files made to harm, by name, and the means to make them. Checksums are right: a forger can compute them."""
 
+import contextlib
 import json
 import struct
+import sys
 import zlib
 
 import numpy as np
+from hypothesis import strategies as st
 
 from jaxprune.storage import format as f
+
+
+@contextlib.contextmanager
+def lines_run():
+    """[the number of lines of Python run inside]: what a slow file costs, on any machine."""
+    count, before = [0], sys.gettrace()
+
+    def trace(frame, event, arg):
+        count[0] += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield count
+    finally:
+        sys.settrace(before)
+
 
 # --- making files ----------------------------------------------------------------------------------------------------
 
@@ -32,6 +52,15 @@ def with_header(text, rest=b""):
 
 def tree_of(node, data=b"", **kw):
     return file_of({"t": node, "p": 0}, data, **kw)
+
+
+def unguarded(raw, payload):
+    """The file of one leaf with other bytes of data, and a checksum that fits them: what a forger would write."""
+    length = struct.unpack("<Q", raw[:8])[0]
+    size = json.loads(raw[8 : 8 + length])["jp.manifest"]["shape"][0]
+    body = raw[8 + length : 8 + length + size]
+    text = zlib.decompressobj(-15, zdict=f.DICTIONARY).decompress(body[4:])
+    return file_of(text, payload, crcs=[zlib.crc32(payload)])
 
 
 def array(row, data):
@@ -165,6 +194,7 @@ HOSTILE = {
     # 9, 10: the manifest's stream, and counts
     "manifest truncated": with_manifest(REST[4:-20], FLOATS),
     "manifest twice": file_of({"t": 1, "p": 0}, crcs=[], tail=zlib.compress(b"{}")),
+    "manifest with another dictionary": file_of({"t": {"mean": 1}, "p": 0}, crcs=[], zdict=f.DICTIONARY[::-1]),
     "manifest with a tail": file_of({"t": 1, "p": 0}, crcs=[], tail=b"\0"),
     "manifest with zlib's header": with_manifest(zlib.compress(b'{"t":1,"p":0}')),
     "manifest is no deflate": with_manifest(b"\xff" * 40),
@@ -179,6 +209,7 @@ HOSTILE = {
     "a checksum too few": tree_of({"w": ["f4", [2]]}, FLOATS, crcs=[]),
     "a checksum too many": tree_of({"w": ["f4", [2]]}, FLOATS, crcs=[zlib.crc32(FLOATS), 0]),
     "a wrong checksum": tree_of({"w": ["f4", [2]]}, FLOATS, crcs=[1]),
+    "a wrong checksum of no bytes": tree_of({"w": ["f4", [0]]}, crcs=[7]),
     "wrong checksum of the manifest": GOOD[:-8].replace(REST[:4], b"\0\0\0\0") + FLOATS,
     # 11-16: the rans codec
     "zero-bit bomb": coded(rans([4096], states=[1 << 16] * 4), shape=[2**36]),
@@ -262,6 +293,12 @@ HOSTILE = {
     "bits too long": coded(bytes([0, 8, 1, 1, 1, 1, 1]), codec=f.BITS),
     "bits above the dtype": coded(bytes([10, 8, 1, 1, 1, 255]), codec=f.BITS),
     "bits of an empty array": coded(bytes([0, 0]), codec=f.BITS, shape=[0]),
+    "floats of 1 bit": coded(bytes([0, 1, 0]), dtype="f4", codec=f.BITS),
+    "floats of no width": coded(bytes([0]), dtype="f4", codec=f.BITS),
+    "floats of 0 bits and a byte": coded(bytes([0, 0, 0]), dtype="f4", codec=f.BITS),
+    "a float of 33 bits": coded(varint(2**33) + bytes([0]), dtype="f4", codec=f.BITS),
+    "a float below 0": coded(bytes([1, 0]), dtype="f4", codec=f.BITS),
+    "width-0 bomb of floats": coded(bytes([0, 0]), dtype="f4", codec=f.BITS, shape=[2**40]),
     "width-0 bomb": coded(bytes([0, 0]), codec=f.BITS, shape=[2**40]),
     # 20: unknown words
     **{
@@ -288,3 +325,7 @@ HOSTILE = {
     "gguf": b"GGUF\x03\x00\x00\x00" + bytes(40),
     "numpy": b"\x93NUMPY\x01\x00" + bytes(40),
 }
+
+odd_words = ["l", "t", "i", "x", "G", "nan", "=f4", 0, 1, 2, -1, 4, 8, 2**63, True, None, 1.5]
+lists_and_dicts = lambda kids: st.lists(kids, max_size=5) | st.dictionaries(st.text(max_size=3), kids, max_size=3)
+json_nodes = st.recursive(st.sampled_from([*f.KINDS, *f.DTYPES, *odd_words]), lists_and_dicts, max_leaves=25)

@@ -80,10 +80,11 @@ def test_a_full_disk(path, monkeypatch):
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 import numpy as np
 from jaxprune.storage import files
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 write = files._write
 def slow(file, piece):
     write(file, piece)

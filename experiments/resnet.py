@@ -1,0 +1,67 @@
+"""The CIFAR-10 ResNets of He et al. 2016 (arXiv:1512.03385), option-A shortcuts, channels last, eval mode.
+
+`load` reads a PyTorch checkpoint's names and layouts (an .npz) into `{"conv1": {"kernel": HWIO}, "bn1": …}`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+NAMES = {"running_mean": "mean", "running_var": "var", "bias": "bias"}
+
+
+def load(path: Any) -> dict[str, dict[str, Array]]:
+    """Params by layer: kernels HWIO and (in, out), batch norms with mean, var, scale and bias."""
+    params: dict[str, dict[str, Array]] = {}
+    with np.load(path) as file:
+        for name in file.files:
+            layer, _, field = name.rpartition(".")
+            x = file[name]
+            field = NAMES.get(field, "kernel" if x.ndim > 1 else "scale")
+            x = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
+            params.setdefault(layer, {})[field] = jnp.asarray(x)
+    return params
+
+
+def normalised(x: np.ndarray) -> Array:
+    """uint8 images as the network takes them."""
+    return jnp.asarray((x / np.float32(255) - MEAN) / STD, jnp.float32)
+
+
+def _norm(p: Any, x: Array) -> Array:
+    return (x - p["mean"]) * (lax.rsqrt(p["var"] + 1e-5) * p["scale"]) + p["bias"]
+
+
+def _conv(p: Any, x: Array, stride: int = 1) -> Array:
+    # not "SAME", which pads a stride of 2 on one side only
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, p["kernel"], (stride, stride), [(1, 1), (1, 1)], dimension_numbers=dims)
+
+
+def apply(params: Any, x: Array) -> Array:
+    """Logits."""
+    x = jax.nn.relu(_norm(params["bn1"], _conv(params["conv1"], x)))
+    blocks = sum(name.startswith("layer1.") and name.endswith("conv1") for name in params)
+    for stage in (1, 2, 3):
+        for i in range(blocks):
+            at = f"layer{stage}.{i}."
+            stride = 2 if stage > 1 and i == 0 else 1
+            y = jax.nn.relu(_norm(params[at + "bn1"], _conv(params[at + "conv1"], x, stride)))
+            y = _norm(params[at + "bn2"], _conv(params[at + "conv2"], y))
+            more = (y.shape[-1] - x.shape[-1]) // 2
+            x = jax.nn.relu(y + jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (more, more))))
+    return x.mean((1, 2)) @ params["linear"]["kernel"] + params["linear"]["bias"]
+
+
+def accuracy(params: Any, x: np.ndarray, y: np.ndarray, batch: int = 250) -> float:
+    """Percent right."""
+    run = jax.jit(apply)
+    right = [
+        np.argmax(run(params, normalised(x[i : i + batch])), 1) == y[i : i + batch] for i in range(0, len(y), batch)
+    ]
+    return 100 * float(np.concatenate(right).mean())

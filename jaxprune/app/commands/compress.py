@@ -1,0 +1,95 @@
+"""`jaxprune compress IN -o OUT --recipe recipe.toml`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxprune.app.commands.common import FOUND, Json, check_target, plain_errors, print_json
+
+
+def compress(
+    checkpoint: Annotated[Path, typer.Argument(metavar="IN", help="Any checkpoint: a file, or an Orbax folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The compressed file; any suffix will do.")],
+    recipe: Annotated[Path, typer.Option("--recipe", "-r", help="The rules, a TOML file.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read OUT back and compare it, bit for bit.")] = False,
+    in_memory: Annotated[
+        bool, typer.Option("--in-memory", help="Hold all leaves at once, for rules that need it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compress a checkpoint leaf by leaf. The plan is printed first; the file appears whole or not at all."""
+    with plain_errors(f"stopped: {out} is as it was"):
+        from jaxprune.app.plans import plan
+        from jaxprune.app.rules import read_recipe
+        from jaxprune.storage.checkpoints.formats import open_checkpoint
+
+        rules = read_recipe(recipe)
+        check_target(out, checkpoint)
+        with open_checkpoint(checkpoint) as source:
+            todo = plan(source, rules)
+            if not as_json:
+                _show_plan(source, todo)
+            report = {"plan": todo.to_dict()}
+            if not dry_run:
+                report |= _write(source, todo, out, in_memory, verify)
+        if as_json:
+            print_json(report)
+        elif not dry_run:
+            _show_result(report, out)
+        if report.get("verified", {}).get("damaged"):
+            raise typer.Exit(FOUND)
+
+
+def _show_plan(source: Any, todo: Any) -> None:
+    from jaxprune.app.file_tables import layout_line, plan_table
+    from jaxprune.app.tables import console
+
+    console().print(plan_table(todo))
+    for line in (layout_line(todo), *source.notes):
+        print(line)
+
+
+def _write(source: Any, todo: Any, out: Path, in_memory: bool, verify: bool) -> dict[str, Any]:
+    from jaxprune.app.compress import compress as run
+    from jaxprune.app.progress import Bytes
+    from jaxprune.storage.files import inspect
+
+    meant: dict[str, bytes] | None = {} if verify else None
+    dense = sum(leaf.tensor.nbytes for leaf in todo.leaves)
+    with Bytes("compress", dense) as tick:
+        run(source, todo, out, tick, in_memory=in_memory, meant=meant)
+    seconds = tick.seconds
+    sizes = inspect(out).bytes
+    report: dict[str, Any] = {"seconds": seconds, "dense_bytes": dense, "bytes": sizes._asdict()}
+    report["ratio"] = dense / sizes.file
+    return report if meant is None else {**report, "verified": _verify(source, out, meant, dense)}
+
+
+def _verify(source: Any, out: Path, meant: dict[str, bytes], dense: int) -> dict[str, Any]:
+    from jaxprune.app.compare import total
+    from jaxprune.app.compress import read_back
+    from jaxprune.app.progress import Bytes
+
+    with Bytes("verify", dense) as tick:
+        rows, damaged = read_back(source, out, meant, tick)
+    everything = total(rows).to_dict()
+    return {"damaged": damaged, "sqnr_db": everything["sqnr_db"], "leaves": [row.to_dict() for row in rows]}
+
+
+def _show_result(report: dict[str, Any], out: Path) -> None:
+    from jaxprune.app.tables import size_text
+
+    file, data, predicted = report["bytes"]["file"], report["bytes"]["data"], report["bytes"]["predicted"]
+    speed = report["dense_bytes"] / report["seconds"]
+    print(f"{out}: {size_text(report['dense_bytes'])} in {size_text(file)}, {report['ratio']:.1f}x smaller; ", end="")
+    print(f"{report['seconds']:.1f} s, {size_text(speed)}/s")
+    print(f"its streams take {data:,} bytes; counts predicted {predicted:,}")
+    if found := report.get("verified"):
+        n = len(found["leaves"])
+        sqnr = (
+            "nothing is lost" if found["sqnr_db"] is None else f"SQNR {found['sqnr_db']:.2f} dB against the checkpoint"
+        )
+        good = f"verified: all {n} leaves read back bit for bit as they were meant; {sqnr}"
+        print(f"DAMAGED: {', '.join(found['damaged'])}" if found["damaged"] else good)

@@ -1,0 +1,57 @@
+"""`jaxprune run CONFIG.toml`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxprune.app.commands.common import Json, plain_errors, print_json
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.batch=32. Repeatable."),
+]
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
+    set: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
+    runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Run an experiment. A killed run goes on where it stopped; a finished one prints its table again."""
+    with plain_errors("stopped: the same command goes on from the last checkpoint"):
+        from jaxprune.app.config import grid, load_config
+
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        todo = grid(load_config(config, set or []))
+        shown = [_plan(c, runs, as_json) if dry_run else _run(c, runs, as_json, chosen) for chosen, c in todo]
+        if as_json:
+            print_json(shown[0] if len(shown) == 1 else shown)
+
+
+def _run(config: Any, runs: Path, quiet: bool, chosen: dict[str, Any]) -> dict[str, Any]:
+    from jaxprune.app.experiment import run
+    from jaxprune.app.tables import print_results
+
+    results, folder = run(config, runs)
+    if not quiet:
+        if chosen:
+            print(", ".join(f"{k} = {v}" for k, v in chosen.items()))
+        print_results(results, folder)
+    return results
+
+
+def _plan(config: Any, runs: Path, quiet: bool) -> list[dict[str, Any]]:
+    from jaxprune.app.config import run_name
+    from jaxprune.app.experiment import plan
+    from jaxprune.app.tables import console, plan_table
+
+    rows = plan(config, runs / run_name(config))
+    if not quiet:
+        console().print(plan_table(rows))
+        print(f"the run folder would be {runs / run_name(config)}")
+    return rows

@@ -1,0 +1,125 @@
+"""`jaxprune inspect | restore | diff | verify`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jaxprune.app.commands.common import FOUND, Json, check_target, plain_errors, print_json
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A compressed file, or any checkpoint.")],
+    as_json: Json = False,
+) -> None:
+    """Show what a file holds, from its headers alone: of a compressed one predicted against real bytes."""
+    with plain_errors():
+        from jaxprune.app.tables import console
+        from jaxprune.storage.checkpoints.formats import open_checkpoint
+
+        with open_checkpoint(file) as source:
+            said, table, lines = _inspected(file) if source.kind == "jaxprune" else _listed(source)
+        if as_json:
+            print_json(said)
+        else:
+            console().print(table)
+            print("\n".join(lines))
+
+
+def _inspected(file: Path) -> tuple[dict[str, Any], Any, list[str]]:
+    """JSON, a table and closing lines for a compressed file."""
+    from jaxprune.app.file_tables import inspection_table
+    from jaxprune.app.fixed import fixed_bytes
+    from jaxprune.storage.files import inspect as look
+
+    found, fixed = look(file), fixed_bytes(file)
+    said = found.to_dict()
+    said["rows"] = [{**row, "fixed_bytes": fixed[row["path"]]} for row in said["rows"]]
+    return said, inspection_table(found, fixed), str(found).splitlines()[-2:]
+
+
+def _listed(source: Any) -> tuple[dict[str, Any], Any, list[str]]:
+    """The same for any other checkpoint."""
+    from jaxprune.app.file_tables import checkpoint_table
+
+    row = lambda path, x: {"path": path, "shape": list(x.shape), "dtype": x.dtype.name, "bytes": x.nbytes}
+    said = {"kind": source.kind, "rows": [row(path, x) for path, x in source.tensors.items()]}
+    return said, checkpoint_table(source), list(source.notes)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="A compressed file, or any checkpoint.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT", help="*.safetensors, *.npz, *.msgpack, or an Orbax folder.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Write the dense arrays, under their names, in their layout and dtypes."""
+    with plain_errors(f"stopped: {out} is as it was"):
+        from jaxprune.app.progress import Bytes
+        from jaxprune.storage.checkpoints.formats import format_of, open_checkpoint, write_checkpoint
+
+        check_target(out, file)
+        if not format_of(out):
+            print("Orbax writes a folder from one tree: all arrays are held in memory at once", file=sys.stderr)
+        with open_checkpoint(file) as source, Bytes("restore", _dense(source)) as tick:
+
+            def read(path: str) -> Any:
+                x = source.read(path)
+                tick(path, x.nbytes)
+                return x
+
+            write_checkpoint(out, source.tensors, read, source.about)
+            report = {"file": str(out), "leaves": len(source.tensors), "dense_bytes": _dense(source)}
+        if as_json:
+            print_json({**report, "seconds": tick.seconds})
+        else:
+            print(f"{out}: {report['leaves']} arrays, {report['dense_bytes']:,} bytes, in {tick.seconds:.1f} s")
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Any checkpoint or compressed file.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two checkpoints leaf by leaf. Exit code 1 says that they differ."""
+    with plain_errors("stopped"):
+        from jaxprune.app.compare import compare, total
+        from jaxprune.app.file_tables import diff_lines, diff_table
+        from jaxprune.app.progress import Bytes
+        from jaxprune.app.tables import console
+        from jaxprune.storage.checkpoints.formats import open_checkpoint
+
+        with open_checkpoint(a) as first, open_checkpoint(b) as second, Bytes("diff", _dense(first)) as tick:
+            rows = list(compare(first, second, tick))
+        everything = total(rows)
+        if as_json:
+            print_json({"total": everything.to_dict(), "leaves": [row.to_dict() for row in rows]})
+        else:
+            if not everything.same:
+                console().print(diff_table([row for row in rows if not row.same], everything))
+            print("\n".join(diff_lines(rows)))
+        if not everything.same:
+            raise typer.Exit(FOUND)
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="A compressed file.")],
+    as_json: Json = False,
+) -> None:
+    """Check every checksum and decode every leaf. Exit code 1 says what is damaged."""
+    with plain_errors("stopped"):
+        from jaxprune.app.checks import check
+
+        found = check(file)
+        if as_json:
+            print_json(found.to_dict())
+        else:
+            print(found)
+        if found.damaged:
+            raise typer.Exit(FOUND)
+
+
+def _dense(checkpoint: Any) -> int:
+    return sum(tensor.nbytes for tensor in checkpoint.tensors.values())

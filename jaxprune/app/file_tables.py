@@ -1,0 +1,122 @@
+"""Tables of the commands on files; 100 columns."""
+
+import math
+from typing import Any
+
+from jaxprune.app.compare import Difference
+from jaxprune.app.plans import Plan
+from jaxprune.app.tables import size_text
+from jaxprune.storage.checkpoints.tensors import Checkpoint
+from jaxprune.storage.inspection import Inspection
+
+PATH, ARRAY, WORDS = 34, 22, 22
+SHORT = (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i"), ("complex", "c"))
+
+
+def plan_table(plan: Plan) -> Any:
+    """One row a leaf: its rule, what that does, the bytes before and to expect."""
+    table = _table("plan", {"leaf": 0, "array": 0, "rule": 1, "does": 0, "dense": 1, "predicted": 1})
+    for leaf in plan.leaves:
+        rule = "-" if leaf.rule is None else str(leaf.rule + 1)
+        array = _array(leaf.tensor.dtype.name, leaf.tensor.shape)
+        sizes = size_text(leaf.tensor.nbytes), _size(leaf.predicted)
+        table.add_row(*map(_plain, (leaf.path, array, rule, leaf.words, *sizes)))
+    known = [leaf.predicted for leaf in plan.leaves if leaf.predicted is not None]
+    least = "" if len(known) == len(plan.leaves) else ">= "
+    table.add_section()
+    dense = sum(leaf.tensor.nbytes for leaf in plan.leaves)
+    table.add_row(f"{len(plan.leaves)} leaves", "", "", "", size_text(dense), least + size_text(sum(known)))
+    return table
+
+
+def inspection_table(found: Inspection, fixed: dict[str, int]) -> Any:
+    """One row a leaf of a jaxprune file: the bytes of the array, of its fixed-length code, and in the file."""
+    table = _table("leaves", {"leaf": 0, "stored as": 0, "array": 0, "dense": 1, "fixed": 1, "stored": 1, "codecs": 0})
+    for row in found.rows:
+        sizes = row.dense_bytes, fixed[row.path], row.stored_bytes
+        cells = row.path, row.kind, _array(row.dtype, row.shape), *map(size_text, sizes), "+".join(row.codecs)
+        table.add_row(*map(_plain, cells))
+    table.add_section()
+    dense = sum(row.dense_bytes for row in found.rows)
+    sizes = dense, sum(fixed.values()), found.bytes.data
+    table.add_row(f"{len(found.rows)} leaves", "", "", *map(size_text, sizes), "")
+    return table
+
+
+def checkpoint_table(checkpoint: Checkpoint) -> Any:
+    """One row an array of any other checkpoint."""
+    table = _table(f"{checkpoint.kind} checkpoint", {"leaf": 0, "array": 0, "bytes": 1})
+    for path, x in checkpoint.tensors.items():
+        table.add_row(*map(_plain, (path, _array(x.dtype.name, x.shape), size_text(x.nbytes))))
+    table.add_section()
+    total = sum(x.nbytes for x in checkpoint.tensors.values())
+    table.add_row(f"{len(checkpoint.tensors)} leaves", "", size_text(total))
+    return table
+
+
+def layout_line(plan: Plan) -> str:
+    """The order of axes, and where it is from."""
+    if not plan.guessed:
+        return f"layout: {plan.layout}, as the recipe says"
+    if plan.layout == "torch":
+        return 'layout: torch, guessed from names that end in "weight"; for another put layout = "jax" in the recipe'
+    return 'layout: jax; for PyTorch\'s order of axes put layout = "torch" in the recipe'
+
+
+def diff_table(rows: list[Difference], everything: Difference) -> Any:
+    """One row for each leaf that differs."""
+    from rich.table import Table
+
+    table = Table(title="leaves that differ", title_justify="left")
+    table.add_column("leaf", overflow="fold")
+    for name in ("max error", "relative", "SQNR dB", "new zeros", "lost zeros"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(_plain, (row.path + (f"\n  {row.note}" if row.note else ""), *_numbers(row))))
+    table.add_section()
+    table.add_row("all leaves together", *_numbers(everything))
+    return table
+
+
+def diff_lines(rows: list[Difference]) -> list[str]:
+    """The outcome in words."""
+    same = sum(row.same for row in rows)
+    if same == len(rows):
+        return [f"no difference: {same} leaves, {sum(row.size for row in rows):,} numbers"]
+    return [f"{len(rows) - same} of {len(rows)} leaves differ, {same} are equal"]
+
+
+def _numbers(row: Difference) -> tuple[str, ...]:
+    if row.note.startswith("only") or (row.note and not row.signal and not row.noise):
+        return ("-",) * 5
+    sqnr = f"{row.sqnr:.2f}" if math.isfinite(row.sqnr) else "exact" if row.sqnr > 0 else "-inf"
+    return f"{row.max_error:.3g}", f"{row.relative:.3%}", sqnr, f"{row.new_zeros:,}", f"{row.lost_zeros:,}"
+
+
+def _table(title: str, columns: dict[str, int]) -> Any:
+    """A table without rows; of a column 1 says that it holds numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name, number in columns.items():
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _array(dtype: str, shape: tuple[int, ...]) -> str:
+    for long, short in SHORT:
+        if dtype.startswith(long):
+            dtype = short + dtype.removeprefix(long)
+            break
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def _size(n: int | None) -> str:
+    return "?" if n is None else size_text(n)
+
+
+def _plain(text: str) -> Any:
+    """Text in which brackets are no markup."""
+    from rich.text import Text
+
+    return Text(text)

@@ -1,0 +1,54 @@
+"""The order of axes: PyTorch's kernels have their outputs first, JAX's last.
+
+    torch   O I        O I W        O I H W        O I D H W
+    jax     I O        W I O        H W I O        D H W I O
+
+A rule that speaks of axes (scales and channels of the last axis) means JAX's order, so a kernel of PyTorch is turned
+when it is read, and turned back when it is restored. What is turned is a matter of names: arrays of 2 to 5 axes whose
+name ends in "weight". (So are embedding tables and transposed convolutions, which have another order: only which of
+their axes is the last then differs.)
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxprune.storage.checkpoints.tensors import Keys, Read, Shape, Tensor, empty
+
+LAYOUTS = ("jax", "torch")
+
+
+def guess(tensors: Mapping[str, Tensor]) -> str:
+    """The layout that the names speak of."""
+    last = {re.split(r"[/.]", tensor.name)[-1] for tensor in tensors.values()}
+    kernels = any(turns("torch", tensor.keys, tensor.shape) for tensor in tensors.values())
+    return "torch" if kernels and "kernel" not in last else "jax"
+
+
+def turns(layout: str, keys: Keys, shape: Shape) -> bool:
+    """Whether this layout has another order of axes for an array."""
+    named = re.split(r"[/.]", keys[-1])[-1] == "weight" if keys else False
+    return layout == "torch" and named and 2 <= len(shape) <= 5
+
+
+def to_jax(layout: str, tensor: Tensor) -> Tensor:
+    """The tensor as JAX orders it."""
+    if not turns(layout, tensor.keys, tensor.shape):
+        return tensor
+    outputs, inputs, *window = tensor.shape
+    return tensor._replace(shape=(*window, inputs, outputs))
+
+
+def turned(x: np.ndarray, layout: str, keys: Keys) -> np.ndarray:
+    """A view of an array in JAX's order with its axes in the layout's."""
+    if not turns(layout, keys, x.shape):
+        return x
+    return np.moveaxis(x, (-1, -2), (0, 1))
+
+
+def read_as_jax(read: Read, path: str, layout: str, tensor: Tensor) -> np.ndarray:
+    """The array in JAX's order; nothing of its size is allocated besides."""
+    x = empty(to_jax(layout, tensor).shape, tensor.dtype)
+    read(path, turned(x, layout, tensor.keys))
+    return x

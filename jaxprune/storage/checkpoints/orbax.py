@@ -1,0 +1,118 @@
+"""Orbax's checkpoint folders. Reading takes one leaf at a time; writing needs them all in memory, as Orbax does."""
+
+import contextlib
+import glob
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprune.storage.checkpoints import tensors as t
+from jaxprune.storage.checkpoints.tensors import Checkpoint, Keys, Read, Tensor
+from jaxprune.storage.format import FormatError
+from jaxprune.storage.trees import plain_key
+
+ITEM = "default"  # the folder of a lone item below a step
+
+
+@contextlib.contextmanager
+def opened(path: Any) -> Iterator[Checkpoint]:
+    """The checkpoint of a folder that a StandardCheckpointer, PyTreeCheckpointer or CheckpointManager's step wrote."""
+    import orbax.checkpoint as ocp
+
+    folder = _folder(os.path.abspath(path))
+    with _own_words(), ocp.PyTreeCheckpointer() as store:
+        tree = store.metadata(folder).item_metadata.tree
+        flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape") or x is None)[0]
+        notes = tuple(f"{_name(keys)} is nothing (None), and is left out" for keys, x in flat if not _is_array(x))
+        places = {_plain(keys): keys for keys, x in flat if _is_array(x)}
+        tensors = t.by_path(t.checked(_plain(keys), x.shape, np.dtype(x.dtype)) for keys, x in flat if _is_array(x))
+
+        def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
+            with _own_words(path):
+                return t.placed(_leaf(store, folder, tree, places[tensors[path].keys]), into)
+
+        yield Checkpoint("orbax", tensors, read, notes)
+
+
+def _folder(path: str) -> str:
+    for folder in (path, os.path.join(path, ITEM)):
+        if os.path.exists(os.path.join(folder, "_METADATA")):
+            return folder
+    steps = sorted((name for name in os.listdir(path) if name.isdigit()), key=int)
+    hint = f": it has the steps {', '.join(steps[:5])}; name one, as {os.path.join(path, steps[-1])}" if steps else ""
+    raise FormatError(f"the folder is no checkpoint of Orbax (there is no _METADATA){hint}")
+
+
+@contextlib.contextmanager
+def _own_words(path: str = "") -> Iterator[None]:
+    """Orbax raises what its parts raise."""
+    try:
+        yield
+    except (FormatError, KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as e:
+        where = f"leaf {path!r}: " if path else ""
+        raise FormatError(f"{where}Orbax cannot read it: {_first_line(e)[:200]}") from e
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip() or type(e).__name__).splitlines()[0]
+
+
+def _is_array(x: Any) -> bool:
+    return getattr(x, "shape", None) is not None and getattr(x, "dtype", None) is not None
+
+
+def _plain(keys: Any) -> Keys:
+    return tuple(str(plain_key(key)) for key in keys)
+
+
+def _name(keys: Any) -> str:
+    return "/".join(_plain(keys))
+
+
+def _leaf(store: Any, folder: str, tree: Any, keys: Any) -> np.ndarray:
+    """One leaf: what the item leaves out, Orbax does not read."""
+    import orbax.checkpoint as ocp
+
+    chosen = jax.tree_util.tree_map_with_path(
+        lambda at, x: 0 if at == keys else ocp.PLACEHOLDER, tree, is_leaf=lambda x: hasattr(x, "shape")
+    )
+    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), chosen)
+    found = store.restore(folder, ocp.args.PyTreeRestore(item=chosen, restore_args=plain))
+    return next(np.asarray(x) for x in jax.tree.leaves(found) if x is not ocp.PLACEHOLDER)
+
+
+def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+    """Writes a folder that a StandardCheckpointer restores: nested dicts of arrays."""
+    import orbax.checkpoint as ocp
+
+    t.check_names(tensors.values(), _why_not)
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists; a folder is not replaced: remove it, or choose another name")
+    tree: dict[str, Any] = {}
+    for leaf, tensor in tensors.items():
+        place = tree
+        for key in tensor.keys[:-1]:
+            place = place.setdefault(key, {})
+        place[tensor.keys[-1]] = read(leaf)
+    try:
+        with ocp.StandardCheckpointer() as store:
+            store.save(os.path.abspath(path), tree)
+    except Exception as e:  # Orbax raises what its parts raise
+        folder, name = os.path.split(os.path.abspath(path))
+        for left in glob.glob(f"{glob.escape(name)}.orbax-checkpoint-tmp*", root_dir=folder):
+            shutil.rmtree(os.path.join(folder, left), ignore_errors=True)
+        raise OSError(f"{path}: Orbax cannot write it, and nothing is left: {_first_line(e)}") from e
+
+
+def _why_not(tensor: Tensor) -> str:
+    if t.leads_out(Tensor(tensor.keys, (), tensor.dtype)) or any("/" in key for key in tensor.keys):
+        return "a folder cannot hold this name, which leads out of it: restore to .safetensors or .msgpack"
+    if not tensor.size:
+        return f"Orbax refuses arrays without elements, as this of shape {list(tensor.shape)}: restore to .safetensors"
+    return ""

@@ -1,0 +1,130 @@
+"""Which arrays share a bank: chosen by size, like every codec.
+
+Leaves in file order, up to 2^22 elements, make a batch, so that a writer need hold no more; masks and integers of a
+batch are a group each. Each array's bits in the group's contexts are compared with its stream by itself; those that
+lose leave, the tables are made again, and the rest have a bank if it is smaller than their streams together. A very
+large array stays out: `numerics.rans` by itself is some five times faster.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxprune.numerics import banks as fitting
+from jaxprune.numerics import codes, context_coder, contexts
+from jaxprune.storage import banks, streams
+from jaxprune.storage import format as f
+from jaxprune.storage.format import DTYPES, Array, Code, Leaf
+
+ROUNDS = 3  # of leaving out arrays that lose
+HALF = f.MAX_WIDTH_OF_BANK // 2  # magnitudes that a table may hold
+
+
+class Group(NamedTuple):
+    """Arrays with one bank, and how long it will be (a prediction, good to some bytes)."""
+
+    members: list[Array]
+    size: int
+    write: Callable[[], bytes]
+
+
+def arrays_of(leaves: Iterable[Leaf]) -> Iterator[Array]:
+    """The arrays of leaves, in order."""
+    for leaf in leaves:
+        yield from _arrays(leaf.node)
+
+
+def _arrays(node: Any) -> Iterator[Array]:
+    if isinstance(node, Array):
+        yield node
+    elif isinstance(node, Code):
+        for part in node.parts:
+            yield from _arrays(part)
+
+
+def joins(batch: list[Leaf], leaf: Leaf) -> bool:
+    """Whether a leaf belongs to the batch of those before it: up to 2^22 elements. A larger leaf is one by itself."""
+    return sum(x.words.size for x in arrays_of([*batch, leaf])) <= f.MOST_BANK
+
+
+def batches(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
+    """Leaves in the runs among which arrays may share a bank."""
+    batch: list[Leaf] = []
+    for leaf in leaves:
+        if batch and not joins(batch, leaf):
+            yield batch
+            batch = []
+        batch.append(leaf)
+    yield batch
+
+
+def groups(arrays: list[Array]) -> list[Group]:
+    """The banks that pay, for a batch's arrays in order: one of masks, one of integers, one of each array too large to
+    share one."""
+    found = [_paying(some) for kind in (True, False) for some in _alike(arrays, kind)]
+    return [group for group in found if group is not None]
+
+
+def _alike(arrays: list[Array], masks: bool) -> list[list[Array]]:
+    fit = [x for x in arrays if (x.dtype == "?") == masks and _fits(x)]
+    if sum(x.words.size for x in fit) <= f.MOST_BANK:
+        return [fit]
+    return [[x] for x in fit]
+
+
+def _fits(array: Array) -> bool:
+    plain = array.mask is None and array.dtype[0] in "?iu" and len(array.shape) >= 2
+    if not plain or not 0 < array.words.size <= f.MOST_OF_ONE:
+        return False
+    span = int(array.words.max()) - int(array.words.min())
+    return 0 < span < HALF
+
+
+def _centre(words: np.ndarray) -> int:
+    """What counts as 0: that itself where it can, else the middle."""
+    low, high = int(words.min()), int(words.max())
+    return 0 if (low < 0 or high < 2) and low > -HALF and high < HALF else (low + high + 1) // 2
+
+
+def _near(words: np.ndarray, centre: int) -> np.ndarray:
+    """words − centre, which 16 bits hold: modulo 2^16 it is the same."""
+    return words.astype(np.int16) - np.array(centre % (1 << 16), np.uint16).view(np.int16)
+
+
+def _paying(arrays: list[Array]) -> Group | None:
+    """A bank for those that gain by it, if together they do."""
+    alone = {id(x): streams.predict(x.words.ravel(), DTYPES[x.dtype]) for x in arrays}
+    group = None
+    for _ in range(ROUNDS):
+        if sum(x.words.size for x in arrays) < f.LEAST_BANK:
+            return None
+        group, shares = _group(arrays)
+        arrays = [x for x, share in zip(arrays, shares) if share < alone[id(x)]]
+        if len(arrays) == len(group.members):
+            break
+    return group if group and group.size < sum(alone[id(x)] for x in group.members) else None
+
+
+def _group(arrays: list[Array]) -> tuple[Group, np.ndarray]:
+    """The group, and bytes of each array in it, the tables apart."""
+    order = contexts.layout([x.shape for x in arrays])
+    centres = [_centre(x.words) for x in arrays]
+    values = [_near(x.words, centre) for x, centre in zip(arrays, centres)]
+    classes, flat = fitting.fit_classes(values), contexts.gathered(values, order)
+    del values
+    ids = fitting.contexts_of(flat, order, classes)
+    bank = fitting.fit_bank(ids, flat)
+    bits = contexts.sums(fitting.bits(ids, flat, bank), order)
+    lanes = context_coder.lanes_for(order, float(bits.sum()))
+    head = banks.write_head(banks.Head(bank, lanes, classes, centres))
+    write = lambda: head + context_coder.encode(ids, flat, order, bank, lanes)
+    size = len(head) + 4 * lanes + round(max(0.0, float(bits.sum()) - 8 * lanes) / 8)
+    return Group(arrays, size, write), (bits + _bits_of(classes)) / 8
+
+
+def _bits_of(classes: list[contexts.Classes]) -> np.ndarray:
+    """Bits that each array's classes take: their number by the entropy of all."""
+    every = np.concatenate([part for x in classes for part in x[1:]])
+    each = codes.entropy_bits(np.bincount(every + contexts.REACH)) / every.size
+    return np.array([each * sum(part.size for part in x[1:]) + 16 for x in classes])

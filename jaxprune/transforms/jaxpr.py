@@ -1,0 +1,88 @@
+"""A function as a flat list of equations: calls (jit, remat, custom derivatives) are replaced by their bodies.
+
+Values are numbered. Loops and branches (scan, while, cond) stay single equations, whose bodies nobody here looks into.
+JAX 0.10 has open and closed jaxprs, 0.12 one class for both; `open_jaxpr` is where they meet.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core as jex
+
+CALLS = frozenset(
+    {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
+    | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+)
+
+
+class Equation(NamedTuple):
+    """outputs = primitive(inputs), by the numbers of the values."""
+
+    primitive: Any
+    params: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class Program(NamedTuple):
+    """A function's equations in order.
+
+    Attributes:
+      inputs: numbers of the flat arguments.
+      outputs: numbers of the flat results.
+      equations: what is computed.
+      constants: values that are known, by number.
+      shapes: shape and dtype of every value, by number.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    equations: list[Equation]
+    constants: dict[int, Any]
+    shapes: dict[int, Any]
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
+    """A jaxpr and its constants, in JAX 0.10 and 0.12."""
+    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def program(f: Callable[..., Any], *args: Any) -> Program:
+    """The program of f(*args), every call inlined."""
+    top, consts = open_jaxpr(jax.make_jaxpr(f)(*args))
+    found = Program((), (), [], {}, {})
+    count = iter(range(1 << 62))
+
+    def known(value: Any) -> int:
+        number = next(count)
+        found.constants[number] = value
+        return number
+
+    def inline(jaxpr: Any, consts: list[Any], inputs: list[int]) -> list[int]:
+        names = dict(zip(jaxpr.invars, inputs)) | {v: known(c) for v, c in zip(jaxpr.constvars, consts)}
+        read = lambda v: known(v.val) if isinstance(v, jex.Literal) else names[v]
+        for eqn in jaxpr.eqns:
+            ins = [read(v) for v in eqn.invars]
+            bodies = [x for x in eqn.params.values() if isinstance(x, jex.Jaxpr | jex.ClosedJaxpr)]
+            if eqn.primitive.name in CALLS and len(bodies) == 1:
+                outs = inline(*open_jaxpr(bodies[0]), ins)
+            else:
+                outs = [next(count) for _ in eqn.outvars]
+                found.equations.append(Equation(eqn.primitive, eqn.params, tuple(ins), tuple(outs)))
+            names.update(zip(eqn.outvars, outs))
+            found.shapes.update({o: v.aval for v, o in zip(eqn.outvars, outs)})
+        return [read(v) for v in jaxpr.outvars]
+
+    inputs = [next(count) for _ in top.invars]
+    found.shapes.update({i: v.aval for v, i in zip(top.invars, inputs)})
+    return found._replace(inputs=tuple(inputs), outputs=tuple(inline(top, consts, inputs)))
+
+
+def evaluate(equations: Iterable[Equation], values: dict[int, Any]) -> dict[int, Any]:
+    """The values, and those of the equations, which come in order."""
+    values = dict(values)
+    for eqn in equations:
+        out = eqn.primitive.bind(*(values[i] for i in eqn.inputs), **eqn.params)
+        values.update(zip(eqn.outputs, out if eqn.primitive.multiple_results else [out]))
+    return values

@@ -1,0 +1,394 @@
+"""The commands on files, end to end: plans, round trips, the same bytes streamed and in memory, and bad inputs."""
+
+import contextlib
+import errno
+import gc
+import json
+import os
+import re
+import tomllib
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from typer.testing import CliRunner
+
+import jaxprune as jp
+from jaxprune.app import cli
+from jaxprune.app.compress import compress as run
+from jaxprune.app.plans import plan
+from jaxprune.app.rules import Recipe, Rule
+from jaxprune.app.strict import convert
+from jaxprune.numerics import placement
+from jaxprune.storage import streaming
+from jaxprune.storage.checkpoints.formats import open_checkpoint
+from tests.storage.test_checkpoints import SUFFIXES, assert_named, read_all, write_foreign
+
+draw = np.random.default_rng(0)
+TORCH = {
+    "layer1.0.conv1.weight": draw.normal(size=(8, 4, 3, 3)).astype(np.float32),
+    "layer1.0.bn1.weight": draw.normal(size=8).astype(np.float32),
+    "layer1.0.bn1.num_batches_tracked": np.array(3),
+    "linear.weight": draw.normal(size=(5, 8)).astype(ml_dtypes.bfloat16),
+    "linear.bias": draw.normal(size=5).astype(np.float32),
+}
+RULE = '[[rule]]\nwhere = ".*(conv|linear).*weight"\nprune = 0.5\nquantize = 8\n'
+
+
+def call(*args):
+    return CliRunner().invoke(cli.app, [str(a) for a in args])
+
+
+@pytest.fixture
+def torch(tmp_path):
+    safetensors.numpy.save_file(TORCH, tmp_path / "model.safetensors", {"format": "pt"})
+    return tmp_path / "model.safetensors"
+
+
+def compress(checkpoint, rules, *more, code=0, out=None):
+    recipe = checkpoint.parent / "recipe.toml"
+    recipe.write_text(rules)
+    out = out or checkpoint.parent / "out.jpz"
+    result = call("compress", checkpoint, "-o", out, "--recipe", recipe, *more)
+    assert result.exit_code == code, result.output
+    return out, result
+
+
+def test_the_plan_says_everything(torch):
+    out, result = compress(torch, RULE, "--dry-run")
+    assert not out.exists() and max(map(len, result.stdout.splitlines())) <= 100
+    for words in ("f32[3,3,4,8]", "bf16[8,5]", "prune 0.5, quantize 8", "kept", "layout: torch, guessed"):
+        assert words in result.stdout
+    rows = json.loads(compress(torch, RULE, "--dry-run", "--json")[1].stdout)["plan"]["leaves"]
+    assert [r["rule"] for r in rows] == [None, None, 1, None, 1]
+    conv = next(r for r in rows if r["rule"])  # 288 bits of mask, 144 bytes, 8 scales
+    assert conv["predicted_bytes"] == 36 + 144 + 32 and conv["dense_bytes"] == 1152
+
+
+def test_pytorch_layout_and_back(torch):
+    out, result = compress(torch, RULE, "--verify")
+    assert "all 5 leaves read back bit for bit" in result.stdout
+    code = jp.load(out)["layer1.0.conv1.weight"]
+    assert code.shape == (3, 3, 4, 8) and code.values.scale.shape == (1, 1, 1, 8)
+    kernel = jnp.asarray(TORCH["layer1.0.conv1.weight"].transpose(2, 3, 1, 0))
+    want = np.asarray(jp.chain(jp.prune(0.5), jp.quantize(bits=8)).init(kernel).materialize())
+    back = torch.parent / "back.safetensors"
+    assert call("restore", out, "-o", back).exit_code == 0
+    found = safetensors.numpy.load_file(back)
+    assert {k: (x.shape, x.dtype) for k, x in found.items()} == {k: (x.shape, x.dtype) for k, x in TORCH.items()}
+    np.testing.assert_array_equal(found["layer1.0.conv1.weight"], want.transpose(3, 2, 0, 1))
+    for name in TORCH.keys() - {"layer1.0.conv1.weight", "linear.weight"}:
+        assert found[name].tobytes() == TORCH[name].tobytes()
+    with safetensors.safe_open(back, "np") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_the_recipe_says_the_layout(torch):
+    out, result = compress(torch, 'layout = "jax"\n' + RULE)
+    assert "layout: jax, as the recipe says" in result.stdout
+    assert jp.load(out)["layer1.0.conv1.weight"].shape == (8, 4, 3, 3)
+
+
+@pytest.mark.parametrize("source", SUFFIXES)
+@pytest.mark.parametrize("target", SUFFIXES)
+def test_every_format_to_every_format(source, target, tmp_path):
+    named = {k: x for k, x in SUFFIXES[".npz" if ".npz" in (source, target) else source].items() if k != "mask"}
+    out, _ = compress(write_foreign(tmp_path / f"model{source}", named), '[[rule]]\nwhere = ".*"\nkeep = true')
+    back = tmp_path / f"back{target}"
+    assert call("restore", out, "-o", back).exit_code == 0
+    assert call("diff", tmp_path / f"model{source}", out).exit_code == 0
+    found = read_all(back)
+    assert found.keys() == named.keys()
+    if target:
+        assert_named(found, named)
+
+
+STREAMED = [
+    "prune = 0.7",
+    'prune = { sparsity = 0.7, allocate = "global" }',
+    'prune = { sparsity = 0.7, allocate = "erk" }',
+    'prune = { sparsity = 0.5, score = "random" }',
+    'prune = { pattern = "2:4" }',
+    "prune = { threshold = 0.4 }",
+    "prune = 0.5\ncluster = 4\ncodebook_bits = 8",
+    "factorize = 2",
+    "entropy_quantize = { step = 0.1 }",
+    "prune = 0.5\nentropy_quantize = { step = 0.05 }",
+    'quantize = { bits = 4, rounding = "stochastic" }',
+]
+
+
+@pytest.mark.parametrize("verbs", STREAMED)
+def test_streamed_bytes_are_those_of_the_whole_tree(verbs, tmp_path):
+    named = {f"params/{n}/kernel": draw.normal(size=(8, 4 * n)).astype(np.float32).round(1) for n in (1, 2, 3)}
+    named["params/1/bias"] = np.zeros(4, np.float32)
+    path = write_foreign(tmp_path / "m.msgpack", named)
+    rules = f'[[rule]]\nwhere = ".*/kernel"\n{verbs}\n'
+    one, _ = compress(path, rules, "--verify")
+    two, _ = compress(path, rules, "--verify", "--in-memory", out=tmp_path / "two")
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "verbs",
+    [
+        'cluster = { k = 2, scope = "tree" }',
+        'prune = { sparsity = 0.5, allocate = "lamp" }',
+        'prune = { sparsity = 0.5, pattern = "channel -1" }',
+        "entropy_quantize = { sqnr = 20 }",
+        "prune = 0.5\nentropy_quantize = { bits_per_weight = 2 }",
+        'prune = { sparsity = 0.5, allocate = "global", score = "random" }',
+    ],
+)
+def test_rules_that_need_the_whole_tree(verbs, tmp_path):
+    named = {f"{n}/kernel": draw.normal(size=(8, 4 * n)).astype(np.float32) for n in (1, 2)}
+    path = write_foreign(tmp_path / "m.npz", named)
+    rules = f'[[rule]]\nwhere = ".*/kernel"\n{verbs}\n'
+    out, result = compress(path, rules, code=2)
+    assert "--in-memory" in result.stderr and not out.exists()
+    out, _ = compress(path, rules, "--in-memory", "--verify")
+    assert call("verify", out).exit_code == 0
+
+
+def test_one_step_for_all_leaves_of_a_rule(tmp_path):
+    named = {f"{n}/kernel": draw.normal(size=(8, 40)).astype(np.float32) * n for n in (1, 4)}
+    path = write_foreign(tmp_path / "m.npz", named)
+    rules = '[[rule]]\nwhere = ".*/kernel"\nentropy_quantize = { sqnr = 20 }\n'
+    out, result = compress(path, rules, "--in-memory", "--json")
+    assert [leaf["predicted_bytes"] for leaf in json.loads(result.stdout)["plan"]["leaves"]] == [None, None]
+    steps = {float(code.scale.item()) for code in jp.load(out).values() for code in code.values()}
+    total = json.loads(call("diff", path, out, "--json").stdout)["total"]
+    assert len(steps) == 1 and 20 <= total["sqnr_db"] < 20.2
+
+
+@pytest.mark.parametrize("verbs", ["prune = 0.5", "quantize = 8", "prune = 0.5\ncluster = 4", "factorize = 2"])
+def test_leaves_that_go_by_leave_no_cycles(verbs, tmp_path):
+    """A cycle would keep a leaf in memory until Python looks for cycles."""
+    path = write_foreign(tmp_path / "m.npz", {f"{n}/kernel": draw.normal(size=(8, 8)).astype("f4") for n in range(3)})
+    read, recipe = open_checkpoint(path), Recipe((convert({"where": ".*", **tomllib.loads(verbs)}, Rule, ""),))
+    gc.collect()
+    with read as checkpoint, collecting() as garbage:
+        run(checkpoint, plan(checkpoint, recipe), tmp_path / "out", lambda *_: None)
+    assert not [x for x in garbage if isinstance(x, jax.Array | np.ndarray)]
+
+
+@contextlib.contextmanager
+def collecting():
+    """What only the collector of cycles could free."""
+    garbage = []
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield garbage
+        gc.collect()
+        garbage += gc.garbage
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+@pytest.mark.parametrize(
+    "verbs", ["prune = 0.5", "quantize = 4", "prune = 0.5\nquantize = 8", "prune = 0.5\ncluster = 4"]
+)
+def test_large_leaves_are_restored_to_the_same_bits(verbs, tmp_path, monkeypatch):
+    """They are made dense by a compiled function."""
+    path = write_foreign(tmp_path / "m.npz", {"kernel": draw.normal(size=(30, 40)).astype(np.float32)})
+    out, _ = compress(path, f'[[rule]]\nwhere = ".*"\n{verbs}\n')
+    want = np.asarray(jp.load(out, as_="numpy")["kernel"])
+    assert read_all(out)["kernel"].tobytes() == want.tobytes()
+    monkeypatch.setattr(placement, "HOST", 1)
+    assert read_all(out)["kernel"].tobytes() == want.tobytes()
+
+
+def test_float64_leaves_stay_float64(tmp_path):
+    named = {"a/kernel": draw.normal(size=(8, 8)), "b": draw.normal(size=3), "n": np.arange(3)}
+    out, _ = compress(
+        write_foreign(tmp_path / "m.npz", named), '[[rule]]\nwhere = ".*/kernel"\nprune = 0.5', "--verify"
+    )
+    found = read_all(out)
+    assert all(found[k].dtype == x.dtype for k, x in named.items()) and (found["b"] == named["b"]).all()
+    kept = np.abs(named["a/kernel"]) > np.median(np.abs(named["a/kernel"]))
+    assert (found["a/kernel"] == np.where(kept, named["a/kernel"], 0)).all()
+
+
+# --- diff and verify -------------------------------------------------------------------------------------------------
+
+
+def test_diff_by_hand(tmp_path):
+    a = {"x": np.array([3.0, 0.0, 4.0, np.nan]), "i": np.array([2**63 - 1]), "only": np.ones(1)}
+    b = {"x": np.array([3.0, 1.0, 0.0, np.nan]), "i": np.array([2**63 - 2]), "more": np.ones(1)}
+    a |= {"s": np.ones(2), "d": np.ones(2)}
+    b |= {"s": np.ones(3), "d": np.ones(2, np.float32)}
+    np.savez(tmp_path / "a.npz", **a)
+    np.savez(tmp_path / "b.npz", **b)
+    result = call("diff", tmp_path / "a.npz", tmp_path / "b.npz", "--json")
+    rows = {r["path"]: r for r in json.loads(result.stdout)["leaves"]}
+    assert result.exit_code == 1 and not any(r["same"] for r in rows.values())
+    x = rows["x"]
+    assert (x["max_error"], x["new_zeros"], x["lost_zeros"]) == (4, 1, 1)
+    assert x["relative_error"] == pytest.approx((17 / 25) ** 0.5) and x["sqnr_db"] == pytest.approx(
+        10 * np.log10(25 / 17)
+    )
+    notes = {k: r["note"] for k, r in rows.items()}
+    assert notes["only"] == "only in the first" and notes["more"] == "only in the second"
+    assert notes["s"] == "float64[2] became float64[3]" and notes["d"] == "float64 became float32"
+    table = call("diff", tmp_path / "a.npz", tmp_path / "b.npz").stdout
+    assert max(map(len, table.splitlines())) <= 100 and "6 of 6 leaves differ" in table
+    same = call("diff", tmp_path / "a.npz", tmp_path / "a.npz")
+    assert same.exit_code == 0 and "no difference" in same.stdout
+
+
+def test_verify_says_which_leaf(torch):
+    out, _ = compress(torch, RULE)
+    assert call("verify", out).exit_code == 0
+    octets = bytearray(out.read_bytes())
+    octets[-1] ^= 1  # linear.weight is the last
+    out.write_bytes(octets)
+    result = call("verify", out, "--json")
+    found = json.loads(result.stdout)
+    assert result.exit_code == 1 and list(found["damaged"]) == ["linear.weight"] and found["fine"] == 4
+    assert "1 of 5 leaves are DAMAGED, the other 4 are fine" in call("verify", out).stdout
+    assert call("restore", out, "-o", out.parent / "x.npz").exit_code == 2 and not (out.parent / "x.npz").exists()
+    out.write_bytes(octets[:-5])
+    assert call("verify", out).exit_code == 1
+    octets[20] ^= 1  # in the header's first word
+    out.write_bytes(octets)
+    assert call("verify", out).exit_code == 1
+    assert call("verify", out.parent / "none").exit_code == 2
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_files_of_others(suffix, tmp_path):
+    path = write_foreign(tmp_path / f"m{suffix}", {"a/b": np.zeros((2, 3), np.float32), "c": np.arange(4)})
+    result = call("verify", path)
+    assert result.exit_code == 2 and "not a jaxprune file" in result.stderr and str(path) in result.stderr
+    shown = call("inspect", path)
+    assert shown.exit_code == 0 and "f32[2,3]" in shown.stdout and "2 leaves" in shown.stdout
+    rows = json.loads(call("inspect", path, "--json").stdout)["rows"]
+    assert rows[0] == {"path": "a/b", "shape": [2, 3], "dtype": "float32", "bytes": 24}
+
+
+@pytest.mark.parametrize("octets", [b"", b"a text", b"\x80\x04pickle", bytes(1000)])
+def test_files_that_are_nothing(octets, tmp_path):
+    (tmp_path / "x").write_bytes(octets)
+    for command in ("verify", "inspect"):
+        result = call(command, tmp_path / "x")
+        assert result.exit_code == 2 and str(tmp_path / "x") in result.stderr, command
+
+
+def test_inspect_says_predicted_and_real_bytes(torch):
+    out, _ = compress(torch, RULE)
+    found = json.loads(call("inspect", out, "--json").stdout)
+    fixed = {row["path"]: row["fixed_bytes"] for row in found["rows"]}
+    # a mask of 288 bits, 288 integers of 8 bits and 8 scales; what is kept is raw
+    assert fixed["layer1.0.conv1.weight"] == 36 + 288 + 32 and fixed["linear.bias"] == 20
+    shown = call("inspect", out).stdout
+    assert (
+        "fixed" in shown
+        and "counts predicted" in shown
+        and "Masked(Quantized)" in shown
+        and max(map(len, shown.splitlines())) <= 100
+    )
+
+
+def test_compress_verify_finds_damage(torch, monkeypatch):
+    add = streaming.Stream.add
+    wrong = lambda self, keys, x: add(self, keys, x + 1 if keys == ("linear.bias",) else x)
+    monkeypatch.setattr(streaming.Stream, "add", wrong)
+    _, result = compress(torch, RULE, "--verify", code=1)
+    assert "DAMAGED: linear.bias" in result.stdout
+
+
+# --- bad inputs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rules, match",
+    [
+        ('[[rule]]\nwhere = "linear.weight"\nprunee = 0.5', "unknown key 'prunee'"),
+        ('[[rule]]\nwhere = "(.*/)?kernel"\nprune = 0.5', "matches no leaf"),
+        ('layout = "tf"\n' + RULE, "layout"),
+        ("[[rule", "not whole TOML"),
+        ('[[rule]]\nwhere = ".*"\nprune = 0.5', "num_batches_tracked.*not a float"),
+        ('[[rule]]\nwhere = "linear.bias"\ncluster = 9', "only 5 weights"),
+    ],
+)
+def test_bad_recipes(rules, match, torch):
+    out, result = compress(torch, rules, code=2)
+    assert not out.exists()
+    assert re.search(match, result.stderr, re.S), result.stderr
+
+
+def test_bad_places(torch, tmp_path):
+    before = torch.read_bytes()
+    assert "itself" in compress(torch, RULE, code=2, out=torch)[1].stderr
+    assert "does not exist" in compress(torch, RULE, code=2, out=tmp_path / "no" / "out")[1].stderr
+    assert torch.read_bytes() == before
+    assert "unknown suffix" in call("restore", torch, "-o", tmp_path / "x.h5").stderr
+    result = call("restore", torch, "-o", tmp_path / "x.npz")
+    assert result.exit_code == 2 and "bfloat16: restore to .safetensors" in result.stderr
+    assert call("diff", torch, tmp_path / "none").exit_code == 2
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_the_old_file_survives(failure, torch, monkeypatch):
+    out, _ = compress(torch, RULE)
+    before, files = out.read_bytes(), sorted(os.listdir(out.parent))
+
+    def failing(self, keys, x):
+        if keys == ("linear.bias",):
+            raise failure
+        return add(self, keys, x)
+
+    add = streaming.Stream.add
+    monkeypatch.setattr(streaming.Stream, "add", failing)
+    code = 130 if isinstance(failure, KeyboardInterrupt) else 2
+    _, result = compress(torch, RULE, code=code)
+    assert out.read_bytes() == before and sorted(os.listdir(out.parent)) == files
+    assert ("as it was" if code == 130 else "No space left") in result.stderr
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 64 kB: a write then fails in the middle, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Orbax writes in threads
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("command", ["compress", *SUFFIXES])
+def test_a_full_disk(command, tmp_path, request):
+    kernels = {f"{n}/kernel": draw.normal(size=(64, 200)).astype(np.float32) for n in range(3)}
+    path, out = write_foreign(tmp_path / "m.npz", kernels), tmp_path / f"out{command}"
+    (tmp_path / "r.toml").write_text('[[rule]]\nwhere = ".*"\nkeep = true')
+    before = sorted(os.listdir(tmp_path))
+    request.getfixturevalue("small_files")
+    if command == "compress":
+        result = call("compress", path, "-o", out, "-r", tmp_path / "r.toml")
+    else:
+        result = call("restore", path, "-o", out)
+    assert result.exit_code == 2 and sorted(os.listdir(tmp_path)) == before, result.output
+    error = result.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "File too large" in error and str(out) in error
+
+
+def test_checkpoints_with_little_in_them(tmp_path):
+    rules = '[[rule]]\nwhere = ".*"\nkeep = true'
+    named = {"n": np.arange(3), "zero": np.array(2, np.int8), "none": np.zeros((0, 3), np.float32)}
+    out, _ = compress(write_foreign(tmp_path / "m.npz", named), rules, "--verify")
+    assert_named(read_all(out), named)
+    _, result = compress(write_foreign(tmp_path / "e.npz", {}), rules, code=2)
+    assert "holds no arrays" in result.stderr
+
+
+def test_a_compressed_file_is_a_checkpoint_too(torch):
+    out, _ = compress(torch, RULE)
+    again, _ = compress(out, '[[rule]]\nwhere = "linear.weight"\ncluster = 4', out=torch.parent / "again")
+    with open_checkpoint(again) as c:
+        assert c.about == {"format": "pt"} and len(np.unique(c.read("linear.weight").astype(np.float32))) <= 5
