@@ -16,6 +16,7 @@ from jax.extend import core as jex
 from jaxprune.core.arrays import materialize
 from jaxprune.report.costs import COSTS, OPAQUE, SAME, cost, plain
 from jaxprune.report.pieces import Leaf, kept, leaves
+from jaxprune.transforms.jaxpr import open_jaxpr
 
 Counts = dict[str, Fraction]
 Density = dict[Any, Fraction]
@@ -187,7 +188,7 @@ JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
 
 
 def _open(jaxpr: Any) -> Any:
-    return jaxpr.jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jaxpr
+    return open_jaxpr(jaxpr)[0]
 
 
 def _scan_operands(p: dict[str, Any], args: list[Any]) -> list[Any]:

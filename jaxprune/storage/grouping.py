@@ -43,19 +43,22 @@ def _arrays(node: Any) -> Iterator[Array]:
             yield from _arrays(part)
 
 
-def joins(batch: list[Leaf], leaf: Leaf) -> bool:
-    """Whether a leaf belongs to the batch of those before it: up to 2^22 elements. A larger leaf is one by itself."""
-    return sum(x.words.size for x in arrays_of([*batch, leaf])) <= f.MOST_BANK
+def elements(leaf: Leaf) -> int:
+    """How many elements the arrays of a leaf have. A batch has up to 2^22; a larger leaf is one by itself."""
+    return sum(x.words.size for x in _arrays(leaf.node))
 
 
 def batches(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
     """Leaves in the runs among which arrays may share a bank."""
     batch: list[Leaf] = []
+    total = 0
     for leaf in leaves:
-        if batch and not joins(batch, leaf):
+        n = elements(leaf)
+        if batch and total + n > f.MOST_BANK:
             yield batch
-            batch = []
+            batch, total = [], 0
         batch.append(leaf)
+        total += n
     yield batch
 
 

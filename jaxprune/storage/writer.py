@@ -15,7 +15,7 @@ from jaxprune.storage import format as f
 from jaxprune.storage import streams
 from jaxprune.storage.accounting import shares
 from jaxprune.storage.format import DTYPES, KINDS, Array, Code, Group, Leaf
-from jaxprune.storage.grouping import arrays_of, batches, groups, joins
+from jaxprune.storage.grouping import arrays_of, batches, elements, groups
 from jaxprune.storage.streams import Buffer
 from jaxprune.storage.trees import to_nodes
 
@@ -88,15 +88,18 @@ class Writer:
         self.length = 0
         self.predicted = 0
         self._batch: list[Leaf] = []
+        self._elements = 0  # of the batch
         self._bank_of: dict[int, int] = {}  # by the ids of the batch's arrays
         self._crc = 0  # of the leaf so far
 
     def add(self, leaf: Leaf) -> None:
         """Takes the next leaf."""
-        if not joins(self._batch, leaf):
+        n = elements(leaf)
+        if self._elements + n > f.MOST_BANK:
             self._write()
         self._batch.append(leaf)
-        if not joins([], leaf):  # too large for company: it need not wait
+        self._elements += n
+        if n > f.MOST_BANK:  # too large for company: it need not wait
             self._write()
 
     def head(self, tree: Any, metadata: dict[str, Any] | None) -> list[bytes]:
@@ -125,7 +128,7 @@ class Writer:
             self.bank_crcs.append(zlib.crc32(octets))
             self.bank_lengths.append(len(octets))
             self.predicted += group.size
-        self._batch = []
+        self._batch, self._elements = [], 0
 
     def _leaf(self, x: Any) -> Any:
         if isinstance(x, float) and not math.isfinite(x):
