@@ -8,6 +8,7 @@ from jaxprune.storage import grouping, manifest, streams
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import Array, Leaf
 from jaxprune.storage.writer import predicted_bytes
+from tests.storage.hostile import lines_run
 from tests.storage.trees import assert_same
 
 rng = np.random.default_rng(0)
@@ -108,3 +109,13 @@ def test_a_bank_is_smaller_than_the_streams_and_as_predicted():
     assert abs(len(octets) - group.size) <= 16
     assert len(octets) < sum(len(streams.encode(x.words.ravel(), f.DTYPES["i1"])[1]) for x in arrays)
     assert predicted_bytes([x.words for x in arrays]) == group.size
+
+
+def test_batches_cost_as_much_for_each_leaf_however_many_there_are():
+    def lines(n):
+        leaves = [Leaf(str(i), array(np.zeros(2, np.int8))) for i in range(n)]
+        with lines_run() as count:
+            assert [len(batch) for batch in grouping.batches(leaves)] == [n]
+        return count[0]
+
+    assert lines(400) < 5 * lines(100)
