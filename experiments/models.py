@@ -86,8 +86,6 @@ def _conv(layer: Any, x: Array) -> Array:
 
 
 def _max_pool(x: Array) -> Array:
-    """2×2 maxima by reshape and compare: on XLA:CPU the gradient of reduce_window is several times slower."""
+    """2×2 maxima as an axis maximum: on XLA:CPU its gradient halves the time of a LeNet-5 step, against slices' own."""
     n, h, w, c = x.shape
-    x = x.reshape(n, h // 2, 2, w // 2, 2, c)
-    x = jnp.maximum(x[:, :, 0], x[:, :, 1])
-    return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))

@@ -35,6 +35,13 @@ CLAIMS = {
     ),
     "lenet300_124x": Claim("the same at twice the price, 8 values", "124x, error 1.6 -> 1.9% (1906.06624)"),
     "lenet300_200x": Claim("a price on bits, labels alone, 8 values", "none"),
+    "lenet5_162x": Claim(
+        "a price on bits, a teacher, 12 values: LeNet-5 (Caffe)",
+        "162x, error 0.88 -> 0.97% (soft weight-sharing, 1702.04008)",
+    ),
+    "lenet5_555x": Claim("the same at twelve times the price, 6 values", "555x at +0.1, 1110x at +0.3 (1810.00440)"),
+    "lenet5_555x_labels": Claim("as before, labels alone", "as before"),
+    "lenet5_555x_grid": Claim("as before, on a uniform grid of 0.055 bits a weight", "as before"),
 }
 
 
@@ -46,10 +53,11 @@ def row(name: str, folder: str, results: dict[str, Any]) -> str:
     deep, error = results["deep_compression"], f"{dense:.2f} ± {spread[0]:.2f} -> {final:.2f} ± {spread[1]:.2f}%"
     ratio = f"{results['ratio']:.1f} ± {std['ratio']:.1f}x"
     minutes = sum(p["seconds"] for s in results["seeds"] for p in s["phases"]) / 60
+    counted = f"{deep['fixed']:.1f}x, {deep['huffman']:.1f}x" if deep else "not codes of the paper"
     cells = (
         CLAIMS[name].paper,
         CLAIMS[name].claim,
-        f"{deep['fixed']:.1f}x, {deep['huffman']:.1f}x; file {ratio}",
+        f"{counted}; file {ratio}",
         f"{error} ({final - dense:+.2f})",
         str(seeds),
         f"`jaxprune run experiments/{folder}/{name}.toml`",

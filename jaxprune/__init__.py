@@ -57,5 +57,10 @@ from jaxprune.training.rate_penalty import rate_penalty as rate_penalty
 from jaxprune.training.straight_through import straight_through as straight_through
 from jaxprune.transforms.fold_batch_norm import Folded as Folded
 from jaxprune.transforms.fold_batch_norm import fold_batch_norm as fold_batch_norm
+from jaxprune.transforms.taps import plant as plant
+from jaxprune.transforms.taps import reap as reap
+from jaxprune.transforms.taps import tap as tap
+from jaxprune.transforms.taps import tap_modules as tap_modules
+from jaxprune.transforms.taps import tap_names as tap_names
 
 __version__ = "0.1.0"

@@ -4,10 +4,9 @@
 while, into the dearest branch of a cond.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from jax.extend import core as jex
 from jaxprune.core.arrays import materialize
 from jaxprune.report.costs import COSTS, OPAQUE, SAME, cost, plain
 from jaxprune.report.pieces import Leaf, kept, leaves
-from jaxprune.transforms.jaxpr import open_jaxpr
+from jaxprune.transforms.calls import Body, bodies
 
 Counts = dict[str, Fraction]
 Density = dict[Any, Fraction]
@@ -107,23 +106,23 @@ def _count(jaxpr: jex.Jaxpr, density: Density) -> Counts:
     """Operations by primitive. `density` knows the weights among the inputs, and learns where they go."""
     total: Counts = {}
     for eqn in jaxpr.eqns:
-        bodies = _bodies(eqn)
-        inner = [{v: density[a] for v, a in zip(b.jaxpr.invars, b.operands) if _known(a, density)} for b in bodies]
-        parts = [_times(b.times, _count(b.jaxpr, d)) for b, d in zip(bodies, inner)]
-        if not bodies:
+        called = _bodies(eqn)
+        inner = [{v: density[a] for v, a in zip(b.jaxpr.invars, b.operands) if _known(a, density)} for b in called]
+        parts = [_times(b.times, _count(b.jaxpr, d)) for b, d in zip(called, inner)]
+        if not called:
             parts = [{eqn.primitive.name: cost(eqn) * _share(eqn, density)}]
         if eqn.primitive.name == "cond":
             parts = [max(parts, key=lambda c: sum(c.values()))]
         total = _sum([total, *parts])
-        _follow(eqn, density, bodies, inner)
+        _follow(eqn, density, called, inner)
     return total
 
 
-def _follow(eqn: Any, density: Density, bodies: "list[Body]", inner: list[Density]) -> None:
+def _follow(eqn: Any, density: Density, called: list[Body], inner: list[Density]) -> None:
     """Writes down which results are weights still."""
     ins, known = eqn.invars if eqn.primitive.name in SAME else [], density
-    if len(bodies) == 1:  # of a scan: constants and slices that come out as they went in
-        ins, known = bodies[0].jaxpr.outvars, inner[0]
+    if len(called) == 1:  # of a scan: constants and slices that come out as they went in
+        ins, known = called[0].jaxpr.outvars, inner[0]
     density.update({out: known[v] for v, out in zip(ins, eqn.outvars) if _known(v, known)})
 
 
@@ -149,57 +148,7 @@ def _times(n: int, counts: Counts) -> Counts:
     return {name: n * x for name, x in counts.items()}
 
 
-class Body(NamedTuple):
-    """A jaxpr inside an equation.
-
-    Attributes:
-      jaxpr: the inner jaxpr.
-      times: how often it runs.
-      operands: the outer variables that its inputs are, None for what changes from turn to turn.
-    """
-
-    jaxpr: Any
-    times: int
-    operands: list[Any]
-
-
 def _bodies(eqn: Any) -> list[Body]:
-    """What an equation calls; the one place that reads control flow, in the parameters of JAX 0.10 and of 0.12."""
-    p, name, args = eqn.params, eqn.primitive.name, list(eqn.invars)
-    if plain(name) in COSTS or plain(name) in OPAQUE:  # a reduction's or a scatter's body is part of its cost
-        return []
-    if name == "scan":
-        turns = _scan_operands(p, args)
-        return [Body(_open(p["jaxpr"]), p["length"], turns)]
-    if name == "while":
-        c, b = p["cond_nconsts"], p["body_nconsts"]
-        state = [None] * (len(args) - c - b)
-        test, body = _open(p["cond_jaxpr"]), _open(p["body_jaxpr"])
-        return [Body(test, 1, args[:c] + state), Body(body, 1, args[c : c + b] + state)]
-    if name == "cond":
-        return [Body(_open(j), 1, args[1:]) for j in p["branches"]]
-    if name == "custom_linear_solve":  # the others of its four jaxprs run in transformations only
-        return [Body(_open(p["jaxprs"].solve), 1, [])]
-    inside = [x for v in p.values() for x in (v if isinstance(v, tuple | list) else (v,)) if isinstance(x, JAXPRS)]
-    return [Body(_open(j), _shards(p), args) for j in inside]
-
-
-JAXPRS = (jex.Jaxpr, jex.ClosedJaxpr)
-
-
-def _open(jaxpr: Any) -> Any:
-    return open_jaxpr(jaxpr)[0]
-
-
-def _scan_operands(p: dict[str, Any], args: list[Any]) -> list[Any]:
-    if "ft_in" in p:
-        consts, carry, slices = (list(x) for x in p["ft_in"].update(args).unpack())
-        return consts + [None] * len(carry) + slices
-    consts, carry = p["num_consts"], p["num_carry"]
-    return args[:consts] + [None] * carry + args[consts + carry :]
-
-
-def _shards(p: dict[str, Any]) -> int:
-    """How many devices run the body of a `shard_map`; 1 for other calls."""
-    axes = p.get("newly_manual_axes", p.get("manual_axes", ()))
-    return math.prod(p["mesh"].shape[a] for a in axes) if axes else 1
+    """What an equation calls; a reduction's or a scatter's body is part of its cost."""
+    name = plain(eqn.primitive.name)
+    return [] if name in COSTS or name in OPAQUE else bodies(eqn)

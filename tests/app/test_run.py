@@ -250,6 +250,22 @@ def test_a_price_on_bits_makes_the_file_smaller_and_is_not_the_dense_control(don
     assert paid["seeds"][0]["phases"][1]["after"]["test"] != dense["test"]
 
 
+def test_a_grid_for_the_entropy_coder_is_a_phase_too(done, tmp_path):
+    """One step for all kernels, trained after rounding; the file's integers are those of the tree."""
+    _, path, _ = done
+    text = path.read_text()
+    config = tmp_path / "grid.toml"
+    grid = 'name = "grid"\nepochs = 2\n[[phase.rule]]\nwhere = "(.*/)?kernel"\nentropy_quantize = { sqnr = 20.0 }\n'
+    config.write_text(text[: text.index('name = "share"')] + grid)
+    found, folder = run(load_config(config), tmp_path / "runs")
+    last = found["seeds"][0]["phases"][2]
+    tree = load(folder / "model.jpz")
+    for layer in tree.values():
+        assert isinstance(layer["kernel"].values, jp.Quantized) or isinstance(layer["kernel"], jp.Quantized)
+    assert found["bytes"]["final"]["stored"] < 0.5 * found["seeds"][0]["phases"][1]["after"]["bytes"]["stored"]
+    assert found["accuracy"]["final"] == last["after"]["test"]["accuracy"] > 0.6
+
+
 def test_a_phase_learns_from_the_dense_network(done):
     _, path, _ = done
     data, model = blobs(), net()
