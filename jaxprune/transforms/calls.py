@@ -1,7 +1,7 @@
 """What an equation calls: the one place that reads control flow, in the parameters of JAX 0.10 and of 0.12.
 
-    bodies   the jaxprs inside an equation, how often each runs, and which outer values its inputs are
-    enter    the equation run anew, its body evaluated by someone else who may bring values in and out
+bodies   the jaxprs inside an equation, how often each runs, and which outer values its inputs are
+enter    the equation run anew, its body evaluated by someone else who may bring values in and out
 """
 
 import math
