@@ -36,7 +36,7 @@ MOST = 255  # magnitudes above are counted as this
 PIECE = 1024  # columns at most
 LEAST_PIECE = 16
 QUARTER = ONE // 4  # what keeps the 1 in seen + 1 as it decays
-NARROW = 256  # rows of pieces that are moved at once, by index; wider ones go column by column
+NARROW = 64  # rows of pieces that are moved at once, by index; wider ones go column by column
 
 # ⌊2^((c − 16) / 2) · 16⌉, spelled out because √2 is not an integer
 _ODD = (0, 0, 0, 1, 1, 3, 6, 11, 23, 45, 91, 181, 362, 724, 1448, 2896)

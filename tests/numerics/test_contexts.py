@@ -195,7 +195,7 @@ def test_columns_are_decoded_in_blocks(lanes, monkeypatch):
 @pytest.mark.parametrize("lanes", [1, 40])
 def test_wide_and_narrow_pieces(lanes):
     """Pieces are moved at once or by columns, as they have fewer rows than `NARROW` or not."""
-    _, classes, order, flat, ids = agrees([(2, 5, 255), (9, 257), (2, 2, 3, 256)], 8)
+    _, classes, order, flat, ids = agrees([(2, 5, 63), (9, 65), (2, 2, 3, 64)], 8)
     bank = banks.fit_bank(ids, flat)
     stream = context_coder.encode(ids, flat, order, bank, lanes)
     assert np.array_equal(context_coder.decode(stream, order, classes, bank, lanes), flat)
