@@ -30,6 +30,7 @@ from jaxprune.storage.streaming import nested, streamed
 
 Tick = Callable[[str, int], Any]  # (path of a leaf, bytes of it that were read)
 Meant = dict[str, bytes]
+BY_BLOCKS = {"prune", "cluster", "quantize"}  # verbs that take arrays of NumPy's and make no copies
 SEED = 0  # of rules that draw: the same checkpoint gives the same file
 
 
@@ -78,11 +79,13 @@ def _let_go() -> None:
 def encoded(checkpoint: Checkpoint, plan: Plan, leaf: Planned, counts: Any) -> Any:
     """One leaf as its rule writes it."""
     with wide(leaf.tensor):
-        tree = nested(leaf.tensor.keys, read(checkpoint, plan, leaf))
-        if leaf.rule is not None and plan.rules[leaf.rule].verbs:
+        verbs = plan.rules[leaf.rule].verbs if leaf.rule is not None else {}
+        x = read(checkpoint, plan, leaf) if verbs.keys() <= BY_BLOCKS else _to_jax(read(checkpoint, plan, leaf))
+        tree = nested(leaf.tensor.keys, x)
+        if leaf.rule is not None and verbs:
             rule = one(plan.rules[leaf.rule], allocate=counts.get(leaf.rule))
             tree = at(taken_by(plan.rules, leaf.rule), rule).init(tree, key=jax.random.key(SEED))
-    return pick(tree, leaf.tensor.keys)
+        return jax.tree.map(_to_jax, pick(tree, leaf.tensor.keys))
 
 
 def whole_tree(checkpoint: Checkpoint, plan: Plan, tick: Tick) -> Any:
@@ -93,16 +96,20 @@ def whole_tree(checkpoint: Checkpoint, plan: Plan, tick: Tick) -> Any:
         for key in leaf.tensor.keys[:-1]:
             place = place.setdefault(key, {})
         with wide(leaf.tensor):
-            place[leaf.tensor.keys[-1]] = read(checkpoint, plan, leaf)
+            place[leaf.tensor.keys[-1]] = _to_jax(read(checkpoint, plan, leaf))
         tick(leaf.path, leaf.tensor.nbytes)
     taken = [leaf.tensor for leaf in plan.leaves if leaf.rule is not None]
     with wide(max(taken, key=lambda tensor: tensor.dtype.itemsize)):
         return recipe(plan.rules).init(tree, key=jax.random.key(SEED))
 
 
-def read(checkpoint: Checkpoint, plan: Plan, leaf: Planned) -> Any:
-    """The leaf as an array of JAX's, in its order of axes, and without a second copy."""
-    x = layouts.read_as_jax(checkpoint.read, leaf.path, plan.layout, checkpoint.tensors[leaf.path])
+def read(checkpoint: Checkpoint, plan: Plan, leaf: Planned) -> np.ndarray:
+    """The leaf in JAX's order of axes."""
+    return layouts.read_as_jax(checkpoint.read, leaf.path, plan.layout, checkpoint.tensors[leaf.path])
+
+
+def _to_jax(x: Any) -> Any:
+    """The array as one of JAX's, without a second copy."""
     return jax.device_put(x, may_alias=True)
 
 
@@ -134,7 +141,7 @@ def _counts(checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], p: Prune)
     if p.allocate == "erk":
         return allocate.erk(shapes, None, p.sparsity)
     remove = allocate.total(p.sparsity, sum(x.size for x in shapes.values()))
-    parts = [lambda leaf=leaf: blocks(np.asarray(read(checkpoint, plan, leaf))) for leaf in leaves]
+    parts = [lambda leaf=leaf: blocks(read(checkpoint, plan, leaf)) for leaf in leaves]
     return dict(zip(shapes, split_magnitudes(parts, remove, key_dtype(list(shapes.values())))))
 
 

@@ -23,7 +23,8 @@ from jaxprune.core.where import Slot, is_float
 from jaxprune.methods import allocate as allocations
 from jaxprune.methods import patterns
 from jaxprune.methods.patterns import Pattern
-from jaxprune.numerics import select
+from jaxprune.numerics import select, streamed
+from jaxprune.numerics.placement import put_like
 from jaxprune.numerics.precision import widen
 
 
@@ -189,6 +190,8 @@ def _pool(x: Any, score: Any, pattern: Pattern) -> Any:
 
 
 def _largest(x: Any, score: Any, remove: Any, pattern: Pattern) -> Any:
+    if _single(pattern) and score is None and streamed.takes(x) and not isinstance(remove, Tracer):
+        return put_like(streamed.keep_largest(x, int(remove)), x)
     if _single(pattern):
         return select.keep_largest(x if score is None else score, remove, magnitude=score is None)
     return pattern.spread(select.keep_largest(_pool(x, score, pattern), remove), x.shape)

@@ -137,14 +137,13 @@ def _fixed(w: Any, Q: float, bits: int | None, clip: bool, mask: Any) -> Quantiz
     return Quantized(pack(q, bits), s, None, bits, w.dtype)
 
 
-# Compiled, they allocate nothing of the weights' size but the codes.
-_symmetric_codes = jax.jit(affine.quantize_symmetric, static_argnames="bits")
+# Compiled, it allocates nothing of the weights' size but the codes.
 _affine_codes = jax.jit(affine.quantize_affine, static_argnames="bits")
 
 
 def _symmetric(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:
     s = affine.symmetric_scale(w, bits, axes, group, mask, range)
-    return Quantized(pack(_symmetric_codes(w, s, bits, u), bits), s, None, bits, w.dtype)
+    return Quantized(pack(affine.symmetric_codes(w, s, bits, u), bits), s, None, bits, w.dtype)
 
 
 def _affine(w: Any, bits: int, axes: Any, group: Any, mask: Any, range: Any, u: Any) -> Quantized:

@@ -26,7 +26,8 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
 
-from .placement import CHUNK, HOST, may_be_sharded, split_axes
+from . import streamed
+from .placement import CHUNK, HOST, may_be_sharded, put_like, split_axes
 from .precision import widen
 
 Range = Literal["max", "mse"]
@@ -96,7 +97,9 @@ def _usable(scale: Array) -> Array:
 def absmax_scale(w: Array, top: float, axis: Axes = (), group: int | None = None, where: Array | None = None) -> Array:
     """s = max|w| / top, so that |w / s| <= top: 2^(b−1) − 1 for b-bit integers, FLOAT8[…] for float8, 1 for NF4."""
     of_rows = w.ndim > 1 and -w.ndim in axis  # each has a scale of its own
-    if isinstance(w, Tracer) or may_be_sharded(w) or w.size < HOST or of_rows or group is not None:
+    if streamed.takes(w) and w.ndim and not of_rows and group is None and all(-w.ndim <= a < 0 for a in axis):
+        largest = jnp.asarray(streamed.absmax(w, where, axis if w.ndim > 1 else ()))
+    elif isinstance(w, Tracer) or may_be_sharded(w) or w.size < HOST or of_rows or group is not None:
         largest = _absmax(w, where, axis, group)
     else:
         largest = _absmax_of_rows(w, where, axis)
@@ -212,6 +215,18 @@ def quantize_symmetric(w: Array, scale: Array, bits: int, u: Array | None = None
     [1, -5, 2]
     """
     return _signed(_rounded(ratio(w, scale), u), bits)
+
+
+def symmetric_codes(w: Array, scale: Array, bits: int, u: Array | None = None) -> Array:
+    """`quantize_symmetric`, in which nothing of the size of w is made but q: compiled, or for NumPy's w by blocks."""
+    plain = scale.shape[:1] == (1,) and all(d in (1, n) for d, n in zip(scale.shape, w.shape))
+    if streamed.takes(w) and plain and u is None and bits <= 16:
+        dtype = np.int8 if bits <= 8 else np.int16
+        return put_like(streamed.codes(w, np.asarray(scale), _top(bits), dtype), w)
+    return _compiled_codes(w, scale, bits, u)
+
+
+_compiled_codes = jax.jit(quantize_symmetric, static_argnames="bits")
 
 
 def quantize_affine(w: Array, scale: Array, zero_point: Array, bits: int, u: Array | None = None) -> Array:

@@ -83,10 +83,12 @@ def contexts_of(values: NDArray, order: Layout, classes: list[Classes]) -> NDArr
     """The context of every symbol, in the order of coding; `values` are in that order too."""
     ids = np.empty(order.size, np.uint8)
     model = Contexts(order, classes)
-    for number, band, column in order.columns():
-        at = band.offset + column * band.rows
-        ids[at : at + band.rows] = model.at(number, band, column)
-        model.see(contexts.magnitudes(values[at : at + band.rows]))
+    for column, rows, at in order.columns():
+        for a in range(0, rows, CHUNK):
+            some = slice(a, min(a + CHUNK, rows))
+            places = slice(at + some.start, at + some.stop)
+            ids[places] = model.at(column, some)
+            model.see(some, contexts.magnitudes(values[places]))
     return ids
 
 

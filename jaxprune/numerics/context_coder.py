@@ -4,13 +4,18 @@ A column of rows is coded in runs of N symbols, lane i taking the i-th of a run;
 decoder knows the contexts of a whole column before it reads it. NumPy and the standard library only.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
+from . import lanes as coder
 from . import rans
 from .banks import Bank
 from .contexts import CONTEXTS, Classes, Contexts, Layout, magnitudes
 from .rans import MAX_STEPS, TOTAL, Buffer, StreamError
+
+BLOCK = 1 << 16  # rows of a column that are decoded at once: integers of 8 bytes are made of them
 
 
 def lanes_for(order: Layout, bits: float) -> int:
@@ -27,13 +32,10 @@ def encode(ids: NDArray[np.uint8], values: NDArray, order: Layout, bank: Bank, l
     start = np.cumsum(bank.freqs, 1, np.uint32) - bank.freqs
     freq, start = bank.freqs.astype(np.uint32).ravel(), start.astype(np.uint32).ravel()
     first = bank.table_of.astype(np.int32) * width - bank.low
-    stream = rans.Stream(lanes, order.size)
-    for _, band, column in reversed(list(order.columns())):
-        at = slice(band.offset + column * band.rows, band.offset + (column + 1) * band.rows)
-        key = first.take(ids[at]) + values[at]
-        f, c = freq.take(key), start.take(key)
-        for i in reversed(range(0, band.rows, lanes)):
-            stream.push(f[i : i + lanes], c[i : i + lanes])
+    stream = coder.writer(lanes, order.size)
+    for _, rows, at in reversed(list(order.columns())):
+        key = first.take(ids[at : at + rows]) + values[at : at + rows]
+        stream.push(freq.take(key), start.take(key))
     return stream.octets()
 
 
@@ -42,28 +44,27 @@ def decode(buffer: Buffer, order: Layout, classes: list[Classes], bank: Bank, la
     first, symbol_of, pop_of = _slots(bank)
     if not 1 <= lanes <= order.rows or order.size > lanes * MAX_STEPS:
         raise StreamError(f"{lanes} lanes for {order.size} symbols in {order.rows} rows")
-    x, words = rans.parsed(buffer, lanes)
+    stream = coder.reader(buffer, lanes, pop_of)
     size_of = magnitudes(symbol_of)
     flat, model = np.empty(order.size, np.int16), Contexts(order, classes)
-    slots = np.empty(order.rows, np.intp)
-    taken = 0
-    for number, band, column in order.columns():
-        slot = slots[: band.rows]
-        first.take(model.at(number, band, column), out=slot, mode="clip")
-        for i in range(0, band.rows, lanes):
-            some = slot[i : i + lanes]
-            taken += _pop(x[: some.size], some, pop_of, words[taken : taken + lanes])
-        at = band.offset + column * band.rows
-        symbol_of.take(slot, out=flat[at : at + band.rows], mode="clip")
-        model.see(size_of.take(slot))
-    rans.check_end(x, words.size - taken)
+    room = np.empty(min(order.rows, BLOCK), np.intp)
+    for column, rows, at in order.columns():
+        for some in _spans(rows, lanes):
+            slot = room[: some.stop - some.start]
+            first.take(model.at(column, some), out=slot, mode="clip")
+            stream.pop(slot, some.start % lanes)
+            symbol_of.take(slot, out=flat[at + some.start : at + some.stop], mode="clip")
+            model.see(some, size_of.take(slot))
+    stream.end()
     return flat
 
 
-def _pop(x: NDArray[np.uint32], slot: NDArray[np.intp], pop_of: NDArray[np.uint32], words: NDArray[np.uint16]) -> int:
-    """`rans.pop`, where `slot` holds the first slot of each lane's table and gets the lane's own."""
-    slot += x & rans.SLOT
-    return rans.pop(x, pop_of.take(slot), words)
+def _spans(rows: int, lanes: int) -> Iterator[slice]:
+    """A column in parts of at most `BLOCK` rows: whole runs of all lanes, or parts of one run."""
+    runs = max(1, BLOCK // lanes) * lanes
+    for a in range(0, rows, runs):
+        end = min(a + runs, rows)
+        yield from (slice(i, min(i + BLOCK, end)) for i in range(a, end, BLOCK))
 
 
 def _slots(bank: Bank) -> tuple[NDArray[np.intp], NDArray[np.int16], NDArray[np.uint32]]:

@@ -13,15 +13,16 @@ What the classes miss shows in the neighbours: with a decay of 3/4 a column,
 The context is 8 c + g + 4, one of 256; it picks one of a few tables (`numerics.banks`). Many arrays are coded together.
 Long rows are cut into pieces, the pieces of all arrays are sorted by length, and all advance by a column at a time:
 long vectors for NumPy, and one state of the coder for many small arrays. All of it is integers in 1/16 and tables: the
-same everywhere.
+same everywhere. Work is linear in the symbols, whatever the lengths of the pieces.
 
 After the two-way classes of a Poisson model, and JPEG-LS's sum of neighbours (Weinberger, Seroussi, Sapiro 2000).
 NumPy and the standard library only.
 """
 
+import itertools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +36,12 @@ MOST = 255  # magnitudes above are counted as this
 PIECE = 1024  # columns at most
 LEAST_PIECE = 16
 QUARTER = ONE // 4  # what keeps the 1 in seen + 1 as it decays
+NARROW = 64  # rows of pieces that are moved at once, by index; wider ones go column by column
 
 # ⌊2^((c − 16) / 2) · 16⌉, spelled out because √2 is not an integer
 _ODD = (0, 0, 0, 1, 1, 3, 6, 11, 23, 45, 91, 181, 362, 724, 1448, 2896)
 _EVEN = (0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-EXPECTED = np.array([x for pair in zip(_EVEN, _ODD) for x in pair], np.int32)
+EXPECTED = np.array([x for pair in zip(_EVEN, _ODD) for x in pair], np.int16)
 
 
 class Piece(NamedTuple):
@@ -61,11 +63,6 @@ class Band(NamedTuple):
     rows: int
     offset: int  # of its first symbol
 
-    def of(self, flat: NDArray) -> NDArray:
-        """The band's symbols, by column and row."""
-        end = self.offset + (self.last - self.first) * self.rows
-        return flat[self.offset : end].reshape(-1, self.rows)
-
 
 class Layout(NamedTuple):
     """The order in which the symbols of several arrays are coded."""
@@ -79,10 +76,11 @@ class Layout(NamedTuple):
     def rows(self) -> int:
         return self.bands[0].rows
 
-    def columns(self) -> Iterator[tuple[int, Band, int]]:
-        """(number of the band, band, column in it), in order."""
-        for i, band in enumerate(self.bands):
-            yield from ((i, band, j) for j in range(band.last - band.first))
+    def columns(self) -> Iterator[tuple[int, int, int]]:
+        """(column, its rows, its first symbol), in order."""
+        for band in self.bands:
+            for j in range(band.last - band.first):
+                yield band.first + j, band.rows, band.offset + j * band.rows
 
 
 def view_of(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -123,46 +121,49 @@ def _bands(pieces: tuple[Piece, ...]) -> tuple[Band, ...]:
     return tuple(bands)
 
 
-def rows_of(array: NDArray) -> NDArray:
-    """An array's rows, as a view."""
-    places, inputs, outputs = view_of(array.shape)
-    return array.reshape(places, inputs, outputs).transpose(2, 1, 0).reshape(outputs, inputs * places)
-
-
 def gathered(arrays: list[NDArray], order: Layout) -> NDArray:
     """The symbols of all arrays, in the order of coding."""
     flat = np.empty(order.size, arrays[0].dtype)
-    rows = list(map(rows_of, arrays))
-    for piece, band in _parts(order):
-        cut = rows[piece.array][:, piece.start + band.first : piece.start + band.last]
-        band.of(flat)[:, piece.row : piece.row + piece.rows] = cut.T
+    matrices = [x.reshape(-1, outputs) for x, (_, _, outputs) in zip(arrays, order.views)]
+    for piece, lines, places in _parts(order, order.pieces):
+        flat[places] = matrices[piece.array][lines]
     return flat
 
 
-def scattered(flat: NDArray, shapes: list[tuple[int, ...]], order: Layout) -> list[NDArray]:
-    """The arrays again: the inverse of `gathered`."""
-    rows = [np.empty((outputs, inputs * places), flat.dtype) for places, inputs, outputs in order.views]
-    for piece, band in _parts(order):
-        cut = band.of(flat)[:, piece.row : piece.row + piece.rows]
-        rows[piece.array][:, piece.start + band.first : piece.start + band.last] = cut.T
-    views = zip(rows, order.views, shapes)
-    return [x.reshape(out, i, k).transpose(2, 1, 0).reshape(shape) for x, (k, i, out), shape in views]
+def scattered(flat: NDArray, shapes: list[tuple[int, ...]], order: Layout) -> Iterator[NDArray]:
+    """The arrays again, one after another: the inverse of `gathered`."""
+    parts = _parts(order, sorted(order.pieces, key=lambda piece: piece.array))
+    of_each = itertools.groupby(parts, lambda part: part[0].array)
+    for (_, some), shape, (places, inputs, outputs) in zip(of_each, shapes, order.views):
+        matrix = np.empty((places * inputs, outputs), flat.dtype)
+        for _, lines, at in some:
+            matrix[lines] = flat[at]
+        yield matrix.reshape(shape)
 
 
 def sums(flat: NDArray, order: Layout) -> NDArray[np.float64]:
     """Σ over the symbols of each array."""
     total = np.zeros(len(order.views))
-    for piece, band in _parts(order):
-        total[piece.array] += band.of(flat)[:, piece.row : piece.row + piece.rows].sum(dtype=np.float64)
+    for piece, _, places in _parts(order, order.pieces):
+        total[piece.array] += flat[places].sum(dtype=np.float64)
     return total
 
 
-def _parts(order: Layout) -> Iterator[tuple[Piece, Band]]:
-    for piece in order.pieces:
-        for band in order.bands:
-            if band.last > piece.length:
-                break
-            yield piece, band
+def _parts(order: Layout, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any, Any]]:
+    """Pieces, or columns of them: (piece, lines of its array as a matrix of outputs, their symbols in the order).
+
+    Column c of an array is place c mod places of input ⌊c / places⌋: a line of outputs.
+    """
+    first = np.array([at for _, _, at in order.columns()])
+    for piece in pieces:
+        places, inputs, _ = order.views[piece.array]
+        column = np.arange(piece.start, piece.start + piece.length)
+        lines, start = column % places * inputs + column // places, first[: piece.length] + piece.row
+        if piece.rows < NARROW:
+            yield piece, lines, start[:, None] + np.arange(piece.rows)
+            continue
+        for line, at in zip(lines.tolist(), start.tolist()):
+            yield piece, line, slice(at, at + piece.rows)
 
 
 class Classes(NamedTuple):
@@ -175,56 +176,60 @@ class Classes(NamedTuple):
 
 
 class Contexts:
-    """Goes through the columns with the decoder: `at` gives a column's contexts, `see` takes its magnitudes."""
+    """Goes through the columns with the decoder: `at` gives contexts of a column's rows, `see` takes their magnitudes.
+
+    It holds 10 bytes a row, and 2 for each column of each piece.
+    """
 
     def __init__(self, order: Layout, classes: list[Classes]):
         column = [(c.inputs[:, None].astype(np.int8) + c.places).ravel() for c in classes]
-        row = [c.outputs.astype(np.int16) + MIDDLE + c.level for c in classes]
-        self.row = np.concatenate([row[piece.array] for piece in order.pieces])
-        self.piece = np.repeat(np.arange(len(order.pieces)), [piece.rows for piece in order.pieces])
-        self.column = [np.empty((band.last - band.first, band.pieces), np.int16) for band in order.bands]
+        self.row = np.empty(order.rows, np.int16)
+        self.piece = np.empty(order.rows, np.int32)
+        pieces = np.repeat([band.pieces for band in order.bands], [band.last - band.first for band in order.bands])
+        self.first = np.cumsum(pieces) - pieces  # of each column, its first piece in `column`
+        self.column = np.empty(pieces.sum(), np.int16)
         for number, piece in enumerate(order.pieces):
-            for band, matrix in zip(order.bands, self.column):
-                if band.last > piece.length:
-                    break
-                matrix[:, number] = column[piece.array][piece.start + band.first : piece.start + band.last]
-        self.seen = np.full(order.rows, ONE, np.int32)
-        self.expected = np.full(order.rows, ONE, np.int32)
+            rows, of = slice(piece.row, piece.row + piece.rows), classes[piece.array]
+            self.piece[rows] = number
+            np.add(of.outputs, np.int16(MIDDLE + of.level), out=self.row[rows])
+            some = column[piece.array][piece.start : piece.start + piece.length]
+            self.column[self.first[: piece.length] + number] = some
+        self.seen = np.full(order.rows, ONE, np.int16)  # at most 4 · 16 · 255, and some
+        self.expected = np.full(order.rows, ONE, np.int16)
 
-    def at(self, number: int, band: Band, column: int) -> NDArray[np.int32]:
-        """The contexts of one column's rows."""
-        n = band.rows
-        classes = self.column[number][column].take(self.piece[:n])
-        classes += self.row[:n]
+    def at(self, column: int, rows: slice) -> NDArray[np.int32]:
+        """The contexts of some rows of one column, which are asked for once."""
+        classes = self.column[self.first[column] :].take(self.piece[rows])
+        classes += self.row[rows]
         np.clip(classes, 0, CLASSES - 1, out=classes)
-        ratio = _log2(self.seen[:n])
-        ratio -= _log2(self.expected[:n])
+        ratio = _log2(self.seen[rows])
+        ratio -= _log2(self.expected[rows])
         ratio += 4
         ratio >>= 3
         np.clip(ratio, -4, 3, out=ratio)
-        _decay(self.expected[:n], EXPECTED.take(classes))
+        _decay(self.expected[rows], EXPECTED.take(classes))
         classes <<= 3
         ratio += classes
         ratio += 4
         return ratio
 
-    def see(self, magnitudes: NDArray[np.int32]) -> None:
-        """Adds a column's magnitudes, in 1/16 and at most 255, to what was seen."""
-        _decay(self.seen[: magnitudes.size], magnitudes)
+    def see(self, rows: slice, magnitudes: NDArray[np.int16]) -> None:
+        """Adds the rows' magnitudes, in 1/16 and at most 255, to what was seen."""
+        _decay(self.seen[rows], magnitudes)
 
 
-def magnitudes(values: NDArray) -> NDArray[np.int32]:
+def magnitudes(values: NDArray) -> NDArray[np.int16]:
     """|v| as `Contexts.see` takes it."""
-    return np.minimum(np.abs(values), MOST).astype(np.int32) * ONE
+    return np.minimum(np.abs(values), MOST).astype(np.int16) * np.int16(ONE)
 
 
-def _decay(x: NDArray[np.int32], more: NDArray[np.int32]) -> None:
+def _decay(x: NDArray[np.int16], more: NDArray[np.int16]) -> None:
     x -= x >> 2
     x += more
     x += QUARTER
 
 
-def _log2(x: NDArray[np.int32]) -> NDArray[np.int32]:
+def _log2(x: NDArray[np.int16]) -> NDArray[np.int32]:
     """8 log2 x to one eighth, the mantissa taken as linear: the bits of x as a float32, which holds it exactly."""
     bits = x.astype(np.float32).view(np.int32)
     bits >>= 20

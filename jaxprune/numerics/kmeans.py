@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from . import streamed
 from .cells import BINS, Cells, Data, Scale, bins_for, cells_of, clean, scale_of, xp_of
 from .lloyd import cumsum, lloyd
 from .placement import fold_chunks, may_be_sharded, on_host, put_like, spec_of
@@ -144,10 +145,12 @@ def _distinct(data: Data, k: int, occupied: jax.Array) -> tuple[jax.Array, jax.A
 def assign(x: jax.Array, codebook: jax.Array) -> jax.Array:
     """The index of the nearest entry of an ascending codebook (ties: the lower index; NaN: 0), in the least dtype."""
     dtype = np.dtype(np.uint8 if codebook.size <= 256 else np.uint16 if codebook.size <= 65536 else np.uint32)
-    if on_host(x, codebook):
+    if on_host(x, codebook) or streamed.takes(x):
         ends, first = _boundaries(np.asarray(codebook))
-        found = np.searchsorted(ends, np.nan_to_num(np.asarray(x, np.float32), nan=-np.inf, posinf=None, neginf=None))
-        return put_like(first[found].astype(dtype), x)
+        first = first.astype(dtype)
+        number = lambda x: np.nan_to_num(x.astype(np.float32, copy=False), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        found = streamed.mapped(lambda part: first[np.searchsorted(ends, number(part))], dtype, np.asarray(x))
+        return put_like(found, x)
     return _assign_compiled(x, codebook, dtype, may_be_sharded(x))
 
 

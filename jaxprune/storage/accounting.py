@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from . import banks
 from .format import DTYPES, Code, Group, Leaf, Row
 from .manifest import Contents
 from .structure import Shaped, dense, integers_of
@@ -54,14 +55,17 @@ def decoded_bytes(node: Any) -> int:
 
 
 def needed(contents: Contents, wanted: Collection[Leaf], made: Callable[[Any, Group | None], int]) -> int:
-    """Bytes that some leaves take decoded, where of each node `made` are made besides; a bank is decoded whole."""
+    """Bytes that some leaves take decoded, where of each node `made` are made besides.
+
+    A bank is decoded whole, one at a time, and its decoder's memory counts too.
+    """
     total, used = 0, {row.bank for leaf in wanted for row in rows(leaf.node)} - {-1}
     for leaf, group in leaves(contents.tree):
         if leaf in wanted:
             total += decoded_bytes(leaf.node) + made(leaf.node, group)
         else:
             total += sum(decoded_bytes(row) for row in rows(leaf.node) if row.bank in used)
-    return total
+    return total + max((banks.working_bytes(contents.banks[i].rows) for i in used), default=0)
 
 
 def stored_bytes(contents: Contents) -> Iterator[int]:

@@ -60,6 +60,16 @@ def decode(octets: memoryview, rows: list[Row]) -> list[np.ndarray]:
     return [_words(values, centre, row) for values, centre, row in zip(arrays, head.centres, rows)]
 
 
+def working_bytes(rows: list[Row]) -> int:
+    """What `decode` holds at once besides the arrays and the bank's bytes: symbols, and contexts of rows.
+
+    Not counted: tables, and what moves a piece; some 2 MB whatever the arrays.
+    """
+    order = contexts.layout([row.shape for row in rows])
+    contexts_too = 10 * order.rows + 2 * len(order.pieces) + 40 * min(order.rows, context_coder.BLOCK)
+    return 2 * order.size + max(contexts_too, 2 * max(math.prod(row.shape) for row in rows))
+
+
 def _words(values: np.ndarray, centre: int, row: Row) -> np.ndarray:
     dtype = DTYPES[row.dtype]
     low, high = centre + int(values.min()), centre + int(values.max())
@@ -67,7 +77,9 @@ def _words(values: np.ndarray, centre: int, row: Row) -> np.ndarray:
     if low < least or high > most:
         raise FormatError(f"symbols from {low} to {high} leave the range of {dtype.name}")
     unsigned = np.dtype(f"u{dtype.itemsize}")
-    return (values.astype(unsigned) + np.array(centre % (1 << 8 * dtype.itemsize), unsigned)).view(dtype.word)
+    words = values.astype(unsigned)
+    words += np.array(centre % (1 << 8 * dtype.itemsize), unsigned)
+    return words.view(dtype.word)
 
 
 def _head(octets: memoryview, order: contexts.Layout) -> tuple[Head, memoryview]:

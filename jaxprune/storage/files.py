@@ -57,7 +57,8 @@ def load(
       as_: "compressed" gives codes back as codes; "dense" as JAX arrays; "numpy" makes everything a NumPy array.
       only: a regular expression; only leaves whose whole path it matches are read. Others are left out (None in
         lists), or are those of `like`.
-      max_bytes: the most that the decoded arrays may take; checked before any of them is made.
+      max_bytes: the most that the decoded arrays and the decoder of the largest bank may take; checked before any of
+        them is made.
 
     Raises:
       FormatError: the file is damaged, truncated, hostile, or of a newer version.

@@ -4,6 +4,7 @@ Under a mask only kept entries are stored; the others come back as +0.0, or 0.
 """
 
 import contextlib
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jaxprune.core import arrays, factors, quantized
 from jaxprune.core.arrays import is_code, materialize
 from jaxprune.numerics import packing, placement
+from jaxprune.storage import values
 from jaxprune.storage.format import CODE_OF, DTYPES, KINDS, MAX_TEXT, NONZERO, Array, Code, FormatError
 from jaxprune.storage.structure import dense, integers_of
 
@@ -29,6 +31,8 @@ TYPES: dict[str, type] = {
     "T": factors.Tucker,
 }
 SHORT_INTEGERS = ("int2", "int4", "uint2", "uint4")
+CHUNK = 1 << 18  # entries compared or made dense at a time
+BY_ROWS = ("f4", "f8")  # NumPy rounds others at other places than JAX
 WIDE = ("f8", "i8", "u8")
 TAG_OF = {cls: tag for tag, cls in TYPES.items()}
 
@@ -79,8 +83,11 @@ def _is_nonzero(mask: Any, values: Any) -> bool:
         inner, shape = integers_of(values), dense(values)[0]
     except FormatError:
         return False
-    same = isinstance(mask, Array) and mask.dtype == "?" and mask.host == inner.host and inner.shape == shape
-    return same and np.array_equal(mask.words.view(bool), inner.words != 0)
+    if not (isinstance(mask, Array) and mask.dtype == "?" and mask.host == inner.host and inner.shape == shape):
+        return False
+    kept, words = mask.words.reshape(-1), inner.words.reshape(-1)
+    some = (slice(i, i + CHUNK) for i in range(0, kept.size, CHUNK))
+    return all(np.array_equal(kept[part].view(bool), words[part] != 0) for part in some)
 
 
 def _stack_first(mask: np.ndarray, axis: int, rank: int) -> np.ndarray | None:
@@ -159,12 +166,27 @@ def as_numpy(node: Any, shared: Any = None) -> np.ndarray:
         return _values(node)
     if not isinstance(node, Code):
         return np.asarray(node)
+    if (made_by_rows := _by_rows(node, shared)) is not None:
+        return made_by_rows
     with _wide(node, *jax.tree.leaves(shared)):
         code = arrays.fill_codebooks(made(node, host=False), shared)
         return np.asarray((_compiled if code.size >= placement.HOST else materialize)(code))
 
 
 _compiled = jax.jit(materialize)  # allocates nothing of the array's size but the array
+
+
+def _by_rows(node: Code, shared: Any) -> np.ndarray | None:
+    """A large code as `materialize` has it, by NumPy and some rows at a time, where its parts are of rows."""
+    codebook = None if shared is None else np.asarray(shared)
+    shape, dtype = dense(node, None if codebook is None else (codebook.shape, CODE_OF[codebook.dtype.name]))
+    if dtype not in BY_ROWS or math.prod(shape) < CHUNK or values.rows_of(node, slice(0, 1), shape) is None:
+        return None
+    out, step = np.empty(shape, dtype), max(1, CHUNK * shape[0] // math.prod(shape))
+    for i in range(0, shape[0], step):
+        rows = slice(i, i + step)
+        out[rows] = values.value(values.rows_of(node, rows, shape), codebook)
+    return out
 
 
 def from_node(node: Any, as_: str = "compressed", shared: Any = None) -> Any:

@@ -124,7 +124,8 @@ def read(path: Any, *, max_bytes: int = MAX_BYTES) -> Any:
 
     Args:
       path: the file.
-      max_bytes: the most that the arrays may take, decoded and dense; checked before any of them is made.
+      max_bytes: the most that the arrays may take, decoded and dense, and the decoder of the largest bank; checked
+        before any of them is made.
 
     Returns:
       Dicts, lists and tuples of arrays, Python numbers and None. bfloat16, float8 and float4 become float32, int4 and

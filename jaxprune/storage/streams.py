@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..numerics import codes, rans
-from . import lanes as coder
+from ..numerics import lanes as coder
 from .format import BITS, MAX_ALPHABET, MAX_WIDTH, RANS, RAW, Dtype, FormatError
 from .integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
 

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from .accounting import shared
-from .format import DTYPES, Array, Code, FormatError, Group, Row
+from .format import DTYPES, KINDS, Array, Code, FormatError, Group, Row
 from .structure import Shape, dense
 
 NATIVE = {"?": "?", "f2": "f2", "f4": "f4", "f8": "f8", "c8": "c8"}  # what words are viewed as; integers are themselves
 WEIGHTS = {"f2": "f2", "f4": "f4", "f8": "f8", "bf": "f4"}  # what is computed, and in what NumPy holds it
+
+# Fields with an entry for each weight; others are scales and codebooks.
+OF_ROWS = {"M": ("mask", "values"), "C": ("indices",), "P": ("words",), "Q": ("q",), "B": ("signs",)}
 
 # Bits of exponent and mantissa, bias, and what the topmost patterns are: as of IEEE 754; one NaN, all bits but the sign
 # ("fn"); one NaN, in the place of −0 ("fnuz"); numbers. Micikevicius et al. 2022, arXiv:2209.05433; Noune et al. 2022,
@@ -59,6 +62,36 @@ def made_bytes(node: Any, group: Group | None) -> int:
     widened = dtype == "bf" or dtype.startswith("float")
     itemsize = 4 if widened else DTYPES[dtype].itemsize
     return math.prod(shape) * itemsize if widened or isinstance(node, Code) else 0
+
+
+def rows_of(node: Any, rows: slice, shape: Shape) -> Any:
+    """The code of some rows (of the first axis) of an array of this shape; None where its parts are not of rows."""
+    if isinstance(node, Array):
+        return Array(node.dtype, node.host, node.words[rows]) if shape and node.shape == shape else None
+    if not isinstance(node, Code) or node.tag not in OF_ROWS:
+        return None
+    parts: list[Any] = []
+    for name, part in zip(KINDS[node.tag].fields, node.parts):
+        if name in OF_ROWS[node.tag]:
+            cut = rows_of(part, rows, shape)
+        else:
+            cut = _codebook_of(part) if name == "codebook" else _scale_of(part, rows, shape)
+        if cut is None and part is not None:
+            return None
+        parts.append(cut)
+    return Code(node.tag, node.statics, tuple(parts))
+
+
+def _codebook_of(part: Any) -> Any:
+    """What rows need of a codebook: all of it, if there is but one."""
+    return part if part is not None and len(dense(part)[0]) == 1 else None
+
+
+def _scale_of(part: Any, rows: slice, shape: Shape) -> Any:
+    """What rows need of a scale or a zero point: all of it, or rows of it; None where it has runs of rows."""
+    if not isinstance(part, Array) or part.shape[0] == 1:
+        return part if isinstance(part, Array) else None
+    return rows_of(part, rows, part.shape) if part.shape[0] == shape[0] else None
 
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------

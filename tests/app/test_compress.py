@@ -22,8 +22,8 @@ from jaxprune.app.compress import compress as run
 from jaxprune.app.plans import plan
 from jaxprune.app.rules import Recipe, Rule
 from jaxprune.app.strict import convert
-from jaxprune.numerics import placement
-from jaxprune.storage import streaming
+from jaxprune.numerics import kmeans, placement, select, streamed
+from jaxprune.storage import parts, streaming
 from jaxprune.storage.checkpoints.formats import open_checkpoint
 from tests.storage.test_checkpoints import SUFFIXES, assert_named, read_all, write_foreign
 
@@ -127,6 +127,24 @@ def test_streamed_bytes_are_those_of_the_whole_tree(verbs, tmp_path):
     named["params/1/bias"] = np.zeros(4, np.float32)
     path = write_foreign(tmp_path / "m.msgpack", named)
     rules = f'[[rule]]\nwhere = ".*/kernel"\n{verbs}\n'
+    one, _ = compress(path, rules, "--verify")
+    two, _ = compress(path, rules, "--verify", "--in-memory", out=tmp_path / "two")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_streamed_bytes_are_those_of_compiled_functions(tmp_path, monkeypatch):
+    """A leaf by itself is NumPy's and goes by blocks; the whole tree is JAX's, and large leaves of it are compiled."""
+    codebooks = lambda *xs, limit=0: limit > 0 and placement.on_host(*xs, limit=limit)  # both ways make them alike
+    for module in (select, kmeans):
+        monkeypatch.setattr(module, "on_host", codebooks)
+    for module in (streamed, parts):
+        monkeypatch.setattr(module, "CHUNK", 64)
+    x = draw.normal(size=(40, 24)).astype(np.float32)
+    path = write_foreign(tmp_path / "m.msgpack", {f"{n}/kernel": x for n in "abc"})
+    rules = "".join(
+        f'[[rule]]\nwhere = "{n}/kernel"\n{verbs}\n'
+        for n, verbs in {"a": "prune = 0.6\ncluster = 6", "b": "quantize = 8", "c": "prune = 0.3\nquantize = 6"}.items()
+    )
     one, _ = compress(path, rules, "--verify")
     two, _ = compress(path, rules, "--verify", "--in-memory", out=tmp_path / "two")
     assert one.read_bytes() == two.read_bytes()

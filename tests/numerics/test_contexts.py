@@ -1,11 +1,14 @@
 """The order of coding and the contexts against the same one symbol at a time; the coder against the textbook's."""
 
+import time
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from jaxprune.numerics import banks, context_coder, contexts, rans
+from jaxprune.numerics import lanes as coder
 from jaxprune.numerics.contexts import EXPECTED, Classes
 from tests.reference import contexts as ref
 
@@ -174,3 +177,50 @@ def test_a_state_that_does_not_come_to_rest():
     assert not context_coder.decode(good, order, classes, bank, 1).any()
     with pytest.raises(rans.StreamError, match="initial state"):
         context_coder.decode((65537).to_bytes(4, "little"), order, classes, bank, 1)
+
+
+@pytest.mark.parametrize("lanes", [3, 40, 61, 64])
+def test_columns_are_decoded_in_blocks(lanes, monkeypatch):
+    """A column of 64 rows in blocks of 7: whole runs of lanes, and runs in several parts."""
+    _, classes, order, flat, ids = agrees([(90, 64)], 7)
+    bank = banks.fit_bank(ids, flat)
+    stream = context_coder.encode(ids, flat, order, bank, lanes)
+    monkeypatch.setattr(context_coder, "BLOCK", 7)
+    monkeypatch.setattr(coder, "CHUNK", 5)
+    monkeypatch.setattr(banks, "CHUNK", 50)
+    assert np.array_equal(context_coder.decode(stream, order, classes, bank, lanes), flat)
+    assert np.array_equal(banks.contexts_of(flat, order, classes), ids)
+
+
+@pytest.mark.parametrize("lanes", [1, 40])
+def test_wide_and_narrow_pieces(lanes):
+    """Pieces are moved at once or by columns, as they have fewer rows than `NARROW` or not."""
+    _, classes, order, flat, ids = agrees([(2, 5, 63), (9, 65), (2, 2, 3, 64)], 8)
+    bank = banks.fit_bank(ids, flat)
+    stream = context_coder.encode(ids, flat, order, bank, lanes)
+    assert np.array_equal(context_coder.decode(stream, order, classes, bank, lanes), flat)
+
+
+def test_work_is_linear_in_symbols():
+    """Arrays of all lengths: pieces times bands would be 2 million steps, tens of seconds."""
+    shapes = [(n, 1) for n in range(1, 1025) for _ in range(4)]
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-2, 3, shape).astype(np.int16) for shape in shapes]
+    zeros = lambda n: np.zeros(n, np.int8)
+    begin = time.process_time()
+    order = contexts.layout(shapes)
+    flat = contexts.gathered(arrays, order)
+    contexts.Contexts(order, [Classes(0, zeros(1), zeros(n), zeros(1)) for n, _ in shapes])
+    assert all(map(np.array_equal, contexts.scattered(flat, shapes, order), arrays))
+    assert time.process_time() - begin < 3  # 0.2 s on a quiet core
+
+
+def test_one_lane_is_not_slow():
+    order, classes = contexts.layout([(128, 128)]), [Classes(0, *(np.zeros(n, np.int8) for n in (128, 128, 1)))]
+    bank = banks.Bank(0, np.zeros(256, np.uint8), np.array([[2048, 2048]], np.uint16))
+    flat = np.random.default_rng(0).integers(0, 2, order.size).astype(np.int16)
+    stream = context_coder.encode(np.zeros(order.size, np.uint8), flat, order, bank, 1)
+    begin = time.process_time()
+    for _ in range(10):
+        context_coder.decode(stream, order, classes, bank, 1)
+    assert time.process_time() - begin < 1  # 0.05 s on a quiet core; array by array 1.1 s

@@ -14,7 +14,7 @@ from jaxprune.storage import banks, manifest, reader
 from jaxprune.storage.files import inspect, load
 from jaxprune.storage.format import FormatError, Row
 from tests.storage.hostile import lines_run
-from tests.storage.hostile_banks import BANKS, GOOD, ROW, ZERO, bank, coded_tables, leaves, one, rans, stream
+from tests.storage.hostile_banks import BANKS, GOOD, ROW, ROWS, ZERO, bank, coded_tables, leaves, one, rans, stream
 
 
 @pytest.fixture
@@ -102,6 +102,7 @@ def test_memory_is_checked_before_a_bank_is_decoded(path):
     tree = {"a": ["i8", [64, 64], 3, 0], "b": ["i8", [2048, 1024], 3, 0]}
     path.write_bytes(leaves(tree, bank(each=(ZERO, ZERO))))
     total = 8 * (64 * 64 + 2048 * 1024)
+    total += 2 * (64 * 64 + 2048 * 1024) + 2 * 2048 * 1024  # symbols of all, and of the largest array
     tracemalloc.start()
     for only in (None, "a", "b"):  # a bank is decoded whole
         with pytest.raises(FormatError, match=f"{total} bytes decoded, more than max_bytes={total - 1}"):
@@ -109,7 +110,28 @@ def test_memory_is_checked_before_a_bank_is_decoded(path):
     assert tracemalloc.get_traced_memory()[1] < 1 << 18
     tracemalloc.stop()
     path.write_bytes(leaves({"a": ROW}, bank()))
-    assert load(path, max_bytes=64 * 64)["a"].shape == (64, 64)
+    total = 64 * 64 + 2 * 64 * 64 + (10 + 40) * ROWS + 2 * 4  # symbols, contexts of rows, and columns of 4 pieces
+    assert load(path, max_bytes=total)["a"].shape == (64, 64)
+    with pytest.raises(FormatError, match=f"{total} bytes"):
+        load(path, max_bytes=total - 1)
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, lanes",
+    [((1, 2**20), "i1", 900), ((1, 2**19), "i8", 32), ((512, 1024), "u1", 64), ((5000, 60), "i1", 40)],
+)
+def test_a_decoder_takes_the_memory_that_is_counted(shape, dtype, lanes):
+    """Rows of one column have the most contexts a symbol; lanes are few or many."""
+    x = np.random.default_rng(0).choice(3, shape, p=[0.9, 0.06, 0.04]).astype(np.int8)
+    octets = memoryview(banked([x], np.array([3700, 240, 156]), lanes))
+    rows = [Row(dtype, False, shape, False, 3, 0, 0, 0)]
+    tracemalloc.start()
+    (words,) = banks.decode(octets, rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(words, x)
+    counted = words.nbytes + banks.working_bytes(rows)
+    assert 0.6 * counted < peak < counted + (1 << 20)  # tables, lanes, and the places of a piece
 
 
 def test_a_damaged_bank_is_decoded_once(path, monkeypatch):

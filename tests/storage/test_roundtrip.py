@@ -17,9 +17,8 @@ from safetensors.numpy import load as load_safetensors
 from jaxprune.core.arrays import Clustered, Common, CompressedArray, Masked, is_code, materialize
 from jaxprune.core.quantized import Packed
 from jaxprune.core.where import leaf_path
-from jaxprune.numerics import rans
 from jaxprune.storage import format as f
-from jaxprune.storage import lanes, parts, streams
+from jaxprune.storage import parts, streams
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.structure import dense
 from jaxprune.storage.writer import predicted_bytes
@@ -397,18 +396,6 @@ def test_constant_leaves(path):
     assert_same(load(path), cleaned(tree))
     assert inspect(path).bytes.data < 60
     assert predicted_bytes(tree) == inspect(path).bytes.data
-
-
-@pytest.mark.parametrize("n", [1, 2, 7, 500, 5000])
-@pytest.mark.parametrize("count", [1, 3, lanes.FEW])
-def test_few_lanes_write_the_same_bytes(n, count):
-    symbols = np.minimum(rng.exponential(3, n), 40).astype(np.uint8)
-    freqs = rans.normalise(np.bincount(symbols, minlength=2))
-    stream = lanes.encode(symbols, freqs, count)
-    assert stream == rans.encode(symbols, freqs, count)
-    values = np.arange(41)[::-1] * 1000
-    decoded = lanes.decode(stream, n, freqs, count, values)
-    assert same(decoded, values[symbols]) and same(decoded, rans.decode(stream, n, freqs, count, values))
 
 
 def test_the_table_of_kinds_is_that_of_the_types():

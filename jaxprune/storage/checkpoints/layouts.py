@@ -14,7 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxprune.storage.checkpoints.tensors import Keys, Read, Shape, Tensor, empty
+from jaxprune.numerics.streamed import empty
+from jaxprune.storage.checkpoints.tensors import Keys, Read, Shape, Tensor
 
 LAYOUTS = ("jax", "torch")
 

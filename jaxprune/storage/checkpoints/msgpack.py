@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 
+from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Keys, Read, Tensor
 from jaxprune.storage.checkpoints.walker import ARRAY, Piece, Walker
@@ -39,7 +40,7 @@ def opened(path: Any) -> Iterator[Checkpoint]:
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             tensor = tensors[path]
-            into = t.empty(tensor.shape, tensor.dtype) if into is None else into
+            into = empty(tensor.shape, tensor.dtype) if into is None else into
             x = leaves[tensor.keys]
             if isinstance(x, PLAIN):
                 into[...] = x

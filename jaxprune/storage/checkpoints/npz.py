@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
 from jaxprune.storage.format import FormatError
@@ -32,7 +33,7 @@ def opened(path: Any) -> Iterator[Checkpoint]:
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             tensor = tensors[path]
-            into = t.empty(tensor.shape, tensor.dtype) if into is None else into
+            into = empty(tensor.shape, tensor.dtype) if into is None else into
             with _member(archive, tensor.name) as (stream, (_, fortran, dtype)):
                 _fill(into.T if fortran else into, stream, dtype)
             return into
@@ -57,7 +58,7 @@ def _named(dtype: np.dtype) -> np.dtype:
 
 def _fill(into: np.ndarray, stream: Any, dtype: np.dtype) -> None:
     if dtype.byteorder == ">":
-        into[...] = t.fill(t.empty(into.shape, into.dtype), stream.read).view(dtype)
+        into[...] = t.fill(empty(into.shape, into.dtype), stream.read).view(dtype)
     else:
         t.fill(into, stream.read)
     if stream.read(1):

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
 from jaxprune.storage.format import FormatError
@@ -50,7 +51,7 @@ def opened(path: Any) -> Iterator[Checkpoint]:
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             tensor = tensors[path]
             file.seek(start + places[tensor.name])
-            return t.fill(t.empty(tensor.shape, tensor.dtype) if into is None else into, file.read)
+            return t.fill(empty(tensor.shape, tensor.dtype) if into is None else into, file.read)
 
         yield Checkpoint("safetensors", tensors, read, (), about)
 

@@ -14,7 +14,6 @@ import numpy as np
 from jaxprune.storage.format import CODE_OF, MAX_SIZE, FormatError, join
 
 BLOCK = 1 << 22  # bytes read or written at a time
-ALIGNED = 64  # what JAX needs to take over a buffer of NumPy's
 
 Keys = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -79,14 +78,6 @@ def split_names(names: Iterable[str]) -> dict[str, Keys]:
 
 
 # --- arrays in blocks ------------------------------------------------------------------------------------------------
-
-
-def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
-    """An array that JAX can take over without a copy."""
-    n = math.prod(shape) * dtype.itemsize
-    octets = np.empty(n + ALIGNED, np.uint8)
-    start = -octets.ctypes.data % ALIGNED
-    return octets[start : start + n].view(dtype).reshape(shape)
 
 
 def blocks(x: np.ndarray) -> Iterator[np.ndarray]:
