@@ -4,7 +4,7 @@
 
 A term names layers by regular expressions over tap paths and pairs them by what the expressions capture, so that
 `match(loss, r"layer(\\d)", r"layer(\\d)")` ties layer 1 to layer 1. P is an optional map of the student's features to
-the teacher's width, trained beside the student and dropped with the term (FitNets, Romero et al. 2015, arXiv:1412.6550).
+the teacher's width, trained beside the student and dropped in the end (FitNets, Romero et al. 2015, arXiv:1412.6550).
 """
 
 import math
