@@ -234,6 +234,6 @@ def evaluate(
     return jnp.stack(values).mean()
 
 
-def weight_at(term: Term, step: Any) -> Any:
-    """The term's weight on a step."""
-    return term.weight(step) if callable(term.weight) else term.weight
+def scheduled(weight: Any, step: Any) -> Any:
+    """A weight on a step: itself, or what the schedule says."""
+    return weight(step) if callable(weight) else weight

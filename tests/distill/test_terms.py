@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
 from jaxprune.distill import losses
-from jaxprune.distill.terms import OUTPUT, Pair, Projection, evaluate, init_projections, pairs, weight_at
+from jaxprune.distill.terms import OUTPUT, Pair, Projection, evaluate, init_projections, pairs, scheduled
 
 match = jp.distill.match
 RNG = np.random.default_rng(0)
@@ -103,8 +103,8 @@ def test_a_projection_of_ones_own_and_one_of_linen():
 def test_weights_are_numbers_or_schedules():
     import optax
 
-    assert weight_at(match(mse, weight=0.3), 7) == 0.3
-    assert_allclose(weight_at(match(mse, weight=optax.linear_schedule(0.0, 1.0, 10)), 3), 0.3, rtol=1e-6)
+    assert scheduled(match(mse, weight=0.3).weight, 7) == 0.3
+    assert_allclose(scheduled(match(mse, weight=optax.linear_schedule(0.0, 1.0, 10)).weight, 3), 0.3, rtol=1e-6)
 
 
 TAPS = {"layer1": 0, "layer2": 0}
