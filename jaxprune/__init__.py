@@ -5,6 +5,7 @@ w. Everything here is a pytree transform (`params -> tree of compressed arrays`)
 gives dense arrays back.
 """
 
+from jaxprune import distill as distill
 from jaxprune.app.recipe import recipe as recipe
 from jaxprune.core import where as where
 from jaxprune.core.arrays import Clustered as Clustered

@@ -1,0 +1,44 @@
+"""What to look at while a student learns; nothing here is trained."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxprune.distill.losses import inputs
+from jaxprune.distill.losses.common import floored, log_softmax, number
+
+
+def disagreement(teacher_logits: Any, student_logits: Any, temperature: Any = 1.0) -> Array:
+    """(p / q)^(1/T), normalised: the distribution of what the student has still to learn.
+
+        d_c = (p_c / q_c)^(1/T) / Σ_k (p_k / q_k)^(1/T) = softmax((z_t − z_s) / T)_c
+
+    p and q are the teacher's and the student's probabilities. It is uniform where they agree, and its mass lies on the
+    classes that the student thinks too little of: multiplied to the student's own q (at T = 1) it gives the teacher.
+    Its entropy, beside log C, or its largest entry, is a metric to follow.
+
+    Args:
+      teacher_logits, student_logits: (*examples, classes). A class that the teacher excludes (−inf) gets 0.
+      temperature: T > 0; a high one flattens it.
+
+    Returns:
+      (*examples, classes), float32; each row sums to 1. A row of which one side excludes everything is all zeros.
+
+    Raises:
+      ValueError: shapes that differ; a temperature <= 0.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> teacher, student = jnp.log(jnp.array([[0.6, 0.3, 0.1]])), jnp.log(jnp.array([[0.2, 0.3, 0.5]]))
+      >>> print(jp.distill.disagreement(teacher, student, 1.0).round(2))            # 3 : 1 : 0.2
+      [[0.71 0.24 0.05]]
+    """
+    inputs.positive("temperature", temperature)
+    student, teacher, _ = inputs.logits(student_logits, teacher_logits, None)
+    log_p, log_q = log_softmax(teacher, 1.0), log_softmax(student, 1.0)
+    gone = log_p == -jnp.inf
+    ratio = jnp.where(gone, -jnp.inf, (jnp.where(gone, 0, log_p) - floored(log_q)) / number(temperature, log_p))
+    silent = jnp.all(gone, -1, keepdims=True) | jnp.all(log_q == -jnp.inf, -1, keepdims=True)
+    return jnp.where(silent, 0, jax.nn.softmax(jnp.where(silent, 0, ratio)))

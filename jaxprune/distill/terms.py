@@ -1,0 +1,239 @@
+"""Terms: what a student is asked to match, where in both networks, and with what weight.
+
+    L(step) = Σ_terms w(step) · mean over pairs of layers, and over examples, of loss(P student, teacher)
+
+A term names layers by regular expressions over tap paths and pairs them by what the expressions capture, so that
+`match(loss, r"layer(\\d)", r"layer(\\d)")` ties layer 1 to layer 1. P is an optional map of the student's features to
+the teacher's width, trained beside the student and dropped in the end (FitNets, Romero et al. 2015, arXiv:1412.6550).
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxprune.core.tree import nearest
+from jaxprune.distill.losses.common import masked_mean
+
+OUTPUT = "output"
+
+
+class Projection(NamedTuple):
+    """A trained map of features, as a pair of functions; a Flax linen module has the same two.
+
+    Attributes:
+      init: (key, features) -> params.
+      apply: (params, features) -> features.
+    """
+
+    init: Callable[[Array, Any], Any]
+    apply: Callable[[Any, Any], Array]
+
+
+class Term(NamedTuple):
+    """One thing to match; made by `match`.
+
+    Attributes:
+      loss: (student, teacher, mask=…) -> one value an example.
+      student, teacher: regular expressions over whole tap names; None for what the network returns.
+      project: None, "auto", or something with `init` and `apply`, as `Projection` or a linen module.
+      weight: a number, or an optax schedule of the step.
+      name: of its metric.
+      channel_axis: the axis that "auto" maps.
+    """
+
+    loss: Callable[..., Array]
+    student: str | None
+    teacher: str | None
+    project: Any
+    weight: Any
+    name: str
+    channel_axis: int
+
+
+class Pair(NamedTuple):
+    """Two taps that a term compares."""
+
+    student: str
+    teacher: str
+
+
+def match(
+    loss: Callable[..., Array],
+    student: str | None = None,
+    teacher: str | None = None,
+    *,
+    project: Any = None,
+    weight: Any = 1.0,
+    name: str | None = None,
+    channel_axis: int = -1,
+) -> Term:
+    """A term: `loss` between the student's and the teacher's values.
+
+    Args:
+      loss: of `jp.distill.losses`, its settings bound with `functools.partial`; called with `mask=`.
+      student: which taps of the student, by a regular expression for the whole name; None: what it returns.
+      teacher: which taps of the teacher; as `student` if only that is given.
+      project: None compares values as they are. "auto" maps the student's channels to the teacher's by a trained matrix
+        where their number differs. Else an object with init(key, features) and apply(params, features).
+      weight: a number >= 0, or an optax schedule.
+      name: of the metric; the name of the loss by default.
+      channel_axis: the channels of both, for "auto".
+
+    Returns:
+      A `Term`.
+
+    Raises:
+      ValueError: a teacher's pattern without the student's; patterns with unequal numbers of groups; a negative weight.
+
+    Example:
+      >>> import functools, jaxprune as jp
+      >>> soft = jp.distill.match(functools.partial(jp.distill.losses.soft_targets, temperature=4.0), weight=0.7)
+      >>> hint = jp.distill.match(jp.distill.losses.hint, r"layer(\\d)/.*", r"block_(\\d)", project="auto")
+      >>> soft.name, hint.name
+      ('soft_targets', 'hint')
+    """
+    teacher = student if teacher is None else teacher
+    if student is None and teacher is not None:
+        raise ValueError(f"match(teacher={teacher!r}): give student= too, the layers that shall match those")
+    groups = [re.compile(p).groups for p in (student, teacher) if p is not None]
+    if len(set(groups)) > 1:
+        raise ValueError(
+            f"match({student!r}, {teacher!r}): {groups[0]} groups and {groups[1]}: pairs are made of equal ones"
+        )
+    if not callable(weight) and not (weight >= 0 and math.isfinite(weight)):
+        raise ValueError(f"match(weight={weight}): a weight is a finite number >= 0, or a schedule")
+    if not (project is None or project == "auto" or (hasattr(project, "init") and hasattr(project, "apply"))):
+        raise ValueError(f"match(project={project!r}): None, 'auto', or an object with init and apply")
+    named = getattr(getattr(loss, "func", loss), "__name__", "loss")
+    return Term(loss, student, teacher, project, weight, name or named, channel_axis)
+
+
+def pairs(term: Term, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> tuple[Pair, ...]:
+    """The layers that a term compares, out of the taps there are.
+
+    With groups in the patterns, those that capture the same; without, in order.
+
+    Raises:
+      ValueError: a pattern that matches nothing, or layers without a partner.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> from jaxprune.distill.terms import pairs
+      >>> term = jp.distill.match(jp.distill.losses.hint, r"layer(\\d)", r"block(\\d)/out")
+      >>> pairs(term, {"layer1": 0, "layer2": 0}, {"block2/out": 0, "stem": 0, "block1/out": 0})
+      (Pair(student='layer1', teacher='block1/out'), Pair(student='layer2', teacher='block2/out'))
+    """
+    if term.student is None or term.teacher is None:
+        return (Pair(OUTPUT, OUTPUT),)
+    ours, theirs = _found(term, "student", student), _found(term, "teacher", teacher)
+    if re.compile(term.student).groups == 0:
+        if len(ours) != len(theirs):
+            raise ValueError(
+                f"{term.name}: {term.student!r} matches {len(ours)} layers of the student, {[p for p, _ in ours]}, "
+                f"and {term.teacher!r} {len(theirs)} of the teacher, {[p for p, _ in theirs]}: pair them by groups"
+            )
+        return tuple(Pair(a, b) for (a, _), (b, _) in zip(ours, theirs))
+    return _by_groups(term, ours, theirs)
+
+
+def _found(term: Term, side: str, taps: Mapping[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
+    """Matching names and what they capture."""
+    pattern = getattr(term, side)
+    found = [(name, m.groups()) for name in taps if (m := re.fullmatch(pattern, name))]
+    if not found:
+        raise ValueError(f"{term.name}: {side}={pattern!r} matches no layer. The nearest: {nearest(pattern, taps)}")
+    return found
+
+
+def _by_groups(term: Term, ours: list[Any], theirs: list[Any]) -> tuple[Pair, ...]:
+    named = []
+    for side, found in (("student", ours), ("teacher", theirs)):
+        keyed: dict[Any, str] = {}
+        for name, groups in found:
+            if groups in keyed:
+                raise ValueError(f"{term.name}: {keyed[groups]!r} and {name!r} of the {side} both capture {groups}")
+            keyed[groups] = name
+        named.append(keyed)
+    alone = [f"{names[key]!r}" for names, others in (named, named[::-1]) for key in names if key not in others]
+    if alone:
+        raise ValueError(f"{term.name}: no partner for {', '.join(alone)}: the captured groups must be equal")
+    return tuple(Pair(name, named[1][key]) for key, name in named[0].items())
+
+
+def init_projections(term: Term, found: tuple[Pair, ...], student: Any, teacher: Any, key: Array) -> dict[str, Any]:
+    """The params of a term's projections by the student's tap; {} where none is needed.
+
+    Args:
+      term: whose.
+      found: of `pairs`.
+      student, teacher: name -> shapes and dtypes, as `jp.tap_names` tells.
+      key: draws them.
+
+    Raises:
+      ValueError: features that differ elsewhere than in their channels.
+    """
+    made = {}
+    for i, pair in enumerate(found):
+        ours, theirs = student[pair.student], teacher[pair.teacher]
+        if term.project is None or (term.project == "auto" and not _needed(term, pair, ours, theirs)):
+            continue
+        project = _linear(term, theirs) if term.project == "auto" else term.project
+        features = jnp.zeros(ours.shape, ours.dtype)
+        made[pair.student] = project.init(jax.random.fold_in(key, i), features)
+    return made
+
+
+def _needed(term: Term, pair: Pair, ours: Any, theirs: Any) -> bool:
+    """Whether only the channels differ, and do."""
+    a, b = list(ours.shape), list(theirs.shape)
+    if len(a) == len(b) and -len(a) <= term.channel_axis < len(a):
+        c, d = a.pop(term.channel_axis), b.pop(term.channel_axis)
+        if a == b:
+            return c != d
+    raise ValueError(
+        f"{term.name}: {pair.student!r} is {ours.shape} and {pair.teacher!r} is {theirs.shape}: project='auto' maps "
+        f"axis {term.channel_axis} only; give project= a module that makes the one shape of the other"
+    )
+
+
+def _linear(term: Term, theirs: Any) -> Projection:
+    """x -> x W along the channels: of a feature map, a 1×1 convolution."""
+    axis, width = term.channel_axis, theirs.shape[term.channel_axis]
+
+    def init(key: Array, x: Any) -> Array:
+        n = x.shape[axis]
+        return jax.random.normal(key, (n, width), jnp.float32) / math.sqrt(n)
+
+    def apply(w: Array, x: Array) -> Array:
+        return jnp.moveaxis(jnp.moveaxis(x, axis, -1) @ w.astype(x.dtype), -1, axis)
+
+    return Projection(init, apply)
+
+
+def evaluate(
+    term: Term,
+    found: tuple[Pair, ...],
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    projections: Mapping[str, Any],
+    mask: Any = None,
+) -> Array:
+    """The term's value, without its weight: the mean over pairs of the masked mean over examples; a scalar, float32."""
+    values = []
+    for pair in found:
+        ours, theirs = student[pair.student], jax.lax.stop_gradient(teacher[pair.teacher])
+        if pair.student in projections:
+            project = _linear(term, theirs) if term.project == "auto" else term.project
+            ours = project.apply(projections[pair.student], ours)
+        values.append(masked_mean(term.loss(ours, theirs, mask=mask), mask))
+    return jnp.stack(values).mean()
+
+
+def scheduled(weight: Any, step: Any) -> Any:
+    """A weight on a step: itself, or what the schedule says."""
+    return weight(step) if callable(weight) else weight
