@@ -30,10 +30,10 @@ CLAIMS = {
     "lenet300_4pct": Claim("the same, 4% of the weights, 7 values", "none"),
     "lenet5": Claim("Han et al. 2016, LeNet-5 (Caffe)", "33x before Huffman, 39x with; error 0.80 -> 0.74%"),
     "lenet300_90x": Claim(
-        "a price on bits, a teacher, 12 values: LeNet-300-100",
+        "a price on bits, a teacher, 24 values: LeNet-300-100",
         "64x, error 1.89 -> 1.94% (soft weight-sharing, 1702.04008)",
     ),
-    "lenet300_124x": Claim("the same at twice the price, 8 values", "124x, error 1.6 -> 1.9% (1906.06624)"),
+    "lenet300_124x": Claim("the same at three times the price, 8 values", "124x, error 1.6 -> 1.9% (1906.06624)"),
     "lenet300_200x": Claim("a price on bits, labels alone, 8 values", "none"),
     "lenet5_162x": Claim(
         "a price on bits, a teacher, 12 values: LeNet-5 (Caffe)",
