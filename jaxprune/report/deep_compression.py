@@ -6,12 +6,15 @@ counted. What `save` writes is `measure.sizes`.
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.core.arrays import Clustered, Dense, Masked, Stacked, dtype_bits, is_code, nbits
+from jaxprune.core.arrays import Clustered, Dense, Masked, Stacked, dtype_bits, is_code, materialize, nbits
 from jaxprune.core.quantized import Quantized
 from jaxprune.numerics import codes
 from jaxprune.report.pieces import Leaf, Piece, dense, kept, leaves, pieces
+
+ANY = 16  # bits of an integer that is as wide as it may get: the levels of `entropy_quantize`
 
 
 class DeepCompression(NamedTuple):
@@ -38,18 +41,23 @@ def deep_compression_bits(tree: Any, *, value_bits: int | None = None, gap_width
     * codebooks in full: float32 centroids 32 bits each; of a quantised codebook its integers and its scale. A shared
       one, once.
     * clustered but not pruned: an index a weight, no gaps.
+    * pruned integers on a grid: as pruned indices, with the levels but 0 in the place of centroids, and scales in that
+      of the codebook. A weight of level 0 is pruned, and 0 is the filler's value, so that levels from a to b take
+      ⌈log2(b − a + 1)⌉ bits, where a <= 0 <= b. So are the levels of `entropy_quantize`, integers of 16 bits with one
+      scale, without a mask.
     * all other leaves in full: biases and unpruned layers, 32 bits a float32; of a `Quantized` its integers and scales.
 
     Huffman's tables are not counted, as in the paper; nor are names and shapes.
 
     Args:
-      tree: plain, `Quantized`, `Masked`, `Clustered` and masked `Clustered` leaves of concrete arrays.
-      value_bits: of an index; by default ⌈log2(k + 1)⌉ in pruned leaves (k centroids and the filler's zero), ⌈log2 k⌉
-        in others.
+      tree: plain, `Quantized`, `Masked`, `Clustered`, masked `Clustered` and masked `Quantized` leaves of concrete
+        arrays.
+      value_bits: of an index or a level; by default ⌈log2(k + 1)⌉ in pruned leaves (k centroids and the filler's zero),
+        ⌈log2 k⌉ in others, and of levels as above.
       gap_width: bits of a gap; by default the one that makes the leaf smallest. Han: 5, and 4 or 8 in some layers.
 
     Raises:
-      ValueError: a leaf has another code (see `sizes`), or k does not fit `value_bits`.
+      ValueError: a leaf has another code (see `sizes`), or k or the levels do not fit `value_bits`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -68,12 +76,14 @@ def _deep_compression(leaf: Leaf, value_bits: int | None, gap_width: int | None)
         code = code.each if isinstance(code, Stacked) else code.values
     if isinstance(code, Clustered):
         return _clustered(leaf, code, pruned, value_bits, gap_width)
+    if isinstance(code, Quantized) and _on_a_grid(code) and (pruned or (code.bits == ANY and code.scale.size == 1)):
+        return _levels(leaf, value_bits, gap_width)
     if isinstance(code, Quantized) and not pruned:
         return _twice(nbits(leaf.code))
     if is_code(code) and not leaf.side:
         raise ValueError(
             f"{leaf.path or 'the array'} is {type(code).__name__}: Deep Compression counts plain, Quantized, Masked "
-            "and Clustered leaves. For other codes see measure.sizes"
+            "and Clustered leaves, and pruned integers that have no zero point. For other codes see measure.sizes"
         )
     return _floats(leaf, gap_width) if pruned else _twice(_raw_bits(pieces(leaf)))
 
@@ -82,19 +92,36 @@ def _clustered(
     leaf: Leaf, code: Clustered, pruned: bool, value_bits: int | None, gap_width: int | None
 ) -> DeepCompression:
     k = (leaf.codebook if code.codebook is None else code.codebook).shape[-1]
-    indices = dense(Leaf(leaf.path, _indices(leaf.code)))
+    indices = _indices(leaf)
     bits = codes.deep_compression_bits(kept(leaf) if pruned else None, indices, k, value_bits, gap_width)
     centroids = _raw_bits([p for p in pieces(leaf) if "codebook" in p.fields]) - bits.codebook
     return DeepCompression(bits.fixed + centroids, bits.huffman + centroids)
 
 
-def _indices(code: Any) -> Any:
-    """The code of a leaf with its indices for values, in the leaf's layout."""
-    if isinstance(code, Clustered):
-        return code.indices
-    if isinstance(code, Stacked):
-        return code.replace(each=_indices(code.each))
-    return _indices(code.values)
+def _on_a_grid(code: Quantized) -> bool:
+    """Whether its integers are levels, of which 0 stands for 0."""
+    integers = jnp.issubdtype(materialize(code.q).dtype, jnp.signedinteger)
+    return integers and code.zero_point is None and code.grid is None
+
+
+def _levels(leaf: Leaf, value_bits: int | None, gap_width: int | None) -> DeepCompression:
+    q = _indices(leaf).astype(np.int64)
+    there = (kept(leaf) if isinstance(leaf.code, Masked | Stacked) else True) & (q != 0)
+    low, high = (int(f(q[there], initial=0)) for f in (np.min, np.max))
+    bits = codes.deep_compression_bits(there, q - low - (q > 0), high - low, value_bits, gap_width)
+    scales = _raw_bits([p for p in pieces(leaf) if "scale" in p.fields]) - bits.codebook
+    return DeepCompression(bits.fixed + scales, bits.huffman + scales)
+
+
+def _indices(leaf: Leaf) -> np.ndarray:
+    """The indices or levels of a leaf, in its layout."""
+
+    def inner(code: Any) -> Any:
+        if isinstance(code, Clustered | Quantized):
+            return code.indices if isinstance(code, Clustered) else code.q
+        return code.replace(each=inner(code.each)) if isinstance(code, Stacked) else inner(code.values)
+
+    return dense(Leaf(leaf.path, inner(leaf.code)))
 
 
 def _floats(leaf: Leaf, gap_width: int | None) -> DeepCompression:

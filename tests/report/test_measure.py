@@ -276,8 +276,65 @@ def test_stacks_and_common_codebooks():
 def test_other_codes_are_refused():
     with pytest.raises(ValueError, match=r"kernel is Binary.*measure\.sizes"):
         deep_compression_bits({"kernel": jp.quantize(bits=1).init(normal((4, 4)))})
-    with pytest.raises(ValueError, match=r"kernel is Quantized.*measure\.sizes"):
-        deep_compression_bits({"kernel": jp.chain(jp.prune(0.5), jp.quantize(bits=8)).init(normal((4, 4)))})
+    q = jp.Quantized(jnp.ones((4, 4), jnp.int8), jnp.ones((1, 1)), None, 8, jnp.dtype("float32"))
+    for other in ({"zero_point": jnp.ones((1, 1), jnp.int8)}, {"grid": (0.0, 1.0)}, {"q": q.q.astype("float8_e4m3fn")}):
+        with pytest.raises(ValueError, match=r"kernel is Quantized.*measure\.sizes"):
+            deep_compression_bits({"kernel": Masked(q.replace(**other), jnp.eye(4, dtype=bool))})
+
+
+def test_levels_on_a_grid_are_values_of_their_own():
+    """Figure 2's mask; the levels are −2, 3 and 0 (which is pruned), then 3: from −2 to 3 are 6, 3 bits each."""
+    q = np.zeros(16, np.int16)
+    q[[1, 4, 15]] = [-2, 3, 3]
+    there = q != 0
+    there[7] = True  # kept, but 0
+    scale, f32 = jnp.full(1, 0.5), jnp.dtype("float32")
+    levels = jp.Quantized(jnp.asarray(q), scale, None, 16, f32)
+    # gaps 1 2 7* 2 of 3 bits; values −2 3 0* 3: lengths 2 1 2 1
+    expected = 4 * (3 + 3) + 32, 6 + 6 + 32
+    assert deep_compression_bits(Masked(levels, jnp.asarray(there)), gap_width=3) == expected
+    assert deep_compression_bits(levels, gap_width=3) == expected  # the mask says no more than the levels
+    assert deep_compression_bits(Dense(levels, ""), gap_width=3) == expected
+    hidden = there & (np.arange(16) != 1)  # −2 is hidden: 0 to 3 are 4 levels
+    assert deep_compression_bits(Masked(levels, jnp.asarray(hidden)), gap_width=3).fixed == 3 * (2 + 3) + 32
+    assert deep_compression_bits(Masked(levels, jnp.zeros(16, bool))) == (32, 32)
+    with pytest.raises(ValueError, match="value_bits=2 cannot hold 6 codes"):
+        deep_compression_bits(levels, value_bits=2)
+    wide = jp.Quantized(jnp.asarray(q), jnp.ones(16), None, 16, f32)  # a scale each: no levels of entropy_quantize
+    assert deep_compression_bits(wide) == (16 * 48, 16 * 48)
+
+
+def test_levels_of_the_verbs():
+    w = normal((32, 48))
+    q = jnp.asarray(np.random.default_rng(0).integers(-3, 3, (3, 6, 8), np.int8))
+    layers = Masked(jp.Quantized(q, jnp.ones((3, 1, 8)), None, 8, jnp.dtype("float32")), q > -2)
+    for tree in (
+        jp.entropy_quantize(step=0.3).init(w),
+        jp.chain(jp.prune(0.6), jp.quantize(bits=5)).init(w),
+        Stacked(layers, -2, 3),
+    ):
+        levels = np.asarray(jp.materialize(tree))
+        q = measured_levels(tree)
+        assert q.shape == levels.shape and np.array_equal(q == 0, levels == 0)
+        low, high = min(0, q.min()), max(0, q.max())
+        names = np.where(q > 0, q - low - 1, q - low).astype(int)  # the filler's code is the last
+        bits = int(high - low).bit_length()
+        plain = reference.sizes((q != 0).ravel().tolist(), names.ravel(), int(high - low), bits, 4)
+        scales = sum(p.symbols.size * 32 for p in pieces(leaves(tree)[0]) if "scale" in p.fields)
+        side = scales - 32 * int(high - low)
+        assert deep_compression_bits(tree, gap_width=4) == (plain[0] + side, plain[1] + side)
+
+
+def measured_levels(tree):
+    """Each weight's level, by its place in the dense array."""
+
+    def ones(code):
+        if isinstance(code, jp.Quantized):
+            return code.replace(scale=jnp.ones_like(code.scale))
+        name = "each" if isinstance(code, Stacked) else "values"
+        return code.replace(**{name: ones(getattr(code, name))})
+
+    return np.asarray(jp.materialize(ones(tree)))
 
 
 def test_quantised_biases_cost_their_integers_and_scale():
