@@ -23,6 +23,7 @@ from jaxprune.distill.losses.common import (
     finish,
     kl,
     log_softmax,
+    log_sum_exp,
     mean_where,
     number,
 )
@@ -191,7 +192,7 @@ def jsd(student: Any, teacher: Any, *, beta: Any = 0.5, temperature: Any = 1.0, 
 def _mixed(log_p: Array, log_q: Array, beta: Any) -> Array:
     """The divergence strictly between its ends."""
     b = number(beta, log_p)
-    log_m = jnp.logaddexp(jnp.log(b) + log_p, jnp.log1p(-b) + log_q)
+    log_m = log_sum_exp(jnp.stack([jnp.log(b) + log_p, jnp.log1p(-b) + log_q], -1))
     return b * kl(log_p, log_m) + (1 - b) * kl(log_q, log_m)
 
 
