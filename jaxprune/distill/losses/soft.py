@@ -26,6 +26,7 @@ from jaxprune.distill.losses.common import (
     log_sum_exp,
     mean_where,
     number,
+    silent,
 )
 
 
@@ -193,7 +194,8 @@ def _mixed(log_p: Array, log_q: Array, beta: Any) -> Array:
     """The divergence strictly between its ends."""
     b = number(beta, log_p)
     log_m = log_sum_exp(jnp.stack([jnp.log(b) + log_p, jnp.log1p(-b) + log_q], -1))
-    return b * kl(log_p, log_m) + (1 - b) * kl(log_q, log_m)
+    values = b * kl(log_p, log_m) + (1 - b) * kl(log_q, log_m)
+    return jnp.where(silent(log_p) | silent(log_q), 0, values)  # the mixture of one side is no distribution
 
 
 def _prepared(student: Any, teacher: Any, temperature: Any, mask: Any) -> tuple[Array, Array, Array]:
