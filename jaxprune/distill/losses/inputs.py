@@ -18,7 +18,6 @@ from jax import Array
 from jax.core import Tracer
 
 
-
 def concrete(x: Any) -> bool:
     """Whether the value of x can be looked at."""
     return not isinstance(x, Tracer)
