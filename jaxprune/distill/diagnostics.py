@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxprune.distill.losses import inputs
-from jaxprune.distill.losses.common import floored, log_softmax, number
+from jaxprune.distill.losses.common import floored, log_softmax, number, silent
 
 
 def disagreement(teacher_logits: Any, student_logits: Any, temperature: Any = 1.0) -> Array:
@@ -40,5 +40,5 @@ def disagreement(teacher_logits: Any, student_logits: Any, temperature: Any = 1.
     log_p, log_q = log_softmax(teacher, 1.0), log_softmax(student, 1.0)
     gone = log_p == -jnp.inf
     ratio = jnp.where(gone, -jnp.inf, (jnp.where(gone, 0, log_p) - floored(log_q)) / number(temperature, log_p))
-    silent = jnp.all(gone, -1, keepdims=True) | jnp.all(log_q == -jnp.inf, -1, keepdims=True)
-    return jnp.where(silent, 0, jax.nn.softmax(jnp.where(silent, 0, ratio)))
+    nothing = (silent(log_p) | silent(log_q))[..., None]
+    return jnp.where(nothing, 0, jax.nn.softmax(jnp.where(nothing, 0, ratio)))

@@ -115,7 +115,7 @@ def gram(x: Array) -> Array:
 
 def log_sum_exp(x: Array) -> Array:
     """log Σ exp(x) over the last axis; −inf, with derivative 0, where all entries are −inf."""
-    none = jnp.all(x == -jnp.inf, -1)
+    none = silent(x)
     return jnp.where(none, -jnp.inf, jax.nn.logsumexp(jnp.where(none[..., None], 0, x), axis=-1))
 
 
@@ -145,8 +145,12 @@ def kl(log_p: Array, log_q: Array) -> Array:
     near = jnp.abs(d) < 1
     small = jnp.where(near, d, 0)
     terms = jnp.where(possible, jnp.where(near, p * (jnp.expm1(small) - small), q - p - p * d), q)
-    silent = jnp.all(~possible, -1) | jnp.all(log_q == -jnp.inf, -1)
-    return jnp.where(silent, 0, jnp.sum(terms, -1))
+    return jnp.where(silent(log_p) | silent(log_q), 0, jnp.sum(terms, -1))
+
+
+def silent(log_p: Array) -> Array:
+    """The rows that exclude every class."""
+    return jnp.all(log_p == -jnp.inf, -1)
 
 
 def cross_entropy(log_q: Array, label: Array) -> Array:

@@ -224,10 +224,9 @@ def _stored(student: Any, teacher: TopK, k: int | None, mask: Any) -> tuple[Arra
             f"teacher: log_probs {log_probs.shape}, indices {indices.shape}, log_tail {tail.shape}; for a student of "
             f"{s.shape} give {(*s.shape[:-1], 'k')}, the same, and {s.shape[:-1]}"
         )
-    if inputs.concrete(indices) and inputs.concrete(keep):
-        wrong = ((indices < 0) | (indices >= s.shape[-1])) & keep[..., None]
-        if bool(wrong.any()):
-            raise ValueError(f"teacher: indices reach beyond the {s.shape[-1]} classes of the student {s.shape}")
+    wrong = ((indices < 0) | (indices >= s.shape[-1])) & keep[..., None]
+    if inputs.concrete(wrong) and bool(wrong.any()):
+        raise ValueError(f"teacher: indices reach beyond the {s.shape[-1]} classes of the student {s.shape}")
     s, log_probs, indices = (inputs.zeroed(x, keep) for x in (s, log_probs, indices))
     return s, TopK(log_probs, indices, finish(tail, keep)), keep
 
@@ -248,8 +247,9 @@ def dist(
         inter   1 − ρ(p_i, q_i)                       over the classes of one example
         intra   (1/C) Σ_c (1 − ρ(p_·c, q_·c))         over all kept examples of the global batch, for one class
 
-    ρ is Pearson's correlation. The value of an example holds its share of each ρ over the batch, so that the masked
-    mean is the loss of the paper. A constant row or column has ρ = 0.
+    ρ is Pearson's correlation. As 1 − ρ is half the squared distance of the two centred vectors of norm 1, the value of
+    an example holds its share of it, and the masked mean is the loss of the paper. A constant row or column costs 1/2,
+    and nothing if it is constant on both sides; the paper's code gives 1.
 
     Args:
       student, teacher: logits (*examples, classes); all leading axes are one batch.
@@ -277,8 +277,8 @@ def dist(
     q, p = jnp.exp(log_softmax(s, temperature)), jnp.exp(log_softmax(t, temperature))
     examples = tuple(range(keep.ndim))
     everyone = jnp.ones_like(q, bool)
-    rows = jnp.sum(centred(q, everyone, -1) * centred(p, everyone, -1), -1)
+    rows = jnp.sum(jnp.square(centred(q, everyone, -1) - centred(p, everyone, -1)), -1) / 2
     column = lambda x: centred(x, keep[..., None], examples)
-    columns = jnp.mean(column(q) * column(p), -1) * count(keep, None, s.dtype)
-    parts = number(inter, s) * (1 - rows) + number(intra, s) * (1 - columns)
+    columns = jnp.mean(jnp.square(column(q) - column(p)), -1) * count(keep, None, s.dtype) / 2
+    parts = number(inter, s) * rows + number(intra, s) * columns
     return finish(jnp.square(number(temperature, s)) * parts, keep)

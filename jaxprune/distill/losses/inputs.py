@@ -17,8 +17,6 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from jaxprune.numerics.precision import wide
-
 
 def concrete(x: Any) -> bool:
     """Whether the value of x can be looked at."""
@@ -54,7 +52,7 @@ def floats(name: str, x: Any) -> Array:
 def both(student: Any, teacher: Any, names: tuple[str, str] = ("student", "teacher")) -> tuple[Array, Array]:
     """The two as arrays of one dtype, float32 or wider."""
     s, t = floats(names[0], student), floats(names[1], teacher)
-    dtype = wide(jnp.promote_types(s.dtype, t.dtype))
+    dtype = jnp.float64 if jnp.float64 in (s.dtype, t.dtype) else jnp.float32
     return s.astype(dtype), t.astype(dtype)
 
 

@@ -157,7 +157,7 @@ def _permuted(log_p: Array, key: Array) -> Array:
     classes = jnp.arange(log_p.shape[-1], dtype=first.dtype)
     noise = jax.random.uniform(key, log_p.shape, log_p.dtype)
     order = jnp.argsort(jnp.where(classes == first, 2, noise), -1).astype(first.dtype)  # the others, then the first
-    place = jnp.where(classes == first, classes.size - 1, classes - (classes > first))
+    place = jnp.where(classes == first, classes.size - 1, jnp.where(classes > first, classes - 1, classes))
     return jnp.take_along_axis(log_p, jnp.take_along_axis(order, place, -1), -1)
 
 

@@ -23,8 +23,10 @@ from jaxprune.distill.losses.common import (
     finish,
     kl,
     log_softmax,
+    log_sum_exp,
     mean_where,
     number,
+    silent,
 )
 
 
@@ -191,8 +193,9 @@ def jsd(student: Any, teacher: Any, *, beta: Any = 0.5, temperature: Any = 1.0, 
 def _mixed(log_p: Array, log_q: Array, beta: Any) -> Array:
     """The divergence strictly between its ends."""
     b = number(beta, log_p)
-    log_m = jnp.logaddexp(jnp.log(b) + log_p, jnp.log1p(-b) + log_q)
-    return b * kl(log_p, log_m) + (1 - b) * kl(log_q, log_m)
+    log_m = log_sum_exp(jnp.stack([jnp.log(b) + log_p, jnp.log1p(-b) + log_q], -1))
+    values = b * kl(log_p, log_m) + (1 - b) * kl(log_q, log_m)
+    return jnp.where(silent(log_p) | silent(log_q), 0, values)  # the mixture of one side is no distribution
 
 
 def _prepared(student: Any, teacher: Any, temperature: Any, mask: Any) -> tuple[Array, Array, Array]:
