@@ -40,9 +40,14 @@ def test_channels_stand_where_they_are_said_to(f):
     first = lambda x: np.moveaxis(x, -1, 1)
     for axis in (1, -3):
         close(quick(partial(f, channel_axis=axis))(first(m_s), first(m_t)), quick(f)(m_s, m_t))
-    close(
-        L.fsp((first(m_s), first(small)), (first(m_t), first(small)), channel_axis=1), L.fsp((m_s, small), (m_t, small))
-    )
+    keep = np.random.default_rng(0).random((8, 4, 3)) < 0.7  # positions do not move with the channels
+    close(quick(partial(f, channel_axis=1, mask=keep))(first(m_s), first(m_t)), quick(partial(f, mask=keep))(m_s, m_t))
+
+
+def test_flows_find_their_channels():
+    first = lambda x: np.moveaxis(x, -1, 1)
+    f, g = quick(partial(L.fsp, channel_axis=1)), quick(L.fsp)
+    close(f((first(m_s), first(small)), (first(m_t), first(small))), g((m_s, small), (m_t, small)))
 
 
 @every_map
@@ -81,6 +86,13 @@ def test_attention_has_no_scale():
     close(L.attention_transfer(3 * m_s, m_t), L.attention_transfer(m_s, m_t))
     paper, code = (L.attention_transfer(m_s, m_t, form=form) for form in ("paper", "code"))
     close(paper**2 / 12, code)
+
+
+def test_cosines_of_huge_and_tiny_vectors():
+    f, m_x = quick(L.hidden_cosine), np.ascontiguousarray(m_t[:, 0, 0])
+    wanted = f(m_s[:, 0, 0], m_x)
+    for scale in (1e-25, 1e25):
+        close(f(m_s[:, 0, 0] * np.float32(scale), m_x), wanted)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "polynomial", "gaussian"])

@@ -159,6 +159,11 @@ def test_no_gradient_reaches_the_bank_and_both_views_learn():
     assert [bool(np.any(g)) for g in slopes] == [True, True, False, False]
 
 
+def test_no_gradient_comes_out_of_the_bank():
+    f = lambda s, rows: L.crd_update(bank._replace(student=rows), s, e_s, **draws).student.sum()
+    assert not any(np.any(g) for g in quick(jax.grad(f, (0, 1)))(e_s, bank.student))
+
+
 def test_negatives_are_never_the_example():
     negatives = np.asarray(L.crd_negatives(jax.random.key(1), draws["indices"], count=400, examples=16))
     assert negatives.shape == (8, 400) and not (negatives == draws["indices"][:, None]).any()

@@ -94,6 +94,13 @@ def test_a_schedule_may_be_traced():
     close(f(2.0, 0.0), -np.take_along_axis(np.asarray(jax.nn.log_softmax(z_s)), y[:, None], -1)[:, 0])
 
 
+def test_a_temperature_may_be_learned():
+    part = np.where(np.arange(5) < 2, -np.inf, z_t).astype(np.float32)
+    slope = quick(jax.grad(lambda t: L.soft_targets(z_s, part, temperature=t).sum()))
+    whole = quick(lambda t: L.soft_targets(z_s, part, temperature=t).sum())
+    close(slope(2.0), (whole(2.05) - whole(1.95)) / 0.1, 1e-2)
+
+
 def test_a_student_cannot_hide_its_mass_in_the_tail():
     teacher = np.log(np.array([[0.5, 0.3, 0.1, 0.1]], np.float32))
     hidden = np.log(np.array([[0.05, 0.03, 0.01, 0.91]], np.float32))

@@ -180,7 +180,7 @@ def crd_update(
     """
     inputs.fraction("momentum", momentum)
     s, t, keep, own, others = _checked(student, teacher, bank, indices, negatives, temperature, mask)
-    s, t = lax.stop_gradient((s, t))
+    s, t, bank = lax.stop_gradient((s, t, bank))
     z_student = _log_z(_scores(s, bank.teacher, own, others, temperature), keep, len(bank.teacher))
     z_teacher = _log_z(_scores(t, bank.student, own, others, temperature), keep, len(bank.student))
     first = ~bank.ready & jnp.any(keep)
