@@ -194,8 +194,8 @@ def top_k(student: Any, teacher: Any, *, k: int | None = None, temperature: Any 
       >>> print(f"{jp.distill.losses.top_k(student, teacher, k=2)[0]:.4f}")
       1.5369
 
-    Source: stored sparse teachers with their missing mass, as in DistilKit. tunix and MaxText renormalise over the k classes instead: the
-    student above then has loss 0 and gradient 0.
+    Source: stored sparse teachers with their missing mass, as in DistilKit. tunix and MaxText renormalise over the k
+    classes instead: the student above then has loss 0 and gradient 0.
     """
     inputs.positive("temperature", temperature)
     if not isinstance(teacher, TopK):
