@@ -1,5 +1,6 @@
 """The laws of a distillation loss, for every row of the table. A new loss joins by one row there."""
 
+import pathlib
 from functools import cache
 
 import jax
@@ -213,6 +214,8 @@ def test_values_and_gradients_stay_where_the_examples_are(loss):
 def test_every_public_name_is_in_the_table_or_has_a_place():
     public = {n for n in dir(L) if not n.startswith("_") and callable(getattr(L, n))}
     assert public == {loss.name.split()[0] for loss in LOSSES} | set(UNLISTED)
+    page = (pathlib.Path(__file__).parent.parent / "docs/distillation.md").read_text()
+    assert not {name for name in public if f"`{name}`" not in page}
     for name in public - {"TopK", "CRDBank"}:
         assert (">>>" in getattr(L, name).__doc__ and "Source" in getattr(L, name).__doc__) or name in UNLISTED
 

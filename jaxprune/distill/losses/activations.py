@@ -166,7 +166,7 @@ def overhaul_margin(mean: Any, std: Any) -> Array:
       >>> print([f"{m:.3f}" for m in jp.distill.losses.overhaul_margin(jnp.array([0.0, 9.0]), jnp.ones(2))])
       ['-0.798', '-3.000']
 
-    Source: Heo et al. 2019, arXiv:1904.01866, equation (4); −3 std is from its code.
+    Source: Heo et al. 2019, arXiv:1904.01866; −3 std is from its code.
     """
     mean, std = inputs.both(mean, std)
     if mean.shape != std.shape:

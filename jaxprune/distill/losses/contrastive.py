@@ -6,7 +6,7 @@
 once with the student's view against remembered teacher views, and once the other way round. The banks hold one vector
 an example of the training set and are state: `crd` reads them, `crd_update` returns the next ones.
 
-Source: Tian, Krishnan & Isola 2020, arXiv:1910.10699, equations (17) and (18).
+Source: Tian, Krishnan & Isola 2020, arXiv:1910.10699, equation (18).
 """
 
 import math

@@ -194,8 +194,8 @@ def top_k(student: Any, teacher: Any, *, k: int | None = None, temperature: Any 
       >>> print(f"{jp.distill.losses.top_k(student, teacher, k=2)[0]:.4f}")
       1.5369
 
-    Source: sparse logits as in Minitron and DistilKit. tunix and MaxText renormalise over the k classes instead: the
-    student above then has loss 0 and gradient 0.
+    Source: stored sparse teachers with their missing mass, as in DistilKit. tunix and MaxText renormalise over the k
+    classes instead: the student above then has loss 0 and gradient 0.
     """
     inputs.positive("temperature", temperature)
     if not isinstance(teacher, TopK):
@@ -270,7 +270,7 @@ def dist(
       >>> print(jp.distill.losses.dist(z + 5, z).round(4) + 0)
       [0. 0.]
 
-    Source: Huang et al. 2022, arXiv:2205.10536 (β = γ = 2 on ImageNet, at T = 1). T² is from its code.
+    Source: Huang et al. 2022, arXiv:2205.10536. T² is from its code.
     """
     inputs.positive("temperature", temperature)
     s, t, keep = inputs.logits(student, teacher, mask)

@@ -54,7 +54,7 @@ def rkd_distance(student: Any, teacher: Any, *, mask: Any = None) -> Array:
 
     Args:
       student, teacher: (batch, …), any widths: the embeddings, pooled. All n² differences are taken as they are, so
-        that equal rows have distance 0 exactly.
+        that equal rows have distance 0 exactly; the gradient takes n² · width numbers.
       mask: (batch,) of booleans.
 
     Returns:
@@ -86,7 +86,7 @@ def rkd_angle(student: Any, teacher: Any, *, mask: Any = None) -> Array:
     Invariant to rotations, shifts and scale of the features. A corner of equal examples has cosine 0.
 
     Args:
-      student, teacher: (batch, …), any widths: the embeddings, pooled; it takes n² · width numbers.
+      student, teacher: (batch, …), any widths: the embeddings, pooled; its gradient takes about 4 n² · width numbers.
       mask: (batch,) of booleans.
 
     Returns:

@@ -86,7 +86,7 @@ def soft_and_hard(
       >>> print(jp.distill.losses.soft_and_hard(z, z, labels=jnp.array([1]), alpha=0.5).round(4))  # log 2, half of it
       [0.3466]
 
-    Source: Hinton, Vinyals & Dean 2015, arXiv:1503.02531. The alpha of torchdistill and of KD_Lib weighs the labels.
+    Source: Hinton, Vinyals & Dean 2015, arXiv:1503.02531. The alpha of torchdistill weighs the labels.
     """
     inputs.fraction("alpha", alpha)
     s, t, keep = _prepared(student, teacher, temperature, mask)
@@ -159,7 +159,7 @@ def jsd(student: Any, teacher: Any, *, beta: Any = 0.5, temperature: Any = 1.0, 
     """β KL(p ‖ m) + (1 − β) KL(q ‖ m) with m = β p + (1 − β) q: the generalised Jensen–Shannon divergence.
 
     It is bounded, by log 2 at β = 1/2. Near its ends it is β KL(p ‖ q) and (1 − β) KL(q ‖ p), so at β = 0 and β = 1
-    exactly, where the formula is 0, it is defined as those two divergences without their factor, as in GKD's own code.
+    exactly, where the formula is 0, it is defined as those two divergences without their factor, as in TRL.
 
     Args:
       student, teacher: logits (*examples, classes).
