@@ -168,6 +168,17 @@ def test_halves_are_read_as_float32(loss, dtype):
     assert len(computed) > 5 and not any(a.dtype == dtype for a in computed), "arithmetic in half precision"
 
 
+def test_doubles_stay_doubles(loss):
+    with jax.enable_x64(True):
+        pair = on(loss, lambda x, axis: jax.ShapeDtypeStruct(np.shape(x), np.float64))
+        mixed = on(loss, lambda x, axis: jax.ShapeDtypeStruct(np.shape(x), np.float32))
+        for student, teacher in (pair, (pair[0], mixed[1])):
+            assert (
+                jax.eval_shape(lambda s, t: L.masked_mean(loss.f(s, t, **loss.rows)), student, teacher).dtype
+                == np.float64
+            )
+
+
 def equations(jaxpr):
     """Of a jaxpr and of those inside it."""
     for eqn in jaxpr.eqns:

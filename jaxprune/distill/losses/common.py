@@ -45,7 +45,7 @@ def masked_mean(values: Any, mask: Any = None) -> Array:
     if mask is not None and jnp.ndim(mask) > values.ndim:
         mask = jnp.any(kept(mask, jnp.shape(mask)), axis=tuple(range(values.ndim, jnp.ndim(mask))))
     keep = kept(mask, values.shape)
-    return jnp.sum(jnp.where(keep, values, 0)) / count(keep, None)
+    return jnp.sum(jnp.where(keep, values, 0)) / count(keep, None, values.dtype)
 
 
 def finish(values: Array, keep: Array) -> Array:
@@ -53,7 +53,7 @@ def finish(values: Array, keep: Array) -> Array:
     return jnp.where(keep, values, 0)
 
 
-def count(keep: Array, axis: int | tuple[int, ...] | None, dtype: Any = jnp.float32) -> Array:
+def count(keep: Array, axis: int | tuple[int, ...] | None, dtype: Any) -> Array:
     """How many are kept, at least 1: a divisor."""
     return jnp.maximum(jnp.sum(keep, axis, dtype=dtype), 1)
 

@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from jaxprune.distill.losses import inputs
-from jaxprune.distill.losses.common import count, finish, unit
+from jaxprune.distill.losses.common import count, finish, number, unit
 from jaxprune.numerics.placement import gathered, spec_of
 
 
@@ -138,7 +138,7 @@ def crd(
     total = 0
     for anchor, memory, stored in ((s, bank.teacher, bank.log_z_student), (t, bank.student, bank.log_z_teacher)):
         scores = _scores(anchor, memory, own, others, temperature)
-        log_z = jnp.where(bank.ready, stored, _log_z(scores, keep, len(memory)))
+        log_z = jnp.where(bank.ready, number(stored, scores), _log_z(scores, keep, len(memory)))
         a = scores - lax.stop_gradient(log_z) - noise
         total = total + jax.nn.softplus(-a[:, 0]) + jnp.sum(jax.nn.softplus(a[:, 1:]), -1)
     return finish(total, keep)
@@ -187,8 +187,8 @@ def crd_update(
     return CRDBank(
         _remember(bank.student, s, own, keep, momentum),
         _remember(bank.teacher, t, own, keep, momentum),
-        jnp.where(first, z_student, bank.log_z_student),
-        jnp.where(first, z_teacher, bank.log_z_teacher),
+        jnp.where(first, number(z_student, bank.log_z_student), bank.log_z_student),
+        jnp.where(first, number(z_teacher, bank.log_z_teacher), bank.log_z_teacher),
         bank.ready | first,
     )
 
@@ -197,7 +197,7 @@ def _scores(anchor: Array, memory: Array, own: Array, others: Array, temperature
     """(batch, 1 + K): â · memory / T, the positive first."""
     chosen = jnp.concatenate([own[:, None], others], -1)
     rows = lax.stop_gradient(_take(memory, chosen)).astype(anchor.dtype)
-    return jnp.einsum("bkd,bd->bk", rows, unit(anchor), precision="highest") / jnp.asarray(temperature, anchor.dtype)
+    return jnp.einsum("bkd,bd->bk", rows, unit(anchor), precision="highest") / number(temperature, anchor)
 
 
 def _take(memory: Array, chosen: Array) -> Array:

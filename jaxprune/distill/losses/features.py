@@ -205,6 +205,7 @@ def fsp(student: Any, teacher: Any, *, channel_axis: int = -1, mask: Any = None)
     """
     s, keep = _flow("student", student, mask, channel_axis)
     t, _ = _flow("teacher", teacher, mask, channel_axis)
+    s, t = inputs.both(s, t)
     if s.shape != t.shape:
         raise ValueError(
             f"student and teacher: flows of (batch, first channels, second channels) {s.shape} and {t.shape}; choose "
