@@ -19,17 +19,11 @@ from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend import core as jex
 
 from jaxprune.core.tree import nearest
 from jaxprune.core.where import leaf_path
-from jaxprune.transforms.calls import ENTERED, bodies, enter
 from jaxprune.transforms.jaxpr import open_jaxpr
-
-PREFIX = "tap:"
-
-Taps = dict[str, list[Any]]
-Edit = Callable[[Any], Any]
+from jaxprune.transforms.tapped import PREFIX, names_in, run_with
 
 
 def tap(x: Any, name: str) -> Any:
@@ -166,11 +160,11 @@ def _interpreted(
 
         closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
         jaxpr, consts = open_jaxpr(closed)
-        names = _names(jaxpr, where)
+        names = names_in(jaxpr, where)
         _refuse_unknown(where, values, names, jaxpr, anything)
         edits = {name: v for name, v in values.items() if callable(v)}
         given = {name: _as_list(name, v, names) for name, v in values.items() if name not in edits}
-        outs, taps = _run(jaxpr, consts, arrays, where, edits, given)
+        outs, taps = run_with(jaxpr, consts, arrays, where, edits, given)
         single = {name: found[0] if len(found) == 1 else tuple(found) for name, found in taps.items()}
         return result(jax.tree.unflatten(jax.tree.structure(shape), outs), single)
 
@@ -189,105 +183,9 @@ def _as_list(name: str, value: Any, names: list[str]) -> list[Any]:
 def _refuse_unknown(where: Any, values: dict[str, Any], names: list[str], jaxpr: Any, anything: bool) -> None:
     missing = [name for name in values if name not in names] or ([] if names or anything else [where.pattern])
     if missing:
-        known = dict.fromkeys(_names(jaxpr, re.compile(".*", re.S)))
+        known = dict.fromkeys(names_in(jaxpr, re.compile(".*", re.S)))
         hint = "" if known else ". A function that was jitted before keeps its old trace: give the one beneath the jit"
         raise ValueError(f"no tap matches {missing[0]!r}. The nearest: {nearest(missing[0], known)}{hint}")
-
-
-def _name(eqn: Any) -> str | None:
-    """The name of a tap; None for any other equation."""
-    if eqn.primitive.name != "name" or not eqn.params["name"].startswith(PREFIX):
-        return None
-    return eqn.params["name"].removeprefix(PREFIX)
-
-
-def _names(jaxpr: Any, where: Any) -> list[str]:
-    """Names of the matching taps in order, those of inner jaxprs included; branches of a cond count once."""
-    found = []
-    for eqn in jaxpr.eqns:
-        name = _name(eqn)
-        if name is not None:
-            found += [name] if where.fullmatch(name) else []
-            continue
-        inside = bodies(eqn)
-        inside = inside[:1] if eqn.primitive.name == "cond" else inside
-        found += [n for body in inside for n in _names(body.jaxpr, where)]
-    return found
-
-
-def _run(
-    jaxpr: Any, consts: list[Any], args: list[Any], where: Any, edits: dict[str, Edit], given: Taps
-) -> tuple[list[Any], Taps]:
-    """The outputs of a jaxpr and its taps, by name in order; `given` are values to put in their places."""
-    env = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, args))
-    read = lambda v: v.val if isinstance(v, jex.Literal) else env[v]
-    taps: Taps = {}
-    given = {name: list(values) for name, values in given.items()}
-    for eqns, special in _runs(jaxpr, where):
-        values = [read(v) for v in eqns[0].invars] if special else []
-        if not special:
-            env.update(_evaluate(jaxpr, eqns, env))
-            continue
-        outs, brought = _visit(eqns[0], values, where, edits, given)
-        env.update(zip(eqns[0].outvars, outs))
-        for name, found in brought.items():
-            taps.setdefault(name, []).extend(found)
-    return [read(v) for v in jaxpr.outvars], taps
-
-
-def _visit(eqn: Any, values: list[Any], where: Any, edits: dict[str, Edit], given: Taps) -> tuple[list[Any], Taps]:
-    """A tap, or an equation that holds some; takes its share of `given` away."""
-    name = _name(eqn)
-    if name is None:
-        _refuse(eqn, where)
-        names = _names(bodies(eqn)[0].jaxpr, where)
-        share = {n: [given[n].pop(0) for _ in range(names.count(n))] for n in dict.fromkeys(names) if n in given}
-        run = lambda body, args, given: _run(body.jaxpr, body.consts, args, where, edits, given)
-        return enter(eqn, values, run, share)
-    [old] = values
-    new = given[name].pop(0) if name in given else edits[name](old) if name in edits else old
-    if (jax.numpy.shape(new), jax.numpy.result_type(new)) != (old.shape, old.dtype):
-        kind = f"{jax.numpy.result_type(new)}{list(jax.numpy.shape(new))}"
-        raise ValueError(f"plant: {name!r} is {old.dtype}{list(old.shape)}, and its new value is {kind}")
-    return [checkpoint_name(new, PREFIX + name)], {name: [new]}
-
-
-def _refuse(eqn: Any, where: Any) -> None:
-    """A while loop has nowhere to put a tap, and the branches of a cond must bring the same ones."""
-    arms, kind = [_names(b.jaxpr, where) for b in bodies(eqn)], eqn.primitive.name
-    if kind not in ENTERED:
-        tapped = max(arms, key=len)[0]
-        raise ValueError(f"tap {tapped!r} is inside {kind!r}: only jit, remat, scan and cond can be entered")
-    if any(arm != arms[0] for arm in arms):
-        raise ValueError(f"the branches of a cond tap different names, {arms}: tap the same in each")
-
-
-def _runs(jaxpr: Any, where: Any) -> Iterator[tuple[list[Any], bool]]:
-    """The equations: runs without a tap, and single ones that are a tap or hold one."""
-    run: list[Any] = []
-    for eqn in jaxpr.eqns:
-        name = _name(eqn)
-        special = where.fullmatch(name) if name is not None else any(_names(b.jaxpr, where) for b in bodies(eqn))
-        if not special:
-            run.append(eqn)
-            continue
-        if run:
-            yield run, False
-        yield [eqn], True
-        run = []
-    if run:
-        yield run, False
-
-
-def _evaluate(jaxpr: Any, eqns: list[Any], env: dict[Any, Any]) -> dict[Any, Any]:
-    """What a run of equations makes, evaluated as one jaxpr: contexts, names and custom derivatives stay theirs."""
-    made = dict.fromkeys(v for e in eqns for v in e.outvars)
-    used = dict.fromkeys(v for e in eqns for v in e.invars if not isinstance(v, jex.Literal) and v not in made)
-    give = [v for v in made if type(v).__name__ != "DropVar"]
-    effects = set().union(*(e.effects for e in eqns))
-    inner = jex.Jaxpr((), list(used), give, eqns, effects, jaxpr.debug_info.with_unknown_names())
-    outs = jex.jaxpr_as_fun(jex.ClosedJaxpr(inner, ()))(*(env[v] for v in used))
-    return dict(zip(give, outs))
 
 
 @contextlib.contextmanager

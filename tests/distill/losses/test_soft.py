@@ -6,21 +6,10 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from tests.distill_losses_table import L, labels, normal, quick, z_s, z_t
+from tests.distill.losses.table import L, close, labels, normal, quick, z_s, z_t
 from tests.reference import distill_losses as reference
 
 y = labels["labels"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cheap():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def close(a, b, rtol=1e-5, atol=1e-6):
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
 
 
 def test_at_a_high_temperature_the_gradient_is_the_logits_difference():

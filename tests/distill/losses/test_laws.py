@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.distill_losses_table import BATCH, CLASSES, LOSSES, UNLISTED, L, quick
+from tests.distill.losses.table import BATCH, CLASSES, LOSSES, UNLISTED, L, quick
 
 KEEP = np.array([True, True, False, True, False, True, True, True])
 ALL = np.ones(BATCH, bool)
@@ -225,7 +225,7 @@ def test_values_and_gradients_stay_where_the_examples_are(loss):
 def test_every_public_name_is_in_the_table_or_has_a_place():
     public = {n for n in dir(L) if not n.startswith("_") and callable(getattr(L, n))}
     assert public == {loss.name.split()[0] for loss in LOSSES} | set(UNLISTED)
-    page = (pathlib.Path(__file__).parent.parent / "docs/distillation.md").read_text()
+    page = (pathlib.Path(__file__).parents[3] / "docs/distillation.md").read_text()
     assert not {name for name in public if f"`{name}`" not in page}
     for name in public - {"TopK", "CRDBank"}:
         assert (">>>" in getattr(L, name).__doc__ and "Source" in getattr(L, name).__doc__) or name in UNLISTED

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.distill_losses_table import L, bank, draws, e_s, e_t, normal, quick
+from tests.distill.losses.table import L, bank, close, draws, e_s, e_t, normal, quick
 from tests.reference import distill_losses as reference
 
 rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0].astype(np.float32)
@@ -24,17 +24,6 @@ MOVES = {
     "shift": lambda x: x + 3,
     "scale each": lambda x: x * np.linspace(1, 3, 8, dtype=np.float32)[:, None],
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cheap():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def close(a, b, rtol=1e-5, atol=1e-6):
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", FREE)

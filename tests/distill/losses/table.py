@@ -191,3 +191,7 @@ UNLISTED = {  # what is no loss with a reference of its own, and where it is tes
     "crd_update": "relations",
     "dino_centre": "schemes",
 }
+
+
+def close(a, b, rtol=1e-5, atol=1e-6):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)

@@ -7,23 +7,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.distill_losses_table import L, labels, normal, quick, z_s, z_t
+from tests.distill.losses.table import L, close, labels, normal, quick, z_s, z_t
 
 y = labels["labels"]
 peers = normal(11, 3, 8, 5)
 views, global_views = normal(12, 4, 8, 5), normal(13, 2, 8, 5)
 centre = normal(14, 5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cheap():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def close(a, b, rtol=1e-5, atol=1e-6):
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
 
 
 def test_mutual_learning_is_the_mean_over_peers():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxprune.distill.losses.inputs import pooled
-from tests.distill_losses_table import L, m_s, m_t, normal, quick, small, wide
+from tests.distill.losses.table import L, close, m_s, m_t, normal, quick, small, wide
 from tests.reference import distill_losses as reference
 
 margin = -abs(normal(10, 6))
@@ -22,17 +22,6 @@ MAPS = {
     "overhaul": partial(L.overhaul, margin=margin),
 }
 every_map = pytest.mark.parametrize("f", MAPS.values(), ids=MAPS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cheap():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def close(a, b, rtol=1e-5, atol=1e-6):
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=rtol, atol=atol)
 
 
 @every_map
