@@ -1,5 +1,6 @@
 """What to look at while a student learns; nothing here is trained."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,7 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxprune.distill.losses import inputs
-from jaxprune.distill.losses.common import floored, log_softmax, number, silent
+from jaxprune.distill.losses.common import floored, log_softmax, masked_mean, number, silent
+from jaxprune.distill.losses.soft import forward_kl
+from jaxprune.distill.terms import OUTPUT
+
+COMPARED = ("kl", "agreement", "accuracy", "teacher_accuracy")
 
 
 def disagreement(teacher_logits: Any, student_logits: Any, temperature: Any = 1.0) -> Array:
@@ -42,3 +47,33 @@ def disagreement(teacher_logits: Any, student_logits: Any, temperature: Any = 1.
     ratio = jnp.where(gone, -jnp.inf, (jnp.where(gone, 0, log_p) - floored(log_q)) / number(temperature, log_p))
     nothing = (silent(log_p) | silent(log_q))[..., None]
     return jnp.where(nothing, 0, jax.nn.softmax(jnp.where(nothing, 0, ratio)))
+
+
+def compared(said: Mapping[str, Any], seen: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Array]:
+    """What a step's metrics say of the outputs, without a gradient; each where it can be told.
+
+    Args:
+      said, seen: the student's and the teacher's values by name.
+      batch: with labels, maybe.
+
+    Returns:
+      "kl" of the outputs at temperature 1 and "agreement" of their top classes, where the teacher gives logits of the
+      same shape; "accuracy" and "teacher_accuracy", where the batch has integer labels.
+    """
+    s, t, mask = jax.lax.stop_gradient(said[OUTPUT]), seen.get(OUTPUT), batch.get("mask")
+    alike = getattr(t, "shape", None) == getattr(s, "shape", ())
+    found = {"kl": masked_mean(forward_kl(s, t, mask=mask), mask), "agreement": _equal(s, _top(t), mask)} if alike else {}
+    y = batch.get("y")
+    if y is not None and getattr(s, "shape", ())[:-1] == y.shape and jnp.issubdtype(y.dtype, jnp.integer):
+        found |= {"accuracy": _equal(s, y, mask)}
+        found |= {"teacher_accuracy": _equal(t, y, mask)} if alike else {}
+    return found
+
+
+def _top(logits: Any) -> Array:
+    return jnp.argmax(logits, -1)
+
+
+def _equal(logits: Any, classes: Any, mask: Any) -> Array:
+    top = _top(logits)
+    return masked_mean((top == jnp.asarray(classes, top.dtype)).astype(jnp.float32), mask)
