@@ -1,7 +1,12 @@
 """Distillation: a small network learns from a large one."""
 
 from jaxprune.distill import losses as losses
+from jaxprune.distill.batches import Shuffled as Shuffled
 from jaxprune.distill.diagnostics import disagreement as disagreement
+from jaxprune.distill.evaluation import Evaluator as Evaluator
+from jaxprune.distill.fingerprints import fingerprint as fingerprint
+from jaxprune.distill.fit import Fitted as Fitted
+from jaxprune.distill.fit import fit as fit
 from jaxprune.distill.matching import Projection as Projection
 from jaxprune.distill.matching import Stateful as Stateful
 from jaxprune.distill.networks import Network as Network
@@ -12,6 +17,7 @@ from jaxprune.distill.networks import plain as plain
 from jaxprune.distill.remembering import crd_loss as crd_loss
 from jaxprune.distill.remembering import dino_loss as dino_loss
 from jaxprune.distill.remembering import vid_loss as vid_loss
+from jaxprune.distill.run import Diverged as Diverged
 from jaxprune.distill.step import Distiller as Distiller
 from jaxprune.distill.step import State as State
 from jaxprune.distill.step import distiller as distiller
@@ -23,3 +29,6 @@ from jaxprune.distill.teachers import Online as Online
 from jaxprune.distill.teachers import averaged as averaged
 from jaxprune.distill.terms import Term as Term
 from jaxprune.distill.terms import match as match
+from jaxprune.distill.writers import Jsonl as Jsonl
+from jaxprune.distill.writers import Tensorboard as Tensorboard
+from jaxprune.distill.writers import Writer as Writer
