@@ -28,12 +28,14 @@ class Diverged(ValueError):
 
     Attributes:
       step: the first such step, counted from 0.
-      term: the first metric that is not finite there; "loss" if only their sum is not.
+      terms: what is not finite there; ("loss",) if only the sum is not.
     """
 
-    def __init__(self, step: int, term: str, value: float, kept: str) -> None:
-        self.step, self.term = step, term
-        super().__init__(f"step {step}: {term!r} is {value}. {kept}")
+    def __init__(self, step: int, terms: dict[str, float], kept: str) -> None:
+        self.step, self.terms = step, tuple(terms)
+        hint = "; a label out of range gives NaN" if "labels" in terms else ""
+        said = ", ".join(f"{name!r} is {value}" for name, value in terms.items())
+        super().__init__(f"step {step}: {said}. {kept}{hint}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +168,10 @@ class Run:
         bad = ~np.isfinite(metrics["loss"])
         if bad.any():
             i = int(np.argmax(bad))
-            suspects = [name for name in metrics if name not in ("loss", *COMPARED)]
-            term = next((name for name in suspects if not np.isfinite(metrics[name][i])), "loss")
+            there = {name: float(x[i]) for name, x in metrics.items() if name not in ("loss", *COMPARED)}
+            terms = {name: x for name, x in there.items() if not math.isfinite(x)}
             kept = f"The last checkpoint, in {self._folder}, is from before" if self._store else "No folder, no checkpoint"
-            raise Diverged(step + i, term, float(metrics[term][i]), kept)
+            raise Diverged(step + i, terms or {"loss": float(metrics["loss"][i])}, kept)
         n = len(metrics["loss"])
         means = {name: float(np.mean(x, dtype=np.float64)) for name, x in metrics.items()}
         if self._writer and jax.process_index() == 0:
