@@ -14,10 +14,10 @@ from jaxprune.distill.networks import Parts as Parts
 from jaxprune.distill.networks import linen as linen
 from jaxprune.distill.networks import nnx as nnx
 from jaxprune.distill.networks import plain as plain
+from jaxprune.distill.plan import Diverged as Diverged
 from jaxprune.distill.remembering import crd_loss as crd_loss
 from jaxprune.distill.remembering import dino_loss as dino_loss
 from jaxprune.distill.remembering import vid_loss as vid_loss
-from jaxprune.distill.run import Diverged as Diverged
 from jaxprune.distill.step import Distiller as Distiller
 from jaxprune.distill.step import State as State
 from jaxprune.distill.step import distiller as distiller

@@ -1,8 +1,8 @@
 """Where batches come from, and how a resumed run finds its place among them.
 
-    Shuffled            arrays in memory, in an order that (seed, epoch) determine: any step's batch is known at once
-    any iterable        each `iter()` is an epoch; a resumed run skips what was seen, so the order must repeat itself
-    iterators with get_state and set_state (grain)          their state lies in the checkpoint
+Shuffled            arrays in memory, in an order that (seed, epoch) determine: any step's batch is known at once
+any iterable        each `iter()` is an epoch; a resumed run skips what was seen, so the order must repeat itself
+iterators with get_state and set_state (grain)          their state lies in the checkpoint
 """
 
 import dataclasses
@@ -131,8 +131,8 @@ class Feed:
             self._first = specs
         elif specs != self._first:
             raise ValueError(
-                f"batch {self._seen - 1} has the shapes {_shapes(specs)}, and the first had {_shapes(self._first)}: every "
-                f"batch needs the same; drop the remainder of an epoch, or pad it and give a 'mask'"
+                f"batch {self._seen - 1} has the shapes {specs[1]}, and the first had {self._first[1]}: every batch "
+                f"needs the same; drop the remainder of an epoch, or pad it and give a 'mask'"
             )
         check_labels(batch, f"batch {self._seen - 1}")
         return batch
@@ -153,10 +153,6 @@ class Feed:
                 self._iterator = iter(self._source)
         once = "it can be iterated once only: give a list, or an object whose iter() starts an epoch anew"
         raise ValueError(f"the batches ended after {self._seen}: {once if self._seen else 'there are none'}") from None
-
-
-def _shapes(specs: Any) -> list[Any]:
-    return specs[1]
 
 
 def check_labels(batch: Any, what: str, classes: int | None = None) -> None:

@@ -62,7 +62,9 @@ def compared(said: Mapping[str, Any], seen: Mapping[str, Any], batch: Mapping[st
     """
     s, t, mask = jax.lax.stop_gradient(said[OUTPUT]), seen.get(OUTPUT), batch.get("mask")
     alike = getattr(t, "shape", None) == getattr(s, "shape", ())
-    found = {"kl": masked_mean(forward_kl(s, t, mask=mask), mask), "agreement": _equal(s, _top(t), mask)} if alike else {}
+    found = (
+        {"kl": masked_mean(forward_kl(s, t, mask=mask), mask), "agreement": _equal(s, _top(t), mask)} if alike else {}
+    )
     y = batch.get("y")
     if y is not None and getattr(s, "shape", ())[:-1] == y.shape and jnp.issubdtype(y.dtype, jnp.integer):
         found |= {"accuracy": _equal(s, y, mask)}

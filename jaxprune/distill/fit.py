@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxprune.distill.inner import Inner
-from jaxprune.distill.run import Plan, Run
+from jaxprune.distill.plan import Plan
+from jaxprune.distill.run import Run
 from jaxprune.distill.writers import Writer
 
 

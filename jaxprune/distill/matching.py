@@ -1,7 +1,7 @@
 """What terms train and remember, and what they are worth on a batch.
 
-A term may have a map of the student's features (trained, then dropped), and its loss may be `Stateful`: with params that
-are trained beside it (VID's variances), or a memory that changes with each step (CRD's bank, DINO's centre).
+A term may have a map of the student's features (trained, then dropped), and its loss may be `Stateful`: with params
+that are trained beside it (VID's variances), or a memory that changes with each step (CRD's bank, DINO's centre).
 """
 
 import math

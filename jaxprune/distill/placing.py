@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def on_mesh(tree: Any, sharding: NamedSharding | None) -> Any:
-    """Leaves that know no mesh, copied to all devices of the sharding's, or to the device; others stay where they are."""
+    """Leaves that know no mesh, copied to all of the sharding's devices, or to the device; others stay as they are."""
     if sharding is None:
         return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), tree)
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())

@@ -1,4 +1,4 @@
-"""What `fit` says while it works, on stderr: a bar with steps a second and the time left, or a line every ten seconds."""
+"""What `fit` says while it works, on stderr: a bar with steps/s and the time left, or a line every ten seconds."""
 
 import sys
 import time
@@ -71,7 +71,12 @@ class Progress:
             from rich import progress as p
             from rich.console import Console
 
-            columns = (p.TextColumn("step"), p.BarColumn(24), p.MofNCompleteColumn(), p.TextColumn("{task.fields[now]}"))
+            columns = (
+                p.TextColumn("step"),
+                p.BarColumn(24),
+                p.MofNCompleteColumn(),
+                p.TextColumn("{task.fields[now]}"),
+            )
             self._bar = p.Progress(*columns, p.TimeRemainingColumn(), console=Console(stderr=True))
             self._task = self._bar.add_task("", total=self._steps, now=text)
             self._bar.start()

@@ -90,9 +90,7 @@ def crd_loss(
     return Stateful("crd", init, apply)
 
 
-def dino_loss(
-    *, student_temperature: Any = 0.1, teacher_temperature: Any = 0.04, momentum: float = 0.9
-) -> Stateful:
+def dino_loss(*, student_temperature: Any = 0.1, teacher_temperature: Any = 0.04, momentum: float = 0.9) -> Stateful:
     """`losses.dino` with its centre in the training state; the teacher is usually `Averaged`.
 
     Outputs have a leading axis of views on both sides, (views, batch, classes).

@@ -1,9 +1,7 @@
 """A run of `fit`: chunks of steps, and between them evaluations, checkpoints, metrics and signals."""
 
-import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,62 +15,11 @@ from jaxprune.distill.feeding import Feeder, feeder
 from jaxprune.distill.fingerprints import fingerprint
 from jaxprune.distill.inner import chunk_runner
 from jaxprune.distill.placing import on_mesh
+from jaxprune.distill.plan import Diverged, Plan
 from jaxprune.distill.progress import Progress
 from jaxprune.distill.signals import Terminated
 from jaxprune.distill.writers import Jsonl
 from jaxprune.report.flops import flops
-
-
-class Diverged(ValueError):
-    """A loss is not finite.
-
-    Attributes:
-      step: the first such step, counted from 0.
-      terms: what is not finite there; ("loss",) if only the sum is not.
-    """
-
-    def __init__(self, step: int, terms: dict[str, float], kept: str) -> None:
-        self.step, self.terms = step, tuple(terms)
-        hint = "; a label out of range gives NaN" if "labels" in terms else ""
-        said = ", ".join(f"{name!r} is {value}" for name, value in terms.items())
-        super().__init__(f"step {step}: {said}. {kept}{hint}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The arguments of `fit` that are numbers and choices."""
-
-    steps: int
-    evaluate: Callable[[Any], Mapping[str, float]] | None
-    evaluate_every: int | None
-    monitor: str
-    mode: str
-    patience: int | None
-    checkpoint_every: int | None
-    inner: Any
-    inner_steps: int
-
-    def checked(self) -> "Plan":
-        """Itself with the defaults, or an error."""
-        every = max(1, self.steps // 10) if self.evaluate_every is None else self.evaluate_every
-        plan = dataclasses.replace(self, evaluate_every=every, checkpoint_every=self.checkpoint_every or every)
-        for name in ("steps", "evaluate_every", "checkpoint_every", "inner_steps", "patience"):
-            value = getattr(plan, name)
-            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
-                raise ValueError(f"fit({name}={value!r}): a whole number >= 1")
-        if self.mode not in ("max", "min"):
-            raise ValueError(f"fit(mode={self.mode!r}): 'max' or 'min'")
-        if self.patience is not None and self.evaluate is None:
-            raise ValueError("fit(patience=…): give evaluate=, a function of the state on a validation split")
-        return plan
-
-    def next_stop(self, step: int) -> int:
-        """Where the chunk that starts at a step ends: at the next multiple of anything, so that it is the same again."""
-        return min(self.steps, *((step // n + 1) * n for n in (self.inner_steps, self.evaluate_every, self.checkpoint_every)))
-
-    def due(self, step: int, every: Any) -> bool:
-        """Whether something that is done every so often is done after this step."""
-        return step % every == 0 or step == self.steps
 
 
 class Run:
@@ -100,7 +47,8 @@ class Run:
             identity = {"student": structure(state), "teacher": _identity(teacher)}
             self._store = Checkpoints(self._folder / "checkpoints", identity)
         place = self._restored()
-        self.inner, self.flops = plan.inner, {"step": None, "teacher": None}
+        self.inner = plan.inner
+        self.flops: dict[str, int | None] = {"step": None, "teacher": None}
         if self.step < plan.steps:
             self._build(distiller.step, batches, sharding, place)
         counts = ", ".join(f"{name} {n:.3g}" for name, n in self.flops.items() if n is not None)
@@ -170,7 +118,9 @@ class Run:
             i = int(np.argmax(bad))
             there = {name: float(x[i]) for name, x in metrics.items() if name not in ("loss", *COMPARED)}
             terms = {name: x for name, x in there.items() if not math.isfinite(x)}
-            kept = f"The last checkpoint, in {self._folder}, is from before" if self._store else "No folder, no checkpoint"
+            kept = (
+                f"The last checkpoint, in {self._folder}, is from before" if self._store else "No folder, no checkpoint"
+            )
             raise Diverged(step + i, terms or {"loss": float(metrics["loss"][i])}, kept)
         n = len(metrics["loss"])
         means = {name: float(np.mean(x, dtype=np.float64)) for name, x in metrics.items()}
@@ -198,18 +148,20 @@ class Run:
         of_teacher = getattr(self.plan.evaluate, "teacher", None)
         if of_teacher is None or hasattr(self._teacher, "bind"):  # a teacher made of the student is no better
             return
+        unbeaten = math.inf if self.plan.mode == "max" else -math.inf
         if self._theirs is None:
             try:
-                self._theirs = of_teacher(self._teacher, self.state)[self.plan.monitor]
+                self._theirs = float(of_teacher(self._teacher, self.state)[self.plan.monitor])
             except ValueError:  # a teacher of cached outputs, and none in this split
-                self._theirs = math.inf if self.plan.mode == "max" else -math.inf
-        if self._better(score, self._theirs):
+                self._theirs = unbeaten
+        theirs = self._theirs
+        if self._better(score, theirs):
             warnings.warn(
-                f"the teacher's {self.plan.monitor} is {self._theirs:.4g}, the student's {score:.4g}: a teacher worse "
+                f"the teacher's {self.plan.monitor} is {theirs:.4g}, the student's {score:.4g}: a teacher worse "
                 f"than its student teaches its errors; train it longer, or give the labels more weight",
                 stacklevel=6,
             )
-            self._theirs = math.inf if self.plan.mode == "max" else -math.inf
+            self._theirs = unbeaten
 
     def _better(self, a: float, b: float) -> bool:
         return a > b if self.plan.mode == "max" else a < b

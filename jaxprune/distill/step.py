@@ -19,8 +19,8 @@ from jax import Array
 
 from jaxprune.core.arrays import materialize
 from jaxprune.core.tree import combine, partition
-from jaxprune.distill.losses.common import masked_mean
 from jaxprune.distill.diagnostics import COMPARED, compared
+from jaxprune.distill.losses.common import masked_mean
 from jaxprune.distill.matching import Context, evaluate, init_projections
 from jaxprune.distill.networks import Network, either, outputs
 from jaxprune.distill.teachers import asking, bound

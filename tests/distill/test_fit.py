@@ -50,7 +50,11 @@ def test_any_iterable_gives_the_same(kind, inner):
     d, batches = distiller(), Shuffled(DATA, 16)
     want = fit(d, start(d), batches, TEACHER, steps=8, inner="python", **QUIET)
     listed = [batches.at(i) for i in range(8)]
-    source = {"list": listed, "generator": (b for b in listed), "device": [jax.tree.map(jnp.asarray, b) for b in listed]}
+    source = {
+        "list": listed,
+        "generator": (b for b in listed),
+        "device": [jax.tree.map(jnp.asarray, b) for b in listed],
+    }
     found = fit(d, start(d), source[kind], TEACHER, steps=8, inner=inner, **QUIET)
     assert_allclose(found.state.params["a"], want.state.params["a"], rtol=1e-5, atol=1e-6)
 
@@ -94,7 +98,18 @@ def test_the_best_is_kept_and_patience_ends_the_run(tmp_path):
 def test_the_smallest_may_be_best():
     d, scores = distiller(), iter([5.0, 4.0, 6.0])
     evaluate = lambda state: {"loss": next(scores)}
-    found = fit(d, start(d), Shuffled(DATA, 16), TEACHER, steps=6, evaluate=evaluate, evaluate_every=2, monitor="loss", mode="min", **QUIET)
+    found = fit(
+        d,
+        start(d),
+        Shuffled(DATA, 16),
+        TEACHER,
+        steps=6,
+        evaluate=evaluate,
+        evaluate_every=2,
+        monitor="loss",
+        mode="min",
+        **QUIET,
+    )
     assert (found.best_step, found.score) == (4, 4.0)
 
 
@@ -110,7 +125,9 @@ def test_the_evaluator_counts_right_answers():
     z = np.asarray(mlp(params(5, 3), X), np.float64)
     log_p = z - np.log(np.exp(z).sum(1, keepdims=True))
     found = evaluate(state)
-    assert_allclose([found["loss"], found["accuracy"]], [-log_p[np.arange(96), Y].mean(), (z.argmax(1) == Y).mean()], rtol=1e-5)
+    assert_allclose(
+        [found["loss"], found["accuracy"]], [-log_p[np.arange(96), Y].mean(), (z.argmax(1) == Y).mean()], rtol=1e-5
+    )
     assert evaluate.teacher(TEACHER, state)["accuracy"] == 1.0
 
 
@@ -140,20 +157,31 @@ def test_metrics_are_means_over_chunks(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [4, 5, 8, 10]
     loss = np.array([m["loss"] for m in seen])
-    assert_allclose([row["loss"] for row in rows], [loss[:4].mean(), loss[4], loss[5:8].mean(), loss[8:].mean()], rtol=1e-4)
+    assert_allclose(
+        [row["loss"] for row in rows], [loss[:4].mean(), loss[4], loss[5:8].mean(), loss[8:].mean()], rtol=1e-4
+    )
     assert {"labels", "soft_targets", "kl", "agreement", "accuracy", "teacher_accuracy"} <= rows[0].keys()
 
 
 def test_a_writer_of_ones_own():
-    class Mine:
-        seen = []
+    seen = []
 
+    class Mine:
         def write_scalars(self, step, scalars):
-            self.seen.append((step, sorted(scalars)))
+            seen.append((step, sorted(scalars)))
 
     d = distiller()
-    fit(d, start(d), Shuffled(DATA, 16), TEACHER, steps=3, writer=Mine(), evaluate=jp.distill.Evaluator(NET, DATA), **QUIET)
-    assert (3, ["validation/accuracy", "validation/loss"]) in Mine.seen and len(Mine.seen) == 6
+    fit(
+        d,
+        start(d),
+        Shuffled(DATA, 16),
+        TEACHER,
+        steps=3,
+        writer=Mine(),
+        evaluate=jp.distill.Evaluator(NET, DATA),
+        **QUIET,
+    )
+    assert (3, ["validation/accuracy", "validation/loss"]) in seen and len(seen) == 6
 
 
 def test_operations_are_counted():
@@ -181,7 +209,9 @@ def test_on_eight_devices_it_is_the_same(kind, inner, tmp_path):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     with jax.set_mesh(mesh):
-        run = lambda n: fit(d, start(d), Shuffled(DATA, 16), TEACHER, steps=n, inner=inner, sharding=sharding, folder=tmp_path, **QUIET)
+        run = lambda n: fit(
+            d, start(d), Shuffled(DATA, 16), TEACHER, steps=n, inner=inner, sharding=sharding, folder=tmp_path, **QUIET
+        )
         run(3)
         many = run(6)  # goes on from a checkpoint on the mesh
     for a, b in zip(jax.tree.leaves(one.state.params), jax.tree.leaves(many.state.params)):

@@ -150,7 +150,9 @@ def test_a_signal_at_any_time_loses_nothing(tmp_path, how):
     kept = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     # A SIGTERM waits for the chunk in hand, which need not be where a checkpoint is due.
     assert kept >= 55 if how == signal.SIGTERM else kept % 20 == 0
-    go = lambda folder: fit(d, start(d), Shuffled(DATA, 16), TEACHER, steps=100, inner_steps=5, checkpoint_every=20, folder=folder, **QUIET)
+    go = lambda folder: fit(
+        d, start(d), Shuffled(DATA, 16), TEACHER, steps=100, inner_steps=5, checkpoint_every=20, folder=folder, **QUIET
+    )
     found, whole = go(tmp_path), go(None)
     assert same(found.state, whole.state)
 

@@ -81,7 +81,9 @@ def test_the_student_between_its_own_layers():
     teacher = jp.distill.Itself(late)
     new, metrics = d.step(d.init(p, BATCH, teacher, key=KEY), BATCH, teacher)
     early = np.tanh(X @ p["a"]) @ p["early"]
-    assert_allclose(metrics["soft_targets"], losses.soft_targets(early, early @ p["late"], temperature=2.0).mean(), rtol=1e-4)
+    assert_allclose(
+        metrics["soft_targets"], losses.soft_targets(early, early @ p["late"], temperature=2.0).mean(), rtol=1e-4
+    )
     assert_array_equal(new.params["late"], p["late"])  # the teacher's side has no gradient
 
 
@@ -171,7 +173,9 @@ def test_half_precision_computes_in_it_and_keeps_float32():
     new, metrics = d.step(state, BATCH, ONE)
     assert set(seen) == {(jnp.dtype("bfloat16"), jnp.dtype("bfloat16"))}
     assert new.params["a"].dtype == metrics["loss"].dtype == jnp.float32
-    whole = jp.distill.distiller(NET, [jp.distill.match(losses.logit_mse)], optax.sgd(0.1), labels=1.0).step(state, BATCH, ONE)
+    whole = jp.distill.distiller(NET, [jp.distill.match(losses.logit_mse)], optax.sgd(0.1), labels=1.0).step(
+        state, BATCH, ONE
+    )
     assert_allclose(new.params["a"], whole[0].params["a"], atol=0.02)
     assert np.any(np.asarray(new.params["a"]) != np.asarray(whole[0].params["a"]))
 

@@ -9,8 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
-from jaxprune.distill import losses
-from jaxprune.distill import matching
+from jaxprune.distill import losses, matching
 from jaxprune.distill.matching import Context, Projection
 from jaxprune.distill.terms import OUTPUT, Pair, pairs, scheduled
 

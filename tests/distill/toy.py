@@ -30,13 +30,17 @@ DATA = {"x": X, "y": Y}
 
 def conv(p, x):
     """The same network by a 1×1 convolution: what a CPU does not like in a compiled loop."""
-    maps = jax.lax.conv_general_dilated(x[:, None, None], p["a"][None, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    maps = jax.lax.conv_general_dilated(
+        x[:, None, None], p["a"][None, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     return jnp.tanh(maps[:, 0, 0]) @ p["b"]
 
 
 def distiller(net=NET, optimizer=None, **kw):
     terms = [jp.distill.match(losses.soft_targets)]
-    return jp.distill.distiller(net, terms, optax.adam(0.02) if optimizer is None else optimizer, **{"labels": 0.5, **kw})
+    return jp.distill.distiller(
+        net, terms, optax.adam(0.02) if optimizer is None else optimizer, **{"labels": 0.5, **kw}
+    )
 
 
 def start(d, teacher=TEACHER, data=DATA, seed=3):
