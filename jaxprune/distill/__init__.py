@@ -1,7 +1,11 @@
 """Distillation: a small network learns from a large one."""
 
 from jaxprune.distill import losses as losses
+from jaxprune.distill.cache import Cache as Cache
+from jaxprune.distill.cache_forms import Top as Top
+from jaxprune.distill.cache_writing import write_cache as write_cache
 from jaxprune.distill.diagnostics import disagreement as disagreement
+from jaxprune.distill.fingerprints import fingerprint as fingerprint
 from jaxprune.distill.networks import Given as Given
 from jaxprune.distill.networks import Network as Network
 from jaxprune.distill.networks import Online as Online

@@ -21,6 +21,7 @@ from jax import Array
 from jaxprune.core.arrays import materialize
 from jaxprune.core.tree import combine, partition
 from jaxprune.distill.losses.common import masked_mean
+from jaxprune.distill.losses.decoupled import TopK
 from jaxprune.distill.losses.soft import forward_kl
 from jaxprune.distill.networks import Network, either, outputs
 from jaxprune.distill.terms import OUTPUT, Pair, Term, evaluate, init_projections, pairs, scheduled
@@ -73,7 +74,7 @@ def distiller(
 
     A batch is a mapping with "x", "y" (integer labels, where `labels` is not 0), and maybe "mask" (which examples
     count). Metrics are float32 scalars: "loss", "labels", each term's name (without its weight), and, where the teacher
-    gives outputs, "kl" (of the outputs at temperature 1) and "agreement" (equal top classes).
+    gives outputs, "kl" (of the outputs at temperature 1; not of a `losses.TopK`) and "agreement" (equal top classes).
 
     Args:
       student: a network, whose `apply` gives logits.
@@ -192,7 +193,10 @@ def _cross_entropy(logits: Array, batch: Mapping[str, Any]) -> Array:
 
 
 def _compared(said: Any, seen: Any, mask: Any) -> dict[str, Array]:
-    """How near the outputs are."""
+    """How near the outputs are; of a stored `TopK`, which has another temperature, only the best class is known."""
+    if isinstance(seen.get(OUTPUT), TopK):
+        same = widen((jnp.argmax(said[OUTPUT], -1) == seen[OUTPUT].indices[..., 0]).astype(jnp.float32))
+        return {"agreement": masked_mean(same, mask)}
     if OUTPUT not in seen or seen[OUTPUT].shape != said[OUTPUT].shape:
         return {}
     s, t = jax.lax.stop_gradient(said[OUTPUT]), seen[OUTPUT]
