@@ -195,8 +195,10 @@ def _cross_entropy(logits: Array, batch: Mapping[str, Any]) -> Array:
 def _compared(said: Any, seen: Any, mask: Any) -> dict[str, Array]:
     """How near the outputs are; of a stored `TopK`, which has another temperature, only the best class is known."""
     if isinstance(seen.get(OUTPUT), TopK):
-        same = widen((jnp.argmax(said[OUTPUT], -1) == seen[OUTPUT].indices[..., 0]).astype(jnp.float32))
-        return {"agreement": masked_mean(same, mask)}
+        best, ours = seen[OUTPUT].indices[..., 0], jnp.argmax(said[OUTPUT], -1)
+        if ours.shape != best.shape:
+            return {}
+        return {"agreement": masked_mean((ours.astype(best.dtype) == best).astype(jnp.float32), mask)}
     if OUTPUT not in seen or seen[OUTPUT].shape != said[OUTPUT].shape:
         return {}
     s, t = jax.lax.stop_gradient(said[OUTPUT]), seen[OUTPUT]
