@@ -164,8 +164,8 @@ class Files:
         return {a: self._found(os.path.join(self.folder, name)) for a, name in sorted(named)}
 
     def _found(self, folder: str) -> set[int]:
-        numbers = {int(m[1]): name for name in _names(folder) if (m := _SHARD.fullmatch(name))}
-        return {i for i, name in numbers.items() if i < self.shards and name == f"shard-{i:06}"}
+        numbers = {int(m[1]) for name in _names(folder) if (m := _SHARD.fullmatch(name))}
+        return {i for i in numbers if i < self.shards}
 
     def records(self, augmentation: int, shard: int) -> np.ndarray:
         """The records of a shard, checked and mapped.
@@ -241,7 +241,7 @@ class Files:
 
 
 _AUGMENTATION = re.compile(r"augmentation-(0|[1-9][0-9]{0,18})", re.ASCII)
-_SHARD = re.compile(r"shard-([0-9]{6,19})", re.ASCII)
+_SHARD = re.compile(r"shard-([0-9]{6}|[1-9][0-9]{6,18})", re.ASCII)
 _LEFT = re.compile(r"\.shard-[0-9]{6,19}\.[0-9a-f]{16}\.tmp", re.ASCII)
 
 

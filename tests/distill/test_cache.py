@@ -98,7 +98,7 @@ def test_the_files_are_as_described(tmp_path):
     manifest = hashlib.sha256((tmp_path / "manifest.json").read_bytes()).digest()
     raw = (tmp_path / "augmentation-7/shard-000003").read_bytes()
     record = struct.calcsize("<2f2Bf")
-    assert raw[: -32][5 * record :] == b"jpcache1" + manifest + struct.pack("<QQ", 7, 3)
+    assert raw[:-32][5 * record :] == b"jpcache1" + manifest + struct.pack("<QQ", 7, 3)
     assert raw[-32:] == hashlib.sha256(raw[:-32]).digest()
     want = reference(TOP, teacher(X[18:19]))
     a, b, i, j, tail = struct.unpack("<2f2Bf", raw[:record])
@@ -153,7 +153,9 @@ def test_classes_that_cannot_be_stay_so(form, tmp_path):
     z[4] = -np.inf
     found = write(tmp_path, lambda x: z[: len(x)], form=form, batch=23, shard=23).whole()
     if form == TOP:
-        assert 2 not in found.indices[:4] and np.isneginf(found.log_probs[4]).all() and not np.isnan(found.log_tail).any()
+        assert (
+            2 not in found.indices[:4] and np.isneginf(found.log_probs[4]).all() and not np.isnan(found.log_tail).any()
+        )
     else:
         assert_array_equal(np.isneginf(found), np.isneginf(z))
 
