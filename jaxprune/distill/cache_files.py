@@ -65,8 +65,10 @@ def check(said: Manifest) -> None:
         raise ValueError(f"logits of shape {said.shape[:8]}: there is at least one class, and no empty axis")
     forms.check(said.form, said.shape)
     size = forms.record_bytes(said.form, said.shape)
-    if size > forms.MOST or not 1 <= said.shard <= said.count or said.count * size >= 2**63:
-        raise ValueError(f"{said.count} examples of {size} bytes, {said.shard} a file, are more than can be")
+    if size > forms.MOST:
+        raise ValueError(f"{size} bytes an example: a cache holds up to {forms.MOST}")
+    if not 1 <= said.shard <= said.count or said.count * size >= 2**63:
+        raise ValueError(f"{said.count} examples of {size} bytes, {said.shard} a file: that cannot be")
     for text in (said.teacher, said.examples):
         if not (isinstance(text, str) and 1 <= len(text) <= 200):
             raise ValueError(
@@ -82,10 +84,8 @@ def encoded(said: Manifest) -> bytes:
 def same(folder: Any, what: str, stored: Any, given: Any) -> None:
     """A cache of something else is an error."""
     if stored != given:
-        raise ValueError(
-            f"{os.fspath(folder)} is a cache of another {what}, {stored!r:.80}; this is {given!r:.80}. Give another "
-            "folder, or delete this one"
-        )
+        told = f"the cache has the {what} {stored!r:.80}, not {given!r:.80}"
+        raise ValueError(f"{os.fspath(folder)}: {told}: give another folder, or delete this one")
 
 
 def whole_number(name: str, x: Any, least: int) -> None:

@@ -76,7 +76,8 @@ def test_what_is_read_is_what_was_written(form, positions, tmp_path):
     assert_kept(cache.whole(), want)
     again = jp.distill.Cache.open(tmp_path, fingerprint=TOLD, examples=x)
     for at in ([22, 0, 7, 7], np.uint8([[5], [6]]), jnp.arange(23)[::-1], np.zeros((0, 2), int), 12):
-        assert_kept(again.read(at), jax.tree.map(lambda x: x[np.asarray(at)], want))
+        rows = np.asarray(at)
+        assert_kept(again.read(at), jax.tree.map(lambda x, rows=rows: x[rows], want))
 
 
 @settings(max_examples=25, deadline=None)
@@ -142,7 +143,7 @@ def test_examples_are_a_tree_of_which_parts_reach_the_teacher(tmp_path):
 def test_bfloat16_float16_and_float64_logits(tmp_path):
     for dtype in (jnp.bfloat16, np.float16, np.float64):
         z = jnp.asarray(teacher(X)).astype(dtype) if dtype != np.float64 else teacher(X.astype(np.float64))
-        cache = write(tmp_path / np.dtype(dtype).name, lambda x: z[: len(x)], batch=23, shard=23)
+        cache = write(tmp_path / np.dtype(dtype).name, lambda x, z=z: z[: len(x)], batch=23, shard=23)
         assert_array_equal(cache.whole(), np.asarray(z).astype(np.float64).astype(np.float16))
 
 
@@ -160,7 +161,7 @@ def test_classes_that_cannot_be_stay_so(form, tmp_path):
         assert_array_equal(np.isneginf(found), np.isneginf(z))
 
 
-# --- writes that stop --------------------------------------------------------------------------------------------------
+# --- writes that stop -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop", range(8))
@@ -287,7 +288,7 @@ def test_a_cache_goes_to_another_process_without_its_contents(tmp_path):
     assert_array_equal(pickle.loads(raw).read([3]), cache.read([3]))
 
 
-# --- the step ----------------------------------------------------------------------------------------------------------
+# --- the step ---------------------------------------------------------------------------------------------------------
 
 NET = jp.distill.plain(lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"])
 START = {"a": RNG.normal(size=(4, 5)).astype(np.float32), "b": RNG.normal(size=(5, 6)).astype(np.float32)}
