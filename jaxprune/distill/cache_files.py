@@ -173,12 +173,13 @@ class Files:
         Raises:
           FormatError: it is missing, cut, damaged, or belongs elsewhere.
         """
-        at = augmentation, shard
-        if at not in self._maps:
-            # A map holds a file descriptor: only one augmentation's stay.
-            self._maps = {key: x for key, x in self._maps.items() if key[0] == augmentation}
-            self._maps[at] = self._mapped(*at)
-        return self._maps[at]
+        at, maps = (augmentation, shard), self._maps
+        found = maps.get(at)
+        if found is None:
+            found = self._mapped(*at)
+            # A map holds a file descriptor: only one augmentation's stay. Threads may disagree which.
+            self._maps = {**{key: x for key, x in maps.items() if key[0] == augmentation}, at: found}
+        return found
 
     def _mapped(self, augmentation: int, shard: int) -> np.ndarray:
         path = self.path(augmentation, shard)

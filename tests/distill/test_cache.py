@@ -263,6 +263,21 @@ def test_writers_in_threads(tmp_path):
     assert not errors and contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
+def test_readers_in_threads(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path, lambda x, seed=seed: teacher(x) + seed, augmentation=seed, form="float32", shard=2)
+    cache, wrong = jp.distill.Cache.open(tmp_path, fingerprint=TOLD), []
+
+    def run(seed):
+        for i in range(300):
+            at = np.array([i % 23, i * 7 % 23])
+            wrong.extend([] if (cache.read(at, seed) == teacher(X[at]) + seed).all() else [i])
+
+    threads = [threading.Thread(target=run, args=(i % 2,)) for i in range(4)]
+    [t.start() for t in threads], [t.join() for t in threads]
+    assert wrong == []
+
+
 def test_one_batch_at_a_time_is_in_memory(tmp_path):
     x = np.zeros((4096, 1), np.float32)
     tracemalloc.start()
