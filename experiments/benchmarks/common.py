@@ -31,10 +31,12 @@ def timed(f: Callable[[], Any]) -> dict[str, float]:
 
 
 def race(contestants: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, dict[str, Any]]:
-    """Times of each contestant, in turns, after one warm-up: medians, and every round."""
+    """Times of each contestant, in turns, after one warm-up: medians, and every round. Each starts as often."""
     for f in contestants.values():
         jax.block_until_ready(f())
-    runs = [{name: timed(f) for name, f in contestants.items()} for _ in range(rounds)]
+    names = list(contestants)
+    turns = [names[i % len(names) :] + names[: i % len(names)] for i in range(rounds)]
+    runs = [{name: timed(contestants[name]) for name in turn} for turn in turns]
     return {
         name: {
             clock: {"median": float(np.median(times)), "rounds": times}

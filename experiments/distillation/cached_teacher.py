@@ -1,7 +1,7 @@
 """A cached teacher on MNIST: what it costs to write, and its step beside one of labels alone and one with the teacher.
 
 An MLP of 784-1200-1200-10 teaches one of 784-800-800-10. Its logits of the 60,000 images are written once, as float16;
-then three students take turns, ten steps each: from labels alone, from labels and the cached logits (on the device,
+then three students take turns, five steps each: from labels alone, from labels and the cached logits (on the device,
 gathered by index within the step, or read from the files at every step), and with the teacher in the step.
 
 python -m experiments.distillation.cached_teacher [--out results.json]
@@ -43,8 +43,8 @@ class Sizes(NamedTuple):
     teacher: Sequence[int] = TEACHER
     student: Sequence[int] = STUDENT
     batch: int = 128
-    steps: int = 10
-    rounds: int = 41
+    steps: int = 5
+    rounds: int = 201
 
 
 @contextlib.contextmanager
