@@ -1,12 +1,9 @@
-"""What is written is what is read, by index and by augmentation; stopped writes go on; the step learns from rows."""
+"""What is written is what is read, by index and by augmentation; and a step learns from the rows."""
 
 import hashlib
 import os
 import pickle
-import signal
 import struct
-import subprocess
-import sys
 import threading
 import tracemalloc
 from functools import partial
@@ -159,108 +156,6 @@ def test_classes_that_cannot_be_stay_so(form, tmp_path):
         )
     else:
         assert_array_equal(np.isneginf(found), np.isneginf(z))
-
-
-# --- writes that stop -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stop", range(8))
-def test_a_write_that_stops_goes_on_where_it_was(stop, tmp_path):
-    calls = []
-
-    def stopping(x):
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        return counted(x)
-
-    def counted(x):
-        calls.append(len(x))
-        return teacher(x)
-
-    write(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "stopped", stopping)
-    kept = stop // 2  # two batches a shard
-    calls.clear()
-    seen = []
-    write(tmp_path / "stopped", counted, progress=lambda *done: seen.append(done))
-    assert sum(calls) == 23 - 6 * kept
-    assert seen == [(d, 23) for d in [*range(6, 6 * kept + 1, 6), *range(6 * kept + 3, 23, 3), 23]]
-    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
-
-
-def test_a_cache_that_is_there_is_not_written_again(tmp_path):
-    write(tmp_path)
-    cache = write(tmp_path, lambda x: pytest.fail("the teacher was asked"))
-    assert_array_equal(cache.whole(), teacher(X).astype(np.float16))
-
-
-KILLED = """
-import sys, time
-from tests.distill import test_cache as t
-
-def slow(x, calls=[]):
-    calls.append(0)
-    if len(calls) == 6:  # the sixth of eight batches
-        print("there", flush=True)
-        time.sleep(60)
-    return t.teacher(x)
-
-t.write(sys.argv[1], slow)
-"""
-
-
-def test_a_killed_process(tmp_path):
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "there\n"
-        process.send_signal(signal.SIGKILL)
-    left = sorted(os.listdir(tmp_path / "killed/augmentation-0"))
-    assert left[1:] == ["shard-000000", "shard-000001"] and left[0].startswith(".shard-000002.")
-    write(tmp_path / "killed"), write(tmp_path / "whole")
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-
-
-def test_two_writers_at_once(tmp_path):
-    """The second writes everything while the first is within a batch, and tidies up the first one's file."""
-    second = []
-
-    def first(x):
-        if not second:
-            second.append(write(tmp_path / "both"))
-        return teacher(x)
-
-    write(tmp_path / "both", first), write(tmp_path / "one")
-    assert contents(tmp_path / "both") == contents(tmp_path / "one")
-    assert_array_equal(second[0].whole(), teacher(X).astype(np.float16))
-
-
-def test_the_first_writer_outlives_the_tidying_of_the_second(tmp_path):
-    calls = []
-
-    def first(x):
-        calls.append(0)
-        if len(calls) == 2:  # its own temporary file is open
-            write(tmp_path / "both")
-        return teacher(x)
-
-    write(tmp_path / "both", first), write(tmp_path / "one")
-    assert contents(tmp_path / "both") == contents(tmp_path / "one")
-
-
-def test_writers_in_threads(tmp_path):
-    errors = []
-
-    def run():
-        try:
-            write(tmp_path / "many", batch=1, shard=1)
-        except BaseException as e:
-            errors.append(e)
-
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    [t.start() for t in threads], [t.join() for t in threads]
-    write(tmp_path / "one", batch=1, shard=1)
-    assert not errors and contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
 def test_readers_in_threads(tmp_path):
