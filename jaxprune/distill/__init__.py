@@ -2,6 +2,9 @@
 
 from jaxprune.distill import losses as losses
 from jaxprune.distill.batches import Shuffled as Shuffled
+from jaxprune.distill.cache import Cache as Cache
+from jaxprune.distill.cache_forms import Top as Top
+from jaxprune.distill.cache_writing import write_cache as write_cache
 from jaxprune.distill.diagnostics import disagreement as disagreement
 from jaxprune.distill.evaluation import Evaluator as Evaluator
 from jaxprune.distill.fingerprints import fingerprint as fingerprint

@@ -9,6 +9,7 @@ from jax import Array
 
 from jaxprune.distill.losses import inputs
 from jaxprune.distill.losses.common import floored, log_softmax, masked_mean, number, silent
+from jaxprune.distill.losses.decoupled import TopK
 from jaxprune.distill.losses.soft import forward_kl
 from jaxprune.distill.terms import OUTPUT
 
@@ -57,25 +58,29 @@ def compared(said: Mapping[str, Any], seen: Mapping[str, Any], batch: Mapping[st
       batch: with labels, maybe.
 
     Returns:
-      "kl" of the outputs at temperature 1 and "agreement" of their top classes, where the teacher gives logits of the
-      same shape; "accuracy" and "teacher_accuracy", where the batch has integer labels.
+      "agreement" of the top classes, and "kl" of the outputs at temperature 1, where the teacher gives logits of the
+      same shape; of a stored `TopK`, which has another temperature, only the best class is known. "accuracy" and
+      "teacher_accuracy", where the batch has integer labels.
     """
-    s, t, mask = jax.lax.stop_gradient(said[OUTPUT]), seen.get(OUTPUT), batch.get("mask")
-    alike = getattr(t, "shape", None) == getattr(s, "shape", ())
-    found = (
-        {"kl": masked_mean(forward_kl(s, t, mask=mask), mask), "agreement": _equal(s, _top(t), mask)} if alike else {}
-    )
-    y = batch.get("y")
-    if y is not None and getattr(s, "shape", ())[:-1] == y.shape and jnp.issubdtype(y.dtype, jnp.integer):
-        found |= {"accuracy": _equal(s, y, mask)}
-        found |= {"teacher_accuracy": _equal(t, y, mask)} if alike else {}
+    s, t, mask, y = jax.lax.stop_gradient(said[OUTPUT]), seen.get(OUTPUT), batch.get("mask"), batch.get("y")
+    examples = getattr(s, "shape", ())[:-1]
+    ours, theirs = (_top(x) for x in (s, t))
+    told = theirs is not None and theirs.shape == examples
+    found = {"agreement": _equal(ours, theirs, mask)} if told else {}
+    if getattr(t, "shape", None) == getattr(s, "shape", ()):
+        found["kl"] = masked_mean(forward_kl(s, t, mask=mask), mask)
+    if y is not None and examples == y.shape and jnp.issubdtype(y.dtype, jnp.integer):
+        found["accuracy"] = _equal(ours, y, mask)
+        found |= {"teacher_accuracy": _equal(theirs, y, mask)} if told else {}
     return found
 
 
-def _top(logits: Any) -> Array:
-    return jnp.argmax(logits, -1)
+def _top(logits: Any) -> Any:
+    """The best class; of a stored `TopK` too, whose best stands first."""
+    if isinstance(logits, TopK):
+        return logits.indices[..., 0]
+    return jnp.argmax(logits, -1) if hasattr(logits, "shape") and logits.ndim else None
 
 
-def _equal(logits: Any, classes: Any, mask: Any) -> Array:
-    top = _top(logits)
-    return masked_mean((top == jnp.asarray(classes, top.dtype)).astype(jnp.float32), mask)
+def _equal(a: Any, b: Any, mask: Any) -> Array:
+    return masked_mean((a == jnp.asarray(b, a.dtype)).astype(jnp.float32), mask)

@@ -79,7 +79,8 @@ def distiller(
 
     A batch is a mapping with "x", "y" (integer labels, where `labels` is not 0), and maybe "mask" (which examples
     count). Metrics are float32 scalars: "loss", "labels", each term's name (without its weight), and, where the teacher
-    gives outputs, "kl" (of the outputs at temperature 1) and "agreement" (equal top classes).
+    gives outputs, "kl" (of the outputs at temperature 1; not of a `losses.TopK`) and "agreement" (equal top classes);
+    with integer labels, "accuracy" and "teacher_accuracy".
 
     Gradients are accumulated over n batches by `optax.MultiSteps(optimizer, n)`; the step counts batches.
 

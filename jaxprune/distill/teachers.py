@@ -57,10 +57,10 @@ class Online:
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["field"])
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """A teacher whose outputs came with the batch: logits that were computed once.
+    """A teacher whose outputs came with the batch: logits that were computed once, as of a `Cache`.
 
     Attributes:
-      field: of the batch.
+      field: of the batch; it holds an array of logits, or a `losses.TopK`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
