@@ -72,6 +72,7 @@ def distiller(
     view: Callable[[Any], Any] = materialize,
     ema: float | None = None,
     dtype: Any = None,
+    compare: bool = True,
 ) -> Distiller:
     """The init and the step of a distillation.
 
@@ -94,6 +95,8 @@ def distiller(
       ema: m, the momentum of an average of the student in `state.aux["ema"]`; see `Averaged`, `averaged`.
       dtype: what the student computes in, as bfloat16; params, their gradient and all losses stay as they are. Give the
         teacher's params in the dtype it shall run in.
+      compare: whether metrics hold "kl", "agreement" and the accuracies. They cost about as much as one more loss of
+        the outputs: nothing beside a network of some size, half of a step of a tiny one.
 
     Returns:
       A `Distiller`.
@@ -150,7 +153,7 @@ def distiller(
         if not _is_zero(labels):
             values["labels"] = _cross_entropy(found[OUTPUT], batch)
             total += scheduled(labels, state.step) * values["labels"]
-        values |= {"loss": total} | compared(found, seen, batch)
+        values |= {"loss": total} | (compared(found, seen, batch) if compare else {})
         return total, (values, model_state, memories)
 
     def step(state: State, batch: Any, teacher: Any) -> tuple[State, dict[str, Array]]:
