@@ -24,7 +24,14 @@ import jaxprune as jp
 from experiments.distillation.common import save, show
 from experiments.models import mlp
 
-SETTINGS = {"kills": 20, "steps": 3000, "inner_steps": 25, "checkpoint_every": 100, "batch": 32, "seed": 0}
+SETTINGS: dict[str, Any] = {
+    "kills": 20,
+    "steps": 3000,
+    "inner_steps": 25,
+    "checkpoint_every": 100,
+    "batch": 32,
+    "seed": 0,
+}
 
 
 class Said:
@@ -43,7 +50,7 @@ def child(folder: str, steps: int) -> None:
     net = jp.distill.plain(mlp((20, 32, 5)).apply)
     d = jp.distill.distiller(net, [jp.distill.match(jp.distill.losses.soft_targets)], optax.adam(1e-2), ema=0.99)
     state = d.init(mlp((20, 32, 5)).init(jax.random.key(2)), {"x": x[:1]}, teacher, key=jax.random.key(3))
-    loop = {name: SETTINGS[name] for name in ("inner_steps", "checkpoint_every")}
+    loop: Any = {name: SETTINGS[name] for name in ("inner_steps", "checkpoint_every")}
     batches = jp.distill.Shuffled({"x": x}, SETTINGS["batch"])
     found = jp.distill.fit(
         d, state, batches, teacher, steps=steps, folder=folder or None, writer=Said(), progress=False, **loop

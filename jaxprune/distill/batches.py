@@ -37,7 +37,7 @@ class Shuffled:
       >>> [batch["x"].tolist() for _, batch in zip(range(3), batches)]     # iterating never ends
       [[4, 0], [3, 5], [2, 1]]
       >>> batches.at(4)["x"].tolist()                  # the second epoch's second batch
-      [5, 4]
+      [5, 3]
     """
 
     data: Mapping[str, Any]
