@@ -22,7 +22,15 @@ from experiments.distillation.common import logits, nobody, paired, plus_minus, 
 from experiments.models import mlp
 
 TEACHER, STUDENT = (784, 1200, 1200, 10), (784, 800, 800, 10)
-SETTINGS = {"seeds": [0, 1, 2], "epochs": 10, "batch": 128, "learning_rate": 1e-3, "temperature": 20.0, "jitter": 2}
+SETTINGS: dict[str, Any] = {
+    "seeds": [0, 1, 2],
+    "epochs": 10,
+    "teacher_epochs": 20,
+    "batch": 128,
+    "learning_rate": 1e-3,
+    "temperature": 20.0,
+    "jitter": 2,
+}
 SHIFTS = np.arange(0, 10.1, 0.1)
 
 
@@ -52,8 +60,8 @@ def trained(sizes: Any, data: dict[str, Any], settings: Any, seed: int, soft: bo
 
 
 def good_teacher(x: np.ndarray, y: np.ndarray, settings: Any) -> Any:
-    """An epoch at a time over images that move anew: ten copies of the set, each moved by its own draw."""
-    model, epochs = mlp(TEACHER), settings["epochs"]
+    """An epoch at a time over images that move anew in each."""
+    model, epochs = mlp(TEACHER), settings["teacher_epochs"]
     steps = epochs * (len(x) // settings["batch"])
     rate = optax.cosine_decay_schedule(settings["learning_rate"], steps)
     d = jp.distill.distiller(jp.distill.plain(model.apply), [], optax.adam(rate), labels=1.0)
