@@ -1,8 +1,11 @@
 """`fit`: the loop on top of a step, with everything that a long run needs and nothing that the step needs."""
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import jax
 
 from jaxprune.distill.inner import Inner
 from jaxprune.distill.plan import Plan
@@ -108,7 +111,10 @@ def fit(
       (True, 'steps', 'scan')
     """
     plan = Plan(steps, evaluate, evaluate_every, monitor, mode, patience, checkpoint_every, inner, inner_steps)
-    with Run(plan.checked(), distiller, state, batches, teacher, folder, writer, sharding, progress) as run:
+    plan = plan.checked()
+    # Arrays on Explicit axes ask for the mesh around them.
+    mesh = contextlib.nullcontext() if sharding is None else jax.set_mesh(sharding.mesh)
+    with mesh, Run(plan, distiller, state, batches, teacher, folder, writer, sharding, progress) as run:
         stopped = run.until_done()
         return Fitted(
             state=run.state,

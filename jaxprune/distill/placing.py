@@ -14,7 +14,17 @@ def on_mesh(tree: Any, sharding: NamedSharding | None) -> Any:
         return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), tree)
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())
     placed = lambda x: isinstance(getattr(x, "sharding", None), NamedSharding)
-    return jax.tree.map(lambda x: x if placed(x) else jax.device_put(x, everywhere), tree)
+    return jax.tree.map(lambda x: x if placed(x) else _copied(x, everywhere), tree)
+
+
+def _copied(x: Any, everywhere: NamedSharding) -> jax.Array:
+    """On all devices. `device_put` takes what one process has to its own devices only."""
+    if jax.process_count() == 1:
+        return jax.device_put(x, everywhere)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_copied(jax.random.key_data(x), everywhere), impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, everywhere, lambda index: host[index])
 
 
 def spread(batch: Any, sharding: NamedSharding | None) -> Any:
