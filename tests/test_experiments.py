@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments import table
 from experiments.distillation import cached_teacher as ct
+from experiments.distillation import hinton, inner_loop
 
 
 def test_the_table_is_that_of_the_results():
@@ -25,3 +26,32 @@ def test_the_cached_teacher_runs_at_a_small_size(capsys):
     with ct.bar("work", after=0.0) as progress:
         progress(1, 2)
     assert capsys.readouterr().out == ""
+
+
+def test_the_inner_loop_is_measured_at_a_small_size():
+    sizes = inner_loop.Sizes((5, 4, 3), (9, 8, 3), (4, 8), examples=32, steps=(64, 10), rounds=1)
+    rows, figures = inner_loop.measured(sizes)
+    json.dumps(figures)
+    assert all(row["measured"] > 0 for row in rows) and len(figures["milliseconds_a_step"]) == 7
+
+
+def test_hintons_experiment_runs_at_a_small_size(monkeypatch):
+    monkeypatch.setattr(hinton, "TEACHER", (784, 12, 10))
+    monkeypatch.setattr(hinton, "STUDENT", (784, 8, 10))
+    rng = np.random.default_rng(0)
+    pair = lambda n: (rng.random((n, 28, 28, 1), np.float32), rng.integers(0, 10, n).astype(np.int32))
+    settings = hinton.SETTINGS | {"epochs": 1, "teacher_epochs": 2, "batch": 16, "seeds": [0, 1]}
+    found = hinton.measured(settings, (pair(64), pair(20), pair(30)))
+    json.dumps(found)
+    assert len(found["paired"]["values"]) == len(found["no_threes"]["seeds"]) == 2
+    assert 0 <= found["teacher_errors"] <= 30
+
+
+def test_images_are_moved_by_whole_pixels_and_lose_nothing_that_stays_inside():
+    x = np.zeros((50, 784), np.float32)
+    x[:, 28 * 14 + 9] = 1 + np.arange(50)
+    moved = hinton.jittered(x, 2, seed=3).reshape(50, 28, 28)
+    places = np.array([np.argwhere(m)[0] for m in moved])
+    assert np.array_equal(moved.max((1, 2)), 1 + np.arange(50)) and np.all(np.count_nonzero(moved, (1, 2)) == 1)
+    assert np.abs(places - [14, 9]).max() == 2 and len(np.unique(places, axis=0)) > 10
+    assert np.array_equal(hinton.jittered(x, 0, seed=3), x)
