@@ -1,6 +1,9 @@
 """Distillation: a small network learns from a large one."""
 
 from jaxprune.distill import losses as losses
+from jaxprune.distill.data_free import DataFree as DataFree
+from jaxprune.distill.data_free import DataFreeState as DataFreeState
+from jaxprune.distill.data_free import data_free as data_free
 from jaxprune.distill.diagnostics import disagreement as disagreement
 from jaxprune.distill.networks import Given as Given
 from jaxprune.distill.networks import Network as Network

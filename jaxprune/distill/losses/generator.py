@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxprune.distill.losses import inputs
@@ -144,9 +145,9 @@ def batch_norm_matching(teacher: Any, *, mean: Any, var: Any, channel_axis: int 
     Source: Yin et al. 2020, arXiv:1912.08795, which sums this over layers, and takes norms that are not squared.
     """
     f, keep = _maps(teacher, mask, channel_axis)
+    if inputs.concrete(var) and (np.asarray(var) < 0).any():
+        raise ValueError(f"var: its least is {np.asarray(var).min()}; a variance is >= 0")
     mean, var = _statistic("mean", mean, f), _statistic("var", var, f)
-    if inputs.concrete(var) and bool((var < 0).any()):
-        raise ValueError(f"var: its least is {var.min()}; a variance is >= 0")
     axes, kept = range(f.ndim - 1), keep[..., None]
     off = jnp.where(kept, f - mean, 0)
     spread = jnp.where(kept, jnp.square(f - mean_where(f, kept, axes)) - var, 0)
