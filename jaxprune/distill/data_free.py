@@ -94,9 +94,8 @@ def data_free(
       latent: the length of z.
       batch: how many images a step makes.
       conditional: whether labels are drawn; else the teacher's top class is the label.
-      one_hot, entropy, activation, batch_norm: w₁ to w₄, numbers >= 0 or optax schedules of the step. The first three
-        default to the paper's for MNIST.
-      features: which taps of the teacher the activation loss reads, by a regular expression for the whole name; its mean
+      one_hot, entropy, activation, batch_norm: w₁ to w₄, numbers >= 0 or optax schedules of the step.
+      features: which taps of the teacher the activation loss reads, by a regular expression for the whole name; the mean
         over them counts.
       statistics: the tap that goes into a batch norm -> (mean, variance), which the norm has stored, (channels,) each.
       channel_axis: of the taps.
@@ -111,7 +110,7 @@ def data_free(
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp, optax
       >>> linear, key = jp.distill.plain(lambda w, x: x @ w), jax.random.key(0)
-      >>> teacher = jp.distill.Online(linear, 2 * jnp.eye(3))                     # images of three pixels, three classes
+      >>> teacher = jp.distill.Online(linear, 2 * jnp.eye(3))                    # images of three pixels, three classes
       >>> d = jp.distill.distiller(linear, [jp.distill.match(jp.distill.losses.logit_mse)], optax.sgd(0.1))
       >>> free = jp.distill.data_free(d, linear, optax.sgd(0.1), classes=3, latent=2, batch=64)
       >>> w = jax.random.normal(key, (5, 3))
