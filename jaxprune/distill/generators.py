@@ -1,9 +1,10 @@
 """What a generator is trained by in data-free distillation: what the frozen teacher says of its images.
 
     L_G = w₁ · one-hot(t, y) + w₂ · information entropy(t) + w₃ · mean over taps of activation(f)
-          + w₄ · Σ_taps batch-norm matching(f, the moments stored there)
+          + w₄ · Σ_taps batch-norm matching(f, the moments stored there) − w₅ · JS(softmax t ‖ softmax s)
 
-t is what the teacher returns, f are its taps. What is wrong with a teacher or with a name is told while tracing.
+t is what the teacher returns, f are its taps, s is what the student returns. What is wrong with a teacher or with a
+name is told while tracing.
 """
 
 import dataclasses
@@ -19,18 +20,19 @@ from jax import Array
 from jaxprune.core.tree import nearest
 from jaxprune.distill.losses import generator as losses
 from jaxprune.distill.losses.common import masked_mean
+from jaxprune.distill.losses.soft import jsd
 from jaxprune.distill.networks import either
 from jaxprune.distill.terms import OUTPUT, scheduled
 from jaxprune.transforms.taps import tap_names
 
-WEIGHTS = ("one_hot", "entropy", "activation", "batch_norm")
+WEIGHTS = ("one_hot", "entropy", "activation", "batch_norm", "competition")
 
 
 class Wanted(NamedTuple):
     """The parts of a generator's loss; each weight is a number or a schedule of the step.
 
     Attributes:
-      one_hot, entropy, activation, batch_norm: weights.
+      one_hot, entropy, activation, batch_norm, competition: weights.
       features: which taps of the teacher the activation loss reads, or None.
       statistics: tap -> (mean, variance).
       channel_axis: of the taps.
@@ -40,6 +42,7 @@ class Wanted(NamedTuple):
     entropy: Any
     activation: Any
     batch_norm: Any
+    competition: Any
     features: str | None
     statistics: dict[str, tuple[Any, Any]]
     channel_axis: int
@@ -59,11 +62,14 @@ def ask(teacher: Any, x: Array, key: Any, wanted: Wanted) -> dict[str, Any]:
     return (teacher if where is None else _listening(teacher, where))({"x": x}, key)
 
 
-def judge(seen: Mapping[str, Any], y: Array | None, wanted: Wanted, step: Any) -> tuple[Array, dict[str, Array]]:
+def judge(
+    seen: Mapping[str, Any], said: Array | None, y: Array | None, wanted: Wanted, step: Any
+) -> tuple[Array, dict[str, Array]]:
     """L_G, and its parts without their weights: scalars, float32.
 
     Args:
       seen: of `ask`.
+      said: the student's logits, or None where it does not compete.
       y: the labels that were asked for, or None for the teacher's own.
       wanted: the parts.
       step: of the schedules.
@@ -78,6 +84,8 @@ def judge(seen: Mapping[str, Any], y: Array | None, wanted: Wanted, step: Any) -
     if wanted.statistics:
         parts = [_matching(name, seen[name], *moments, axis) for name, moments in wanted.statistics.items()]
         values["batch_norm"] = jnp.stack(parts).sum()
+    if said is not None:
+        values["competition"] = -masked_mean(jsd(said, logits, beta=0.5))
     total = jnp.zeros(())
     for name, value in values.items():
         total += scheduled(getattr(wanted, name), step) * value

@@ -34,7 +34,7 @@ def paint(params, z):
 NET, PAINTER = jp.distill.plain(mlp), jp.distill.plain(paint)
 TEACHER = jp.distill.Online(NET, {"a": matrix(0, 6, 8), "b": 2 * matrix(1, 8, CLASSES)})
 MEAN, VAR = matrix(2, 8), jnp.abs(matrix(3, 8))
-ALL = {"features": "hidden", "statistics": {"before": (MEAN, VAR)}}
+ALL = {"features": "hidden", "statistics": {"before": (MEAN, VAR)}, "student": NET}
 SOFT = jp.distill.match(losses.soft_targets)
 STUDENT = jp.distill.distiller(NET, [SOFT], optax.sgd(0.1))
 LEAN = jp.distill.distiller(NET, [], optax.sgd(0.1), labels=1.0)
@@ -78,7 +78,10 @@ def written(w, weights, conditional=True):
     entropy = jnp.sum(p.mean(0) * jnp.log(p.mean(0)))
     excited = -jnp.abs(f).mean()
     moments = jnp.sum((h.mean(0) - MEAN) ** 2) + jnp.sum((h.var(0) - VAR) ** 2)
-    parts = jnp.stack([hot, entropy, excited, moments])
+    q = jax.nn.softmax(mlp(student_params(), x))
+    m = (p + q) / 2
+    differ = jnp.mean(jnp.sum(p * jnp.log(p / m) + q * jnp.log(q / m), 1) / 2)
+    parts = jnp.stack([hot, entropy, excited, moments, -differ])
     return jnp.sum(jnp.asarray(weights) * parts), parts
 
 
@@ -89,12 +92,13 @@ def test_latents_are_normal_and_labels_uniform():
 
 
 def test_the_generator_s_step_is_the_gradient_of_the_written_formula():
-    weights = [0.7, 3.0, 0.4, 0.2]
-    free = make(one_hot=0.7, entropy=3.0, activation=0.4, batch_norm=0.2, **ALL)
+    weights = [0.7, 3.0, 0.4, 0.2, 1.5]
+    free = make(one_hot=0.7, entropy=3.0, activation=0.4, batch_norm=0.2, competition=1.5, **ALL)
     state = start(free)
     new, metrics = quick(free.step)(state, {}, TEACHER)
     (total, parts), slope = quick(jax.value_and_grad(written, has_aux=True))(state.generator, weights)
     names = ["generator/one_hot", "generator/entropy", "generator/activation", "generator/batch_norm"]
+    names.append("generator/competition")
     assert_allclose([metrics[n] for n in names], parts, rtol=1e-4)
     assert_allclose(metrics["generator/loss"], total, rtol=1e-4)
     assert_allclose(new.generator, state.generator - 0.5 * slope, rtol=1e-4, atol=1e-5)
@@ -137,7 +141,9 @@ def test_without_labels_the_teacher_names_the_class():
     state = start(free, generator_params=matrix(6, LATENT, 6))
     step = quick(free.step)
     new, metrics = step(state, {}, TEACHER)
-    slope = quick(jax.grad(partial(written, conditional=False), has_aux=True))(state.generator, [1.0, 2.0, 0.0, 0.0])[0]
+    slope = quick(jax.grad(partial(written, conditional=False), has_aux=True))(
+        state.generator, [1.0, 2.0, 0.0, 0.0, 0.0]
+    )[0]
     assert_allclose(new.generator, state.generator - 0.5 * slope, rtol=1e-4, atol=1e-5)
     images = paint(state.generator, Z[:, :LATENT])
     named = losses.one_hot(mlp(student_params(), images), labels=np.argmax(mlp(TEACHER.params, images), 1))
