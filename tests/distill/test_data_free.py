@@ -141,9 +141,8 @@ def test_without_labels_the_teacher_names_the_class():
     state = start(free, generator_params=matrix(6, LATENT, 6))
     step = quick(free.step)
     new, metrics = step(state, {}, TEACHER)
-    slope = quick(jax.grad(partial(written, conditional=False), has_aux=True))(
-        state.generator, [1.0, 2.0, 0.0, 0.0, 0.0]
-    )[0]
+    slope_of = quick(jax.grad(partial(written, conditional=False), has_aux=True))
+    slope = slope_of(state.generator, [1.0, 2.0, 0.0, 0.0, 0.0])[0]
     assert_allclose(new.generator, state.generator - 0.5 * slope, rtol=1e-4, atol=1e-5)
     images = paint(state.generator, Z[:, :LATENT])
     named = losses.one_hot(mlp(student_params(), images), labels=np.argmax(mlp(TEACHER.params, images), 1))
@@ -249,7 +248,7 @@ def test_generators_with_batch_statistics_and_teachers_with_batch_norms():
 def test_compressed_students_and_teachers():
     codes = jp.chain(jp.prune(0.5), jp.cluster(4)).init(student_params())
     teacher = jp.distill.Online(NET, jp.quantize(bits=8).init(TEACHER.params))
-    free = make()
+    free = make(student=NET)
     w = matrix(6, LATENT + CLASSES, 6)
     state = free.init(codes, None, teacher, key=KEY, generator_params=w)
     new, metrics = quick(free.step)(state, {}, teacher)
@@ -290,8 +289,10 @@ WRONG = {
     "two images": (lambda: start(make(generator=pair)), r"makes tuple \(\)"),
     "integers": (lambda: start(make(generator=whole)), r"makes int32 \(32, 6\)"),
     "student": (lambda: start(make(), x=np.zeros((1, 7))), r"takes images \(7,\); the generator makes \(6,\)"),
+    "another student": (lambda: start(make(student=OTHER)), r"student \(32, 4\) and teacher \(32, 3\): classes differ"),
     "given": (lambda: start(make(), jp.distill.Given()), r"does not take .*no 'teacher'"),
 }
+OTHER = jp.distill.plain(lambda params, x: x @ params["a"])
 BARE = jp.distill.Online(jp.distill.plain(lambda w, x: x @ w), matrix(9, 6, CLASSES))
 TWICE = jp.distill.Online(
     jp.distill.plain(lambda w, x: (jp.tap(x @ w["a"], "h") + jp.tap(x @ w["a"], "h")) @ w["b"]), TEACHER.params
