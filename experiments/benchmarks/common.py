@@ -31,10 +31,12 @@ def timed(f: Callable[[], Any]) -> dict[str, float]:
 
 
 def race(contestants: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, dict[str, Any]]:
-    """Times of each contestant, in turns, after one warm-up: medians, and every round."""
+    """Times of each contestant, in turns, after one warm-up: medians, and every round. Each starts as often."""
     for f in contestants.values():
         jax.block_until_ready(f())
-    runs = [{name: timed(f) for name, f in contestants.items()} for _ in range(rounds)]
+    names = list(contestants)
+    turns = [names[i % len(names) :] + names[: i % len(names)] for i in range(rounds)]
+    runs = [{name: timed(contestants[name]) for name in turn} for turn in turns]
     return {
         name: {
             clock: {"median": float(np.median(times)), "rounds": times}
@@ -71,14 +73,18 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def report(name: str, title: str, rows: list[dict[str, Any]], figures: Mapping[str, Any]) -> None:
-    """Print rows of {what, measured, goal, met} and write NAME.results.json, or the file of --out."""
+def report(
+    name: str, title: str, rows: list[dict[str, Any]], figures: Mapping[str, Any], out: pathlib.Path | None = None
+) -> None:
+    """Print rows of {what, measured, goal, met} and write NAME.results.json, or `out`, or the file of --out."""
     parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("--out", type=pathlib.Path, default=HERE / f"{name}.results.json")
+    parser.add_argument("--out", type=pathlib.Path, default=out or HERE / f"{name}.results.json")
     out = parser.parse_args().out
     table = Table("what", "measured", "goal", "", title=title)
     for row in rows:
-        table.add_row(row["what"], f"{row['measured']:.4g}", row["goal"], "yes" if row["met"] else "NO")
+        table.add_row(
+            row["what"], f"{row['measured']:.4g}", row["goal"], {True: "yes", False: "NO"}.get(row["met"], "")
+        )
     Console(width=100).print(table)
     out.write_text(json.dumps({"machine": machine(), "rows": rows, "figures": figures}, indent=1) + "\n")
 
@@ -89,3 +95,8 @@ def at_least(what: str, measured: float, goal: float) -> dict[str, Any]:
 
 def at_most(what: str, measured: float, goal: float) -> dict[str, Any]:
     return {"what": what, "measured": measured, "goal": f"<= {goal:g}", "met": bool(measured <= goal)}
+
+
+def shown(what: str, measured: float) -> dict[str, Any]:
+    """A figure without a goal."""
+    return {"what": what, "measured": measured, "goal": "", "met": None}

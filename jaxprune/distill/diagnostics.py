@@ -1,5 +1,6 @@
 """What to look at while a student learns; nothing here is trained."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,7 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxprune.distill.losses import inputs
-from jaxprune.distill.losses.common import floored, log_softmax, number, silent
+from jaxprune.distill.losses.common import floored, log_softmax, masked_mean, number, silent
+from jaxprune.distill.losses.decoupled import TopK
+from jaxprune.distill.losses.soft import forward_kl
+from jaxprune.distill.terms import OUTPUT
+
+COMPARED = ("kl", "agreement", "accuracy", "teacher_accuracy")
 
 
 def disagreement(teacher_logits: Any, student_logits: Any, temperature: Any = 1.0) -> Array:
@@ -42,3 +48,39 @@ def disagreement(teacher_logits: Any, student_logits: Any, temperature: Any = 1.
     ratio = jnp.where(gone, -jnp.inf, (jnp.where(gone, 0, log_p) - floored(log_q)) / number(temperature, log_p))
     nothing = (silent(log_p) | silent(log_q))[..., None]
     return jnp.where(nothing, 0, jax.nn.softmax(jnp.where(nothing, 0, ratio)))
+
+
+def compared(said: Mapping[str, Any], seen: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Array]:
+    """What a step's metrics say of the outputs, without a gradient; each where it can be told.
+
+    Args:
+      said, seen: the student's and the teacher's values by name.
+      batch: with labels, maybe.
+
+    Returns:
+      "agreement" of the top classes, and "kl" of the outputs at temperature 1, where the teacher gives logits of the
+      same shape; of a stored `TopK`, which has another temperature, only the best class is known. "accuracy" and
+      "teacher_accuracy", where the batch has integer labels.
+    """
+    s, t, mask, y = jax.lax.stop_gradient(said[OUTPUT]), seen.get(OUTPUT), batch.get("mask"), batch.get("y")
+    examples = getattr(s, "shape", ())[:-1]
+    ours, theirs = (_top(x) for x in (s, t))
+    told = theirs is not None and theirs.shape == examples
+    found = {"agreement": _equal(ours, theirs, mask)} if told else {}
+    if getattr(t, "shape", None) == getattr(s, "shape", ()):
+        found["kl"] = masked_mean(forward_kl(s, t, mask=mask), mask)
+    if y is not None and examples == y.shape and jnp.issubdtype(y.dtype, jnp.integer):
+        found["accuracy"] = _equal(ours, y, mask)
+        found |= {"teacher_accuracy": _equal(theirs, y, mask)} if told else {}
+    return found
+
+
+def _top(logits: Any) -> Any:
+    """The best class; of a stored `TopK` too, whose best stands first."""
+    if isinstance(logits, TopK):
+        return logits.indices[..., 0]
+    return jnp.argmax(logits, -1) if hasattr(logits, "shape") and logits.ndim else None
+
+
+def _equal(a: Any, b: Any, mask: Any) -> Array:
+    return masked_mean((a == jnp.asarray(b, a.dtype)).astype(jnp.float32), mask)

@@ -7,7 +7,6 @@ t is what the teacher returns, f are its taps, s is what the student returns. Wh
 name is told while tracing.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from jaxprune.distill.losses import generator as losses
 from jaxprune.distill.losses.common import masked_mean
 from jaxprune.distill.losses.soft import jsd
 from jaxprune.distill.networks import either
+from jaxprune.distill.teachers import asking
 from jaxprune.distill.terms import OUTPUT, scheduled
 from jaxprune.transforms.taps import tap_names
 
@@ -59,7 +59,7 @@ def check_weights(wanted: Wanted) -> None:
 def ask(teacher: Any, x: Array, key: Any, wanted: Wanted) -> dict[str, Any]:
     """{"output": what the teacher says of the images, and the taps that are wanted}."""
     where = either(_patterns(wanted).values())
-    return (teacher if where is None else _listening(teacher, where))({"x": x}, key)
+    return asking(teacher, where)({"x": x}, key)
 
 
 def judge(
@@ -109,7 +109,8 @@ def check_teacher(teacher: Any, x: Array, key: Any, wanted: Wanted, classes: int
             f"({len(x)}, {classes})"
         )
     patterns = _patterns(wanted)
-    there = {**seen, **tap_names(teacher, {"x": x}, key)} if patterns and _listens(teacher) else seen
+    tapped = bool(patterns) and bool(tap_names(teacher, {"x": x}, key))
+    there = jax.eval_shape(asking(teacher, ".*"), {"x": x}, key) if tapped else seen
     for what, pattern in patterns.items():
         if not any(re.fullmatch(pattern, name) for name in there):
             raise ValueError(
@@ -121,15 +122,6 @@ def _patterns(wanted: Wanted) -> dict[str, str]:
     """What asks for taps -> the pattern."""
     asked = {f"statistics={{{name!r}: …}}": re.escape(name) for name in wanted.statistics}
     return asked if wanted.features is None else {f"features={wanted.features!r}": wanted.features, **asked}
-
-
-def _listens(teacher: Any) -> bool:
-    """Whether it can be told which taps to bring."""
-    return dataclasses.is_dataclass(teacher) and hasattr(teacher, "where")
-
-
-def _listening(teacher: Any, where: str) -> Any:
-    return dataclasses.replace(teacher, where=where) if _listens(teacher) else teacher
 
 
 def _matching(name: str, f: Any, mean: Any, var: Any, channel_axis: int) -> Array:

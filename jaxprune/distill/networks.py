@@ -1,20 +1,13 @@
-"""Networks and teachers: what the loop asks of a model, whatever wrote it.
+"""Networks: what the loop asks of a model, whatever wrote it.
 
     network(params, state, x, key) -> (outputs, state)          a student, or a teacher's body
-    teacher(batch, key) -> {name: value}                        any callable pytree
 
 `state` is what a forward pass changes (batch statistics); {} for most.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import jax
-from jax import Array
-
-from jaxprune.core.arrays import materialize
 from jaxprune.distill.terms import OUTPUT
 from jaxprune.transforms.taps import reap, tap_modules
 
@@ -115,54 +108,3 @@ def either(patterns: Iterable[str | None]) -> str | None:
     """One pattern for whatever matches any of these; None if there are none."""
     given = [f"(?:{p})" for p in dict.fromkeys(patterns) if p is not None]
     return "|".join(given) or None
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["params", "state"], meta_fields=["network", "where"])
-@dataclasses.dataclass(frozen=True)
-class Online:
-    """A teacher that runs beside the student, in the same jit: an argument of the step, outside its gradient.
-
-    Attributes:
-      network: static.
-      params: dense or compressed; with whatever sharding they have.
-      state: of the network; it never changes.
-      where: which taps to bring; `step` asks for those of its terms.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> teacher = jp.distill.Online(jp.distill.plain(lambda w, x: x @ w), jnp.ones((3, 2)))
-      >>> teacher({"x": jnp.ones((1, 3))}, None)
-      {'output': Array([[3., 3.]], dtype=float32)}
-    """
-
-    network: Network
-    params: Any
-    state: Any = dataclasses.field(default_factory=dict)
-    where: str | None = None
-
-    def __call__(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
-        return outputs(self.network, materialize(self.params), self.state, batch["x"], key, self.where)[0]
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["field"])
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """A teacher whose outputs came with the batch: logits that were computed once.
-
-    Attributes:
-      field: of the batch.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> jp.distill.Given()({"x": jnp.ones((1, 3)), "teacher": jnp.zeros((1, 2))}, None)
-      {'output': Array([[0., 0.]], dtype=float32)}
-    """
-
-    field: str = "teacher"
-
-    def __call__(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
-        if self.field not in batch:
-            raise ValueError(
-                f"the batch has no {self.field!r}, which holds the teacher's outputs; it has {list(batch)}"
-            )
-        return {OUTPUT: batch[self.field]}

@@ -9,7 +9,6 @@ The student's params may be compressed arrays: then their code is trained, as `j
 is a pytree beside the state, so that it is never donated, keeps its sharding, and may change from step to step.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,10 +19,12 @@ from jax import Array
 
 from jaxprune.core.arrays import materialize
 from jaxprune.core.tree import combine, partition
+from jaxprune.distill.diagnostics import COMPARED, compared
 from jaxprune.distill.losses.common import masked_mean
-from jaxprune.distill.losses.soft import forward_kl
+from jaxprune.distill.matching import Context, evaluate, init_projections
 from jaxprune.distill.networks import Network, either, outputs
-from jaxprune.distill.terms import OUTPUT, Pair, Term, evaluate, init_projections, pairs, scheduled
+from jaxprune.distill.teachers import asking, bound
+from jaxprune.distill.terms import OUTPUT, Pair, Term, pairs, scheduled
 from jaxprune.numerics.precision import widen
 
 
@@ -32,17 +33,20 @@ class State(NamedTuple):
 
     Attributes:
       params: the student's, dense or compressed.
-      projections: term -> tap -> params of a projection.
+      projections: term -> tap -> {"project": params of a map, "loss": params of a loss}.
       model_state: the student's batch statistics and their like.
       opt_state: of the optimizer, which sees {"student": …, "projections": …}.
+      aux: {"memories": term -> tap -> what a loss remembers} and, with `ema`, {"ema": the average of the code's float
+        leaves}.
       step: int32.
-      key: split by the step; dropout and stochastic teachers draw from it.
+      key: never changes; what is drawn in a step depends on it and on the step.
     """
 
     params: Any
     projections: dict[str, dict[str, Any]]
     model_state: Any
     opt_state: Any
+    aux: dict[str, Any]
     step: Array
     key: Array
 
@@ -66,6 +70,9 @@ def distiller(
     *,
     labels: Any = 0.0,
     view: Callable[[Any], Any] = materialize,
+    ema: float | None = None,
+    dtype: Any = None,
+    compare: bool = True,
 ) -> Distiller:
     """The init and the step of a distillation.
 
@@ -73,7 +80,10 @@ def distiller(
 
     A batch is a mapping with "x", "y" (integer labels, where `labels` is not 0), and maybe "mask" (which examples
     count). Metrics are float32 scalars: "loss", "labels", each term's name (without its weight), and, where the teacher
-    gives outputs, "kl" (of the outputs at temperature 1) and "agreement" (equal top classes).
+    gives outputs, "kl" (of the outputs at temperature 1; not of a `losses.TopK`) and "agreement" (equal top classes);
+    with integer labels, "accuracy" and "teacher_accuracy".
+
+    Gradients are accumulated over n batches by `optax.MultiSteps(optimizer, n)`; the step counts batches.
 
     Args:
       student: a network, whose `apply` gives logits.
@@ -82,6 +92,11 @@ def distiller(
         gives the projections a learning rate of their own.
       labels: α, the weight of the labels' cross-entropy: a number or an optax schedule.
       view: params -> dense params, as `jp.straight_through(compression)`.
+      ema: m, the momentum of an average of the student in `state.aux["ema"]`; see `Averaged`, `averaged`.
+      dtype: what the student computes in, as bfloat16; params, their gradient and all losses stay as they are. Give the
+        teacher's params in the dtype it shall run in.
+      compare: whether metrics hold "kl", "agreement" and the accuracies. They cost about as much as one more loss of
+        the outputs: nothing beside a network of some size, half of a step of a tiny one.
 
     Returns:
       A `Distiller`.
@@ -103,61 +118,90 @@ def distiller(
       (True, 100)
     """
     terms = tuple(terms)
-    _check(terms, labels)
+    _check(terms, labels, ema)
+    seen_as = _in_dtype(view, dtype)
     ours, theirs = (either(getattr(t, side) for t in terms) for side in ("student", "teacher"))
 
-    def taught(teacher: Any, batch: Any, key: Any) -> dict[str, Any]:
-        return jax.lax.stop_gradient(_asking(teacher, theirs)(batch, key))
+    def taught(teacher: Any, state: State, batch: Any, key: Any) -> dict[str, Any]:
+        return jax.lax.stop_gradient(asking(bound(teacher, state), theirs)(batch, key))
+
+    def said(params: Any, state: State, batch: Any, key: Any) -> tuple[dict[str, Any], Any]:
+        found, after = outputs(student, seen_as(params), state.model_state, _cast(batch["x"], dtype), key, ours)
+        return found, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state.model_state)
 
     def init(params: Any, batch: Any, teacher: Any, *, key: Array, model_state: Any = None) -> State:
-        model_state = {} if model_state is None else model_state
-        run = lambda p, s, k: (outputs(student, view(p), s, batch["x"], k, ours)[0], taught(teacher, batch, k))
-        s, t = jax.eval_shape(run, params, model_state, key)
+        aux = {"memories": {}} if ema is None else {"memories": {}, "ema": jax.tree.map(jnp.copy, partition(params)[0])}
+        # A key of the state's own: donating the state must not take the caller's key away.
+        own, zero = jax.random.fold_in(key, 1), jnp.zeros((), jnp.int32)
+        state = State(params, {}, {} if model_state is None else model_state, None, aux, zero, own)
+        run = lambda st: (said(st.params, st, batch, key)[0], taught(teacher, st, batch, key))
+        s, t = jax.eval_shape(run, state)
         draw = jax.random.split(jax.random.fold_in(key, 0), max(1, len(terms)))
         made = {x.name: init_projections(x, pairs(x, s, t), s, t, draw[i]) for i, x in enumerate(terms)}
-        opt_state = optimizer.init({"student": partition(params)[0], "projections": made})
-        # A key of the state's own: donating the state must not take the caller's key away.
-        return State(params, made, model_state, opt_state, jnp.zeros((), jnp.int32), jax.random.fold_in(key, 1))
+        trained = {name: pair[0] for name, pair in made.items()}
+        opt_state = optimizer.init({"student": partition(params)[0], "projections": trained})
+        memories = {name: pair[1] for name, pair in made.items()}
+        return state._replace(projections=trained, opt_state=opt_state, aux=aux | {"memories": memories})
 
     def loss(free: Any, fixed: Any, state: State, batch: Any, seen: Any, key: Any) -> tuple[Array, Any]:
-        params = view(combine(free["student"], fixed))
-        said, model_state = outputs(student, params, state.model_state, batch["x"], key, ours)
-        values = {t.name: _value(t, said, seen, free["projections"], batch) for t in terms}
-        total = jnp.zeros(())
+        found, model_state = said(combine(free["student"], fixed), state, batch, key)
+        context = Context(batch, key, batch.get("mask"))
+        values, memories, total = {}, {}, jnp.zeros(())
         for t in terms:
+            values[t.name], memories[t.name] = _value(t, found, seen, free["projections"], state, context)
             total += scheduled(t.weight, state.step) * values[t.name]
         if not _is_zero(labels):
-            values["labels"] = _cross_entropy(said[OUTPUT], batch)
+            values["labels"] = _cross_entropy(found[OUTPUT], batch)
             total += scheduled(labels, state.step) * values["labels"]
-        values |= {"loss": total} | _compared(said, seen, batch.get("mask"))
-        return total, (values, model_state)
+        values |= {"loss": total} | (compared(found, seen, batch) if compare else {})
+        return total, (values, model_state, memories)
 
     def step(state: State, batch: Any, teacher: Any) -> tuple[State, dict[str, Array]]:
         now = jax.random.fold_in(state.key, state.step)
         key, teacher_key = jax.random.split(now)
-        seen = taught(teacher, batch, teacher_key)
+        seen = taught(teacher, state, batch, teacher_key)
         free, fixed = partition(state.params)
         trained = {"student": free, "projections": state.projections}
-        (_, (metrics, model_state)), grads = jax.value_and_grad(loss, has_aux=True)(
+        (_, (metrics, model_state, memories)), grads = jax.value_and_grad(loss, has_aux=True)(
             trained, fixed, state, batch, seen, key
         )
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer steps
             updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = jax.tree.map(lambda w, u: (w + u).astype(w.dtype), trained, updates)
         params = combine(trained["student"], fixed)
-        new = State(params, trained["projections"], model_state, opt_state, state.step + 1, state.key)
+        aux = {"memories": memories} | _averages(ema, state.aux, trained["student"])
+        new = State(params, trained["projections"], model_state, opt_state, aux, state.step + 1, state.key)
         return new, {name: widen(x) for name, x in metrics.items()}
 
     return Distiller(init, step)
 
 
-def _check(terms: tuple[Term, ...], labels: Any) -> None:
+def _in_dtype(view: Callable[[Any], Any], dtype: Any) -> Callable[[Any], Any]:
+    return view if dtype is None else lambda params: jax.tree.map(lambda w: _cast(w, dtype), view(params))
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    is_float = lambda a: jnp.issubdtype(jnp.result_type(a), jnp.floating)
+    return x if dtype is None else jax.tree.map(lambda a: jnp.asarray(a, dtype) if is_float(a) else a, x)
+
+
+def _averages(ema: float | None, aux: dict[str, Any], free: Any) -> dict[str, Any]:
+    """θ̄ ← m θ̄ + (1 − m) θ, in float32."""
+    if ema is None:
+        return {}
+    mean = lambda old, new: (ema * widen(old) + (1 - ema) * widen(new)).astype(old.dtype)
+    return {"ema": jax.tree.map(mean, aux["ema"], free)}
+
+
+def _check(terms: tuple[Term, ...], labels: Any, ema: float | None) -> None:
     names = [t.name for t in terms]
-    twice = sorted({n for n in names if names.count(n) > 1 or n in ("loss", "labels", "kl", "agreement")})
+    twice = sorted({n for n in names if names.count(n) > 1 or n in ("loss", "labels", *COMPARED)})
     if twice:
         raise ValueError(f"two metrics of one name, {twice}: give match(name=…) names that differ")
     if not callable(labels) and not (labels >= 0 and math.isfinite(labels)):
         raise ValueError(f"labels={labels}: a weight is a finite number >= 0, or a schedule")
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"ema={ema}: the momentum of an average lies in [0, 1)")
     if not terms and _is_zero(labels):
         raise ValueError("nothing to learn from: give terms, or labels=1.0")
 
@@ -166,19 +210,12 @@ def _is_zero(weight: Any) -> bool:
     return not callable(weight) and weight == 0
 
 
-def _asking(teacher: Any, where: str | None) -> Any:
-    """The teacher, told which taps are wanted if it can be."""
-    if where is not None and dataclasses.is_dataclass(teacher) and hasattr(teacher, "where"):
-        return dataclasses.replace(teacher, where=where)  # type: ignore[type-var]
-    return teacher
-
-
-def _value(term: Term, said: Any, seen: Any, projections: Any, batch: Any) -> Array:
+def _value(term: Term, said: Any, seen: Any, trained: Any, state: State, context: Context) -> tuple[Array, Any]:
     found: tuple[Pair, ...] = pairs(term, said, seen)
     missing = [p.teacher for p in found if p.teacher not in seen]
     if missing:
         raise ValueError(f"{term.name}: the teacher gives no {missing[0]!r}; it gives {list(seen)}")
-    return evaluate(term, found, said, seen, projections[term.name], batch.get("mask"))
+    return evaluate(term, found, said, seen, trained[term.name], state.aux["memories"][term.name], context)
 
 
 def _cross_entropy(logits: Array, batch: Mapping[str, Any]) -> Array:
@@ -189,12 +226,3 @@ def _cross_entropy(logits: Array, batch: Mapping[str, Any]) -> Array:
         raise ValueError(f"labels of shape {y.shape} for logits of shape {logits.shape}: give one a row of logits")
     log_p = jax.nn.log_softmax(widen(logits))
     return masked_mean(-jnp.take_along_axis(log_p, y[..., None], -1, mode="fill")[..., 0], batch.get("mask"))
-
-
-def _compared(said: Any, seen: Any, mask: Any) -> dict[str, Array]:
-    """How near the outputs are."""
-    if OUTPUT not in seen or seen[OUTPUT].shape != said[OUTPUT].shape:
-        return {}
-    s, t = jax.lax.stop_gradient(said[OUTPUT]), seen[OUTPUT]
-    same = widen((jnp.argmax(s, -1) == jnp.argmax(t, -1)).astype(jnp.float32))
-    return {"kl": masked_mean(forward_kl(s, t, mask=mask), mask), "agreement": masked_mean(same, mask)}

@@ -12,35 +12,20 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 
 from jaxprune.core.tree import nearest
-from jaxprune.distill.losses.common import masked_mean
 
 OUTPUT = "output"
-
-
-class Projection(NamedTuple):
-    """A trained map of features, as a pair of functions; a Flax linen module has the same two.
-
-    Attributes:
-      init: (key, features) -> params.
-      apply: (params, features) -> features.
-    """
-
-    init: Callable[[Array, Any], Any]
-    apply: Callable[[Any, Any], Array]
 
 
 class Term(NamedTuple):
     """One thing to match; made by `match`.
 
     Attributes:
-      loss: (student, teacher, mask=…) -> one value an example.
+      loss: (student, teacher, mask=…) -> one value an example; or a `Stateful`.
       student, teacher: regular expressions over whole tap names; None for what the network returns.
-      project: None, "auto", or something with `init` and `apply`, as `Projection` or a linen module.
+      project: None, "auto", or something with `init` and `apply`, as `jp.distill.Projection` or a linen module.
       weight: a number, or an optax schedule of the step.
       name: of its metric.
       channel_axis: the axis that "auto" maps.
@@ -75,7 +60,8 @@ def match(
     """A term: `loss` between the student's and the teacher's values.
 
     Args:
-      loss: of `jp.distill.losses`, its settings bound with `functools.partial`; called with `mask=`.
+      loss: of `jp.distill.losses`, its settings bound with `functools.partial`; called with `mask=`. Or a `Stateful`
+        (`vid`, `crd`, `dino` of `jp.distill`), which trains params or keeps a memory of its own.
       student: which taps of the student, by a regular expression for the whole name; None: what it returns.
       teacher: which taps of the teacher; as `student` if only that is given.
       project: None compares values as they are. "auto" maps the student's channels to the teacher's by a trained matrix
@@ -109,7 +95,7 @@ def match(
         raise ValueError(f"match(weight={weight}): a weight is a finite number >= 0, or a schedule")
     if not (project is None or project == "auto" or (hasattr(project, "init") and hasattr(project, "apply"))):
         raise ValueError(f"match(project={project!r}): None, 'auto', or an object with init and apply")
-    named = getattr(getattr(loss, "func", loss), "__name__", "loss")
+    named = getattr(getattr(loss, "func", loss), "__name__", getattr(loss, "name", "loss"))
     return Term(loss, student, teacher, project, weight, name or named, channel_axis)
 
 
@@ -163,75 +149,6 @@ def _by_groups(term: Term, ours: list[Any], theirs: list[Any]) -> tuple[Pair, ..
     if alone:
         raise ValueError(f"{term.name}: no partner for {', '.join(alone)}: the captured groups must be equal")
     return tuple(Pair(name, named[1][key]) for key, name in named[0].items())
-
-
-def init_projections(term: Term, found: tuple[Pair, ...], student: Any, teacher: Any, key: Array) -> dict[str, Any]:
-    """The params of a term's projections by the student's tap; {} where none is needed.
-
-    Args:
-      term: whose.
-      found: of `pairs`.
-      student, teacher: name -> shapes and dtypes, as `jp.tap_names` tells.
-      key: draws them.
-
-    Raises:
-      ValueError: features that differ elsewhere than in their channels.
-    """
-    made = {}
-    for i, pair in enumerate(found):
-        ours, theirs = student[pair.student], teacher[pair.teacher]
-        if term.project is None or (term.project == "auto" and not _needed(term, pair, ours, theirs)):
-            continue
-        project = _linear(term, theirs) if term.project == "auto" else term.project
-        features = jnp.zeros(ours.shape, ours.dtype)
-        made[pair.student] = project.init(jax.random.fold_in(key, i), features)
-    return made
-
-
-def _needed(term: Term, pair: Pair, ours: Any, theirs: Any) -> bool:
-    """Whether only the channels differ, and do."""
-    a, b = list(ours.shape), list(theirs.shape)
-    if len(a) == len(b) and -len(a) <= term.channel_axis < len(a):
-        c, d = a.pop(term.channel_axis), b.pop(term.channel_axis)
-        if a == b:
-            return c != d
-    raise ValueError(
-        f"{term.name}: {pair.student!r} is {ours.shape} and {pair.teacher!r} is {theirs.shape}: project='auto' maps "
-        f"axis {term.channel_axis} only; give project= a module that makes the one shape of the other"
-    )
-
-
-def _linear(term: Term, theirs: Any) -> Projection:
-    """x -> x W along the channels: of a feature map, a 1×1 convolution."""
-    axis, width = term.channel_axis, theirs.shape[term.channel_axis]
-
-    def init(key: Array, x: Any) -> Array:
-        n = x.shape[axis]
-        return jax.random.normal(key, (n, width), jnp.float32) / math.sqrt(n)
-
-    def apply(w: Array, x: Array) -> Array:
-        return jnp.moveaxis(jnp.moveaxis(x, axis, -1) @ w.astype(x.dtype), -1, axis)
-
-    return Projection(init, apply)
-
-
-def evaluate(
-    term: Term,
-    found: tuple[Pair, ...],
-    student: Mapping[str, Any],
-    teacher: Mapping[str, Any],
-    projections: Mapping[str, Any],
-    mask: Any = None,
-) -> Array:
-    """The term's value, without its weight: the mean over pairs of the masked mean over examples; a scalar, float32."""
-    values = []
-    for pair in found:
-        ours, theirs = student[pair.student], jax.lax.stop_gradient(teacher[pair.teacher])
-        if pair.student in projections:
-            project = _linear(term, theirs) if term.project == "auto" else term.project
-            ours = project.apply(projections[pair.student], ours)
-        values.append(masked_mean(term.loss(ours, theirs, mask=mask), mask))
-    return jnp.stack(values).mean()
 
 
 def scheduled(weight: Any, step: Any) -> Any:

@@ -256,6 +256,19 @@ def test_compressed_students_and_teachers():
     assert np.any(np.asarray(new.generator) != np.asarray(w)) and np.isfinite(metrics["loss"])
 
 
+def test_an_ensemble_may_teach():
+    other = jp.distill.Online(NET, {"a": matrix(10, 6, 8), "b": matrix(11, 8, CLASSES)})
+    both = jp.distill.Ensemble((TEACHER, other))
+    free = make(features="[01]/hidden")
+    state = start(free, both)
+    _, metrics = quick(free.step)(state, {}, both)
+    x = paint(state.generator, Z)
+    excited = [np.abs(np.tanh(x @ t.params["a"])).mean() for t in (TEACHER, other)]
+    assert_allclose(metrics["generator/activation"], -np.mean(excited), rtol=1e-5)
+    with pytest.raises(ValueError, match="nearest: '0/hidden', '1/hidden'"):
+        start(make(features="2/hidden"), both)
+
+
 def test_projections_of_the_student():
     hint = jp.distill.match(losses.hidden_mse, "hidden", project="auto")
     free = make(jp.distill.distiller(NET, [SOFT, hint], optax.sgd(0.1)))

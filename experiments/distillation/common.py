@@ -1,0 +1,71 @@
+"""What the distillation experiments share: students over seeds, errors on a split, and a results.json."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import jaxprune as jp
+from experiments.benchmarks.common import machine
+
+HERE = pathlib.Path(__file__).parent
+
+
+@jax.tree_util.Partial
+def nobody(batch: Any, key: Any) -> dict[str, Any]:
+    """A teacher that says nothing."""
+    return {}
+
+
+def logits(apply: Any, params: Any, x: Any, batch: int = 1000) -> np.ndarray:
+    """The outputs for all examples, on the host."""
+    run = jax.jit(apply)
+    return np.concatenate([np.asarray(run(params, x[i : i + batch])) for i in range(0, len(x), batch)])
+
+
+def wrong(z: np.ndarray, y: np.ndarray) -> int:
+    """How many best classes are not the label."""
+    return int(np.sum(z.argmax(-1) != y))
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (n − 1) and all values."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": std, "values": [float(x) for x in values]}
+
+
+def paired(better: Sequence[float], worse: Sequence[float]) -> dict[str, Any]:
+    """The mean of the differences worse − better, seed by seed, and its 95% interval by Student's t."""
+    difference = np.subtract(worse, better)
+    n = len(difference)
+    t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(n, 1.96)
+    half = t * float(np.std(difference, ddof=1)) / np.sqrt(n) if n > 1 else float("nan")
+    mean = float(np.mean(difference))
+    return {"mean": mean, "interval": [mean - half, mean + half], "values": difference.tolist()}
+
+
+def save(name: str, about: Mapping[str, Any], results: Mapping[str, Any]) -> pathlib.Path:
+    """Writes results/NAME/results.json."""
+    path = HERE / "results" / name / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    versions = {"jaxprune": jp.__version__, "machine": machine()}
+    path.write_text(json.dumps({**versions, "settings": about, "results": results}, indent=1) + "\n")
+    return path
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on stdout."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=100).print(table)
+
+
+def plus_minus(found: Mapping[str, Any], digits: int = 1) -> str:
+    """mean ± std."""
+    return f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}"

@@ -1,0 +1,76 @@
+"""How a student does on data it does not learn from: what `fit` chooses and stops by."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxprune.core.arrays import materialize
+from jaxprune.distill.losses.common import floored
+from jaxprune.distill.networks import Network
+from jaxprune.distill.teachers import bound
+from jaxprune.distill.terms import OUTPUT
+from jaxprune.numerics.precision import widen
+
+
+class Evaluator:
+    """state -> {"loss", "accuracy"} on a split: mean cross-entropy, and the share of labels that come first.
+
+    Args:
+      network: the student; give the one of evaluation, without dropout.
+      data: {"x": …, "y": integer labels, …}; a teacher of cached outputs finds them here too.
+      batch: examples at once.
+      view: params -> dense params, as in `distiller`.
+
+    Raises:
+      ValueError: first axes that differ, or no examples.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp, types
+      >>> net = jp.distill.plain(lambda w, x: x @ w)
+      >>> evaluate = jp.distill.Evaluator(net, {"x": jnp.eye(3), "y": jnp.array([0, 1, 1])})
+      >>> state = types.SimpleNamespace(params=9 * jnp.eye(3), model_state={})
+      >>> {name: round(x, 2) for name, x in evaluate(state).items()}
+      {'loss': 3.0, 'accuracy': 0.67}
+    """
+
+    def __init__(
+        self, network: Network, data: Mapping[str, Any], batch: int = 1000, view: Callable[[Any], Any] = materialize
+    ) -> None:
+        lengths = {name: len(x) for name, x in data.items()}
+        if "x" not in data or "y" not in data or len(set(lengths.values())) > 1 or not lengths["x"]:
+            raise ValueError(f"Evaluator: the data has {lengths}; it needs 'x' and 'y' with equal first axes")
+        self._data, self._batch, self._view = dict(data), batch, jax.jit(view)
+        self._student = jax.jit(partial(_sums_of, network))
+        self._teacher = jax.jit(lambda teacher, part: _sums(teacher(part, None)[OUTPUT], part["y"]))
+
+    def __call__(self, state: Any) -> dict[str, float]:
+        """Of the student."""
+        params = self._view(state.params)
+        return self._over(lambda part: self._student(params, state.model_state, part))
+
+    def teacher(self, teacher: Any, state: Any) -> dict[str, float]:
+        """Of a teacher, as `fit` asks once to warn of a bad one."""
+        teacher = bound(teacher, state)
+        return self._over(lambda part: self._teacher(teacher, part))
+
+    def _over(self, sums: Callable[[Any], Any]) -> dict[str, float]:
+        n = len(self._data["x"])
+        parts = [{k: x[i : i + self._batch] for k, x in self._data.items()} for i in range(0, n, self._batch)]
+        total = np.sum([np.asarray(jax.device_get(sums(part)), np.float64) for part in parts], 0)
+        return {"loss": float(total[0] / total[2]), "accuracy": float(total[1] / total[2])}
+
+
+def _sums_of(network: Network, params: Any, state: Any, part: Any) -> tuple[Array, Array, Array]:
+    return _sums(network.apply(params, state, part["x"], None)[0], part["y"])
+
+
+def _sums(logits: Array, y: Array) -> tuple[Array, Array, Array]:
+    """Of the cross-entropy, of the right answers, and how many there are."""
+    log_p = floored(jax.nn.log_softmax(widen(logits)))
+    cost = -jnp.take_along_axis(log_p, y[..., None], -1, mode="fill")
+    return jnp.sum(cost), jnp.sum(jnp.argmax(logits, -1) == y), jnp.asarray(y.size)

@@ -1,0 +1,60 @@
+"""What `fit` is told to do, and when; and what it says when the loss is no number any more."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Diverged(ValueError):
+    """A loss is not finite.
+
+    Attributes:
+      step: the first such step, counted from 0.
+      terms: what is not finite there; ("loss",) if only the sum is not.
+    """
+
+    def __init__(self, step: int, terms: dict[str, float], kept: str) -> None:
+        self.step, self.terms = step, tuple(terms)
+        hint = "; a label out of range gives NaN" if "labels" in terms else ""
+        said = ", ".join(f"{name!r} is {value}" for name, value in terms.items())
+        super().__init__(f"step {step}: {said}. {kept}{hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The arguments of `fit` that are numbers and choices."""
+
+    steps: int
+    evaluate: Callable[[Any], Mapping[str, float]] | None
+    evaluate_every: int | None
+    monitor: str
+    mode: str
+    patience: int | None
+    checkpoint_every: int | None
+    inner: Any
+    inner_steps: int
+
+    def checked(self) -> "Plan":
+        """Itself with the defaults, or an error."""
+        every = max(1, self.steps // 10) if self.evaluate_every is None else self.evaluate_every
+        plan = dataclasses.replace(self, evaluate_every=every, checkpoint_every=self.checkpoint_every or every)
+        for name in ("steps", "evaluate_every", "checkpoint_every", "inner_steps", "patience"):
+            value = getattr(plan, name)
+            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+                raise ValueError(f"fit({name}={value!r}): a whole number >= 1")
+        if self.mode not in ("max", "min"):
+            raise ValueError(f"fit(mode={self.mode!r}): 'max' or 'min'")
+        if self.patience is not None and self.evaluate is None:
+            raise ValueError("fit(patience=…): give evaluate=, a function of the state on a validation split")
+        return plan
+
+    def next_stop(self, step: int) -> int:
+        """Where the chunk that starts at a step ends: at the next multiple of anything, whatever came before."""
+        every = (self.inner_steps, self.evaluate_every or self.steps, self.checkpoint_every or self.steps)
+        return min(self.steps, *((step // n + 1) * n for n in every))
+
+    def due(self, step: int, every: Any) -> bool:
+        """Whether something that is done every so often is done after this step."""
+        return step % every == 0 or step == self.steps
