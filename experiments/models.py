@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+import jaxprune as jp
+
 
 class Model(NamedTuple):
     """A network.
@@ -51,15 +53,19 @@ def lenet300() -> Model:
     return mlp((784, 300, 100, 10), (28, 28, 1))
 
 
-def lenet5() -> Model:
-    """LeNet-5 as Caffe has it: convolutions of 20 and 50 channels, dense layers of 500 and 10; 431,080 params."""
-    shapes = {"conv1": (5, 5, 1, 20), "conv2": (5, 5, 20, 50), "dense1": (800, 500), "dense2": (500, 10)}
+def lenet5(width: float = 1.0) -> Model:
+    """LeNet-5 as Caffe has it: convolutions of 20 and 50 channels, dense layers of 500 and 10; 431,080 params.
+
+    With `width` as many times the channels and units; what goes into the last layer is tapped as "features".
+    """
+    a, b, c = (round(width * n) for n in (20, 50, 500))
+    shapes = {"conv1": (5, 5, 1, a), "conv2": (5, 5, a, b), "dense1": (16 * b, c), "dense2": (c, 10)}
 
     def apply(params: Any, x: Array) -> Array:
         x = _max_pool(_conv(params["conv1"], x))
         x = _max_pool(_conv(params["conv2"], x))
         x = jax.nn.relu(_dense(params["dense1"], x.reshape(x.shape[0], -1)))
-        return _dense(params["dense2"], x)
+        return _dense(params["dense2"], jp.tap(x, "features"))
 
     return Model(lambda key: _init(key, shapes), apply, (28, 28, 1))
 

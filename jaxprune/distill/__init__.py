@@ -5,6 +5,9 @@ from jaxprune.distill.batches import Shuffled as Shuffled
 from jaxprune.distill.cache import Cache as Cache
 from jaxprune.distill.cache_forms import Top as Top
 from jaxprune.distill.cache_writing import write_cache as write_cache
+from jaxprune.distill.data_free import DataFree as DataFree
+from jaxprune.distill.data_free import DataFreeState as DataFreeState
+from jaxprune.distill.data_free import data_free as data_free
 from jaxprune.distill.diagnostics import disagreement as disagreement
 from jaxprune.distill.evaluation import Evaluator as Evaluator
 from jaxprune.distill.fingerprints import fingerprint as fingerprint

@@ -288,3 +288,33 @@ def dino(s, t, centre, student_temperature, teacher_temperature):
         return np.mean(pairs)
 
     return np.array([one(i) for i in range(s.shape[1])])
+
+
+@each
+def one_hot(z, _, labels=None):
+    return -math.log(softmax(z)[np.argmax(z) if labels is None else labels])
+
+
+def information_entropy(z, _):
+    """One value an example: its part of Σ p̄ log p̄, which is the number of the paper."""
+    p = np.array([softmax(row) for row in z])
+    return np.array([sum(a * math.log(b) for a, b in zip(row, p.mean(0))) for row in p])
+
+
+@each
+def activation_magnitude(f, _):
+    return -np.mean([abs(x) for x in f.reshape(-1)])
+
+
+def batch_norm_total(f, mean, var):
+    """The number of the paper."""
+    channels = f.reshape(-1, f.shape[-1]).T
+    return sum((c.mean() - m) ** 2 + (c.var() - v) ** 2 for c, m, v in zip(channels, mean, var))
+
+
+def batch_norm_matching(f, _, mean, var):
+    """One value an example: its part of both squares."""
+    channels = f.reshape(-1, f.shape[-1]).T
+    now, spread = np.array([c.mean() for c in channels]), np.array([c.var() for c in channels])
+    one = lambda x: np.dot(x - mean, now - mean) + np.dot((x - now) ** 2 - var, spread - var)
+    return np.array([np.mean([one(x) for x in example.reshape(-1, f.shape[-1])]) for example in f])

@@ -30,6 +30,10 @@ from jaxprune.distill.losses.features import hidden_cosine as hidden_cosine
 from jaxprune.distill.losses.features import hidden_mse as hidden_mse
 from jaxprune.distill.losses.features import hint as hint
 from jaxprune.distill.losses.features import nst as nst
+from jaxprune.distill.losses.generator import activation_magnitude as activation_magnitude
+from jaxprune.distill.losses.generator import batch_norm_matching as batch_norm_matching
+from jaxprune.distill.losses.generator import information_entropy as information_entropy
+from jaxprune.distill.losses.generator import one_hot as one_hot
 from jaxprune.distill.losses.relations import correlation_congruence as correlation_congruence
 from jaxprune.distill.losses.relations import pkt as pkt
 from jaxprune.distill.losses.relations import rkd_angle as rkd_angle

@@ -139,8 +139,8 @@ def overhaul(student: Any, teacher: Any, *, margin: Any, channel_axis: int = -1,
     """
     s, t, keep = inputs.maps(student, teacher, mask, channel_axis, same_channels=True)
     m = _per_channel("margin", margin, s)
-    if inputs.concrete(margin) and np.max(margin) > 0:
-        raise ValueError(f"margin: its largest is {np.max(margin)}; margins are <= 0: see overhaul_margin")
+    if inputs.concrete(margin) and (np.asarray(margin) > 0).any():
+        raise ValueError(f"margin: its largest is {np.asarray(margin).max()}; margins are <= 0: see overhaul_margin")
     r = jnp.maximum(t, m)
     hidden = (s <= r) & (r <= 0)
     return finish(position_sum(jnp.square(jnp.where(hidden, 0, s - r)), keep), any_position(keep))

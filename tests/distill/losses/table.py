@@ -57,6 +57,11 @@ def row(
     )
 
 
+def alone(f):
+    """A loss of the teacher alone, as one of a pair: what a generator is trained by stands where a student would."""
+    return lambda teacher, _, *, mask=None, **kw: f(teacher, mask=mask, **kw)
+
+
 z_s, z_t = normal(0, BATCH, CLASSES, scale=2), normal(1, BATCH, CLASSES, scale=2)
 m_s, m_t = normal(2, BATCH, 4, 3, 6), normal(3, BATCH, 4, 3, 6)
 small, wide = normal(4, BATCH, 2, 3, 6), normal(5, BATCH, 4, 3, 7)
@@ -175,6 +180,21 @@ LOSSES = [
         centre=normal(14, CLASSES),
         student_temperature=0.5,
         teacher_temperature=0.3,
+    ),
+    row("one_hot", alone(L.one_hot), reference.one_hot, z_s, z_t, zero=None),
+    row("one_hot labels", alone(L.one_hot), reference.one_hot, z_s, z_t, zero=None, rows=labels),
+    row("information_entropy", alone(L.information_entropy), reference.information_entropy, z_s, z_t, True, None),
+    row("activation_magnitude", alone(L.activation_magnitude), reference.activation_magnitude, m_s, m_t, zero=None),
+    row(
+        "batch_norm_matching",
+        alone(L.batch_norm_matching),
+        reference.batch_norm_matching,
+        m_s,
+        m_t,
+        relational=True,
+        zero=None,
+        mean=normal(15, 6),
+        var=abs(normal(16, 6)),
     ),
 ]
 UNLISTED = {  # what is no loss with a reference of its own, and where it is tested

@@ -127,6 +127,11 @@ def test_below_the_margin_the_student_is_free():
     close(slope(np.float32([[-9.0, 0.0, -0.7, 1.0]])), [[0, 2, 0, -2]])
 
 
+def test_margins_may_be_arrays_of_jax_under_jit():
+    fixed = jnp.asarray(margin)  # concrete, while what is computed of it there is traced
+    close(quick(lambda s, t: L.overhaul(s, t, margin=fixed))(m_s, m_t), L.overhaul(m_s, m_t, margin=margin))
+
+
 def test_flows_of_one_network_meet_at_the_smaller_size():
     big = np.repeat(np.repeat(m_s, 2, 1), 2, 2)
     close(L.fsp((big, m_s), (m_t, m_t)), L.fsp((m_s, m_s), (m_t, m_t)))
