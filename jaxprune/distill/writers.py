@@ -72,7 +72,7 @@ class Tensorboard:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
         self._to: Any = SummaryWriter(os.fspath(folder))
 

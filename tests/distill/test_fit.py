@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -228,3 +230,18 @@ def test_a_compressed_student_in_the_loop():
     assert np.all(np.asarray(jp.materialize(found.state.params)["a"])[zero] == 0)
     evaluate = jp.distill.Evaluator(NET, DATA)
     assert evaluate(found.state)["loss"] < evaluate(state)["loss"]
+
+
+def test_tensorboard_gets_a_point_a_curve(monkeypatch):
+    points = []
+
+    class Summary:
+        def __init__(self, folder):
+            assert folder == "logs"
+
+        def add_scalar(self, name, value, step):
+            points.append((name, value, step))
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Summary))
+    jp.distill.Tensorboard("logs").write_scalars(jnp.int32(7), {"loss": jnp.float32(0.5), "kl": 1.0})
+    assert points == [("loss", 0.5, 7), ("kl", 1.0, 7)]
