@@ -46,11 +46,19 @@ class Run:
         if self._folder:
             identity = {"student": structure(state), "teacher": _identity(teacher)}
             self._store = Checkpoints(self._folder / "checkpoints", identity)
-        place = self._restored()
+        try:
+            self._begin(distiller.step, batches, sharding, shown)
+        except BaseException:
+            self._close()
+            raise
+
+    def _begin(self, step: Any, batches: Any, sharding: Any, shown: bool) -> None:
+        """Finds the place to go on from, and compiles."""
+        plan, place = self.plan, self._restored()
         self.inner = plan.inner
         self.flops: dict[str, int | None] = {"step": None, "teacher": None}
         if self.step < plan.steps:
-            self._build(distiller.step, batches, sharding, place)
+            self._build(step, batches, sharding, place)
         counts = ", ".join(f"{name} {n:.3g}" for name, n in self.flops.items() if n is not None)
         note = f"{self.inner} loop; operations: {counts}"
         self.progress = Progress(plan.steps, self.step, shown and jax.process_index() == 0, note)
@@ -74,9 +82,12 @@ class Run:
 
     def __exit__(self, *error: Any) -> None:
         self.progress.close()
+        self._close()
+        self._signal.__exit__(*error)
+
+    def _close(self) -> None:
         if self._store:
             self._store.close()
-        self._signal.__exit__(*error)
 
     @property
     def step(self) -> int:
