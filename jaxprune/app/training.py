@@ -25,6 +25,7 @@ from jaxprune.core.compression import Compression
 from jaxprune.core.tree import combine, partition, value_and_grad
 from jaxprune.methods.schedules import cubic
 from jaxprune.training.rate_penalty import rate_penalty
+from jaxprune.training.updating import updated
 
 Apply = Callable[[Any, Array], Array]
 
@@ -226,9 +227,7 @@ def _advance(
         free, opt = carry
         chosen = lax.dynamic_slice_in_dim(order, i * batch, batch)
         _, grads = slope(combine(free, fixed), *(jnp.take(a, chosen, axis=0, mode="clip") for a in data))
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer steps
-            updates, opt = optimizer.update(grads, opt, free)
-        return optax.apply_updates(free, updates), opt
+        return updated(optimizer, grads, opt, free)
 
     one = jax.jit(step)
     # The bounds are traced: segments of every length share one compilation.

@@ -25,6 +25,7 @@ from jaxprune.distill.networks import Network
 from jaxprune.distill.step import Distiller, State
 from jaxprune.distill.terms import OUTPUT
 from jaxprune.numerics.precision import widen
+from jaxprune.training.updating import updated
 
 
 class DataFreeState(NamedTuple):
@@ -195,9 +196,7 @@ def data_free(
         grads, (values, images, model_state) = jax.grad(loss, has_aux=True)(
             params, state.generator_state, rival, state.step, teacher, now
         )
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer steps
-            updates, opt_state = optimizer.update(grads, state.generator_opt, params)
-        params = jax.tree.map(lambda w, u: (w + u).astype(w.dtype), params, updates)
+        params, opt_state = updated(optimizer, grads, state.generator_opt, params)
         learned, metrics = distiller.step(state.student, lax.stop_gradient(images), teacher)
         new = DataFreeState(learned, params, model_state, opt_state, state.step + 1, state.key)
         return new, metrics | {f"generator/{name}": widen(value) for name, value in values.items()}

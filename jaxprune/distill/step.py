@@ -26,6 +26,7 @@ from jaxprune.distill.networks import Network, either, outputs
 from jaxprune.distill.teachers import asking, bound
 from jaxprune.distill.terms import OUTPUT, Pair, Term, pairs, scheduled
 from jaxprune.numerics.precision import widen
+from jaxprune.training.updating import updated
 
 
 class State(NamedTuple):
@@ -165,9 +166,7 @@ def distiller(
         (_, (metrics, model_state, memories)), grads = jax.value_and_grad(loss, has_aux=True)(
             trained, fixed, state, batch, seen, key
         )
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer steps
-            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        trained = jax.tree.map(lambda w, u: (w + u).astype(w.dtype), trained, updates)
+        trained, opt_state = updated(optimizer, grads, state.opt_state, trained)
         params = combine(trained["student"], fixed)
         aux = {"memories": memories} | _averages(ema, state.aux, trained["student"])
         new = State(params, trained["projections"], model_state, opt_state, aux, state.step + 1, state.key)
