@@ -10,11 +10,10 @@ import numpy as np
 from jax import Array
 
 from jaxprune.core.arrays import materialize
-from jaxprune.distill.losses.common import floored
+from jaxprune.distill.losses.common import label_cost
 from jaxprune.distill.networks import Network
 from jaxprune.distill.teachers import bound
 from jaxprune.distill.terms import OUTPUT
-from jaxprune.numerics.precision import widen
 
 
 class Evaluator:
@@ -71,6 +70,4 @@ def _sums_of(network: Network, params: Any, state: Any, part: Any) -> tuple[Arra
 
 def _sums(logits: Array, y: Array) -> tuple[Array, Array, Array]:
     """Of the cross-entropy, of the right answers, and how many there are."""
-    log_p = floored(jax.nn.log_softmax(widen(logits)))
-    cost = -jnp.take_along_axis(log_p, y[..., None], -1, mode="fill")
-    return jnp.sum(cost), jnp.sum(jnp.argmax(logits, -1) == y), jnp.asarray(y.size)
+    return jnp.sum(label_cost(logits, y)), jnp.sum(jnp.argmax(logits, -1) == y), jnp.asarray(y.size)

@@ -20,7 +20,7 @@ from jax import Array
 from jaxprune.core.arrays import materialize
 from jaxprune.core.tree import combine, partition
 from jaxprune.distill.diagnostics import COMPARED, compared
-from jaxprune.distill.losses.common import masked_mean
+from jaxprune.distill.losses.common import label_cost, masked_mean
 from jaxprune.distill.matching import Context, evaluate, init_projections
 from jaxprune.distill.networks import Network, either, outputs
 from jaxprune.distill.teachers import asking, bound
@@ -223,5 +223,4 @@ def _cross_entropy(logits: Array, batch: Mapping[str, Any]) -> Array:
     y = batch["y"]
     if y.shape != logits.shape[:-1]:
         raise ValueError(f"labels of shape {y.shape} for logits of shape {logits.shape}: give one a row of logits")
-    log_p = jax.nn.log_softmax(widen(logits))
-    return masked_mean(-jnp.take_along_axis(log_p, y[..., None], -1, mode="fill")[..., 0], batch.get("mask"))
+    return masked_mean(label_cost(logits, y), batch.get("mask"))

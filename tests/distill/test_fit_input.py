@@ -101,6 +101,21 @@ def test_a_label_out_of_range_is_told(tmp_path):
         fit(poisoned(2, "y", 3))
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("place", [np.asarray, jnp.asarray])
+def test_masked_examples_need_no_label_and_others_do(label, place):
+    """On the device nothing can be looked at before the step: there a label out of range makes the loss NaN."""
+    y, mask = Y.copy(), np.ones(96, bool)
+    y[::5], mask[::5] = label, False
+    clean = Shuffled(DATA | {"mask": mask}, 16)
+    hidden = Shuffled({"x": X, "y": place(y), "mask": mask}, 16)
+    assert same(fit(hidden).state.params, fit(clean).state.params)
+    with pytest.raises(
+        ValueError, match="'labels' is nan" if label == 3 or place is jnp.asarray else r"label -1 at \[0\]"
+    ):
+        fit(Shuffled({"x": X, "y": place(y)}, 16))
+
+
 def test_a_step_too_long_diverges_without_a_folder():
     d = distiller(optimizer=optax.scale(-3e38))
     with pytest.raises(jp.distill.Diverged, match="No folder, no checkpoint"):

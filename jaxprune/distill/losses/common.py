@@ -158,6 +158,13 @@ def cross_entropy(log_q: Array, label: Array) -> Array:
     return -jnp.sum(jnp.where(label, floored(log_q), 0), -1)
 
 
+def label_cost(logits: Array, labels: Array) -> Array:
+    """−log q of integer labels; NaN for one out of range, below 0 too, so that no mean hides it."""
+    log_q, classes = floored(log_softmax(widen(logits), 1.0)), logits.shape[-1]
+    outside = jnp.where(labels < 0, classes, labels)[..., None]  # a negative index would count from the end
+    return -jnp.take_along_axis(log_q, outside, -1, mode="fill")[..., 0]
+
+
 def mean_where(x: Array, keep: Array, axes: Sequence[int]) -> Array:
     """The mean of x over axes, of what is kept."""
     return jnp.sum(jnp.where(keep, x, 0), tuple(axes)) / count(keep, tuple(axes), x.dtype)
