@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.distill.checkpoints import numbered, unnumbered
+
 
 class Checkpoints:
     """The newest checkpoint of each phase of one seed, in a folder."""
@@ -38,7 +40,6 @@ class Checkpoints:
         if not epochs:
             return None
         path = self._path(phase, epochs[-1])
-        leaves, treedef = jax.tree.flatten(like)
         try:
             specs = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in _arrays(like).items()}
             found = self._store.restore(path, specs)
@@ -47,8 +48,7 @@ class Checkpoints:
             raise ValueError(message) from e
         # What was on the device goes back there: a file tells NumPy's arrays from JAX's.
         put = lambda x, was: jnp.asarray(x) if isinstance(was, jax.Array) else x
-        restored = [put(found.get(str(i), x), x) for i, x in enumerate(leaves)]
-        return epochs[-1], jax.tree.unflatten(treedef, restored)
+        return epochs[-1], jax.tree.map(put, unnumbered(found, like), like)
 
     def close(self) -> None:
         """Waits for orbax's threads."""
@@ -63,5 +63,5 @@ class Checkpoints:
 
 
 def _arrays(state: Any) -> dict[str, Any]:
-    """The leaves by number. Orbax refuses arrays without elements; they hold nothing to restore."""
-    return {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(state)) if np.size(x)}
+    """The leaves by number, on the host."""
+    return {number: np.asarray(x) for number, x in numbered(state).items()}

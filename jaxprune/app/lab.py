@@ -13,7 +13,8 @@ from jaxprune.app import results as out
 from jaxprune.app.config import Config, settings_of
 from jaxprune.app.progress import Progress
 from jaxprune.app.strict import closest
-from jaxprune.app.training import Program, evaluator, has_convolution, program
+from jaxprune.app.training import Program, evaluator, program
+from jaxprune.distill.inner import convolves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,8 @@ def make_lab(config: Config, folder: Path, progress: Progress) -> Lab:
     x = jax.ShapeDtypeStruct((2, *model.example), data.train[0].dtype)
     if x.shape[1:] != data.train[0].shape[1:]:
         raise ValueError(f"the model takes inputs of {x.shape[1:]}, and the data has {data.train[0].shape[1:]}")
-    convolves = has_convolution(model.apply, jax.eval_shape(model.init, jax.random.key(0)), x)
-    build = lambda p: program(model.apply, p, settings_of(config, p), len(data.train[0]), convolves)
+    slow = convolves(jax.make_jaxpr(model.apply)(jax.eval_shape(model.init, jax.random.key(0)), x))
+    build = lambda p: program(model.apply, p, settings_of(config, p), len(data.train[0]), slow)
     return Lab(config, folder, model, data, tuple(map(build, config.phase)), evaluator(model.apply), progress)
 
 

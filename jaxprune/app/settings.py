@@ -56,7 +56,7 @@ class Distill(Settings, frozen=True):
 
     Attributes:
       temperature: T, which softens both networks' outputs.
-      weight: α of (1 − α) CE(labels) + α T² CE(teacher at T, student at T).
+      weight: α of (1 − α) CE(labels) + α T² KL(teacher at T ‖ student at T).
     """
 
     temperature: float

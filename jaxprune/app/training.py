@@ -23,6 +23,7 @@ from jaxprune.app.settings import Distill, Phase, RatePenalty, Train, distill_of
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression
 from jaxprune.core.tree import combine, partition, value_and_grad
+from jaxprune.distill.losses import masked_mean, soft_and_hard
 from jaxprune.methods.schedules import cubic
 from jaxprune.training.rate_penalty import rate_penalty
 from jaxprune.training.updating import updated
@@ -169,13 +170,8 @@ def _loss(distill: Distill | None) -> Callable[..., Array]:
     """(logits, y) -> cross-entropy, or (logits, y, the teacher's logits) -> that of Hinton et al."""
     if distill is None:
         return cross_entropy
-    t, weight = distill.temperature, distill.weight
-
-    def loss(logits: Array, y: Array, teacher: Array) -> Array:
-        soft = optax.softmax_cross_entropy(logits / t, jax.nn.softmax(teacher / t)).mean()
-        return (1 - weight) * cross_entropy(logits, y) + weight * t * t * soft
-
-    return loss
+    soft = partial(soft_and_hard, alpha=distill.weight, temperature=distill.temperature)
+    return lambda logits, y, teacher: masked_mean(soft(logits, teacher, labels=y))
 
 
 def logits_of(apply: Apply, tree: Any, x: Array, batch: int = 1000) -> Array:
@@ -200,11 +196,6 @@ def evaluator(apply: Apply, batch: int = 1000) -> Callable[..., tuple[float, flo
         return loss, right
 
     return evaluate
-
-
-def has_convolution(apply: Apply, params: Any, x: Any) -> bool:
-    """Whether a convolution runs anywhere in the model."""
-    return "conv_general_dilated" in str(jax.make_jaxpr(apply)(params, x))
 
 
 @partial(jax.jit, static_argnums=2)

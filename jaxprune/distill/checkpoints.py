@@ -70,7 +70,7 @@ class Checkpoints:
         like = {"state": _specs(state), "best": _specs(best)}
         items = {name: self._ocp.args.StandardRestore(x) for name, x in like.items()}
         found = self._read(step, about=self._ocp.args.JsonRestore(), **items)
-        return Found(_back(found["state"], state), _back(found["best"], best), dict(found["about"]))
+        return Found(unnumbered(found["state"], state), unnumbered(found["best"], best), dict(found["about"]))
 
     def close(self) -> None:
         """Waits for orbax's threads."""
@@ -114,7 +114,7 @@ def _spec(x: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x
 
 
-def _back(found: dict[str, Any], like: Any) -> Any:
-    """The tree of the leaves that were read."""
+def unnumbered(found: dict[str, Any], like: Any) -> Any:
+    """The tree of the leaves that were read: the inverse of `numbered`."""
     leaves, treedef = jax.tree.flatten(like)
     return jax.tree.unflatten(treedef, [found.get(str(i), x) for i, x in enumerate(leaves)])
