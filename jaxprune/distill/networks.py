@@ -8,6 +8,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxprune.distill.terms import OUTPUT
 from jaxprune.transforms.taps import reap, tap_modules
 
@@ -86,6 +88,8 @@ def nnx(model: Any) -> Parts:
     graph, params, state = flax_nnx.split(tap_modules(model) if inner else model, flax_nnx.Param, ...)
 
     def apply(params: Any, state: Any, x: Any, key: Any) -> tuple[Any, Any]:
+        # Variables made anew belong to this trace, where the module may change them.
+        params, state = jax.tree.map(lambda x: x, (params, state))
         merged = flax_nnx.merge(graph, params, state)
         out = merged(x)
         return out, flax_nnx.split(merged, flax_nnx.Param, ...)[2]

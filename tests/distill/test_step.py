@@ -239,3 +239,26 @@ def test_bad_input(case):
     call, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Dropped(nnx.Module):
+    def __init__(self, rngs):
+        self.a, self.b, self.drop = (
+            nnx.Linear(4, 8, rngs=rngs),
+            nnx.Linear(8, 3, rngs=rngs),
+            nnx.Dropout(0.5, rngs=rngs),
+        )
+
+    def __call__(self, x):
+        return self.b(self.drop(jnp.tanh(self.a(x))))
+
+
+def test_an_nnx_students_random_state_goes_through_the_step():
+    net, p, s = jp.distill.nnx(Dropped(nnx.Rngs(0)))
+    d = jp.distill.distiller(net, [jp.distill.match(SOFT)], optax.sgd(0.1))
+    state = d.init(p, BATCH, TEACHER, key=KEY, model_state=s)
+    step = jax.jit(d.step)
+    one, first = step(state, BATCH, TEACHER)
+    two, second = step(one._replace(params=state.params, step=state.step), BATCH, TEACHER)
+    assert first["loss"] != second["loss"]  # the counter of the dropout's stream moved on
+    assert jax.tree.structure(two) == jax.tree.structure(state) and step._cache_size() == 1
