@@ -65,8 +65,7 @@ class Shuffled:
 
     def indices(self, step: int) -> np.ndarray:
         """(batch,) int32: which examples the batch of a step holds."""
-        epoch, i = divmod(step, self.steps)
-        return self.order(epoch)[i * self.batch : (i + 1) * self.batch]
+        return Orders(self).one(step)
 
     def order(self, epoch: int) -> np.ndarray:
         """(examples,) int32: the permutation of an epoch."""
@@ -114,7 +113,7 @@ class Feed:
     """
 
     def __init__(self, source: Any, start: int = 0, state: Any = None) -> None:
-        self._source, self._seen, self._first = source, 0, None
+        self._source, self._seen, self._first, self._now = source, 0, None, None
         self._iterator = iter(source)
         self._once = self._iterator is source
         if state is not None and hasattr(self._iterator, "set_state"):
@@ -124,7 +123,13 @@ class Feed:
             for _ in range(start):
                 self._next()
 
-    def __next__(self) -> Any:
+    def at(self, step: int) -> Any:
+        """The batch of a step: the next one, or the newest again."""
+        if self._now is None or step == self._seen:
+            self._now = self._checked()
+        return self._now
+
+    def _checked(self) -> Any:
         batch = self._next()
         specs = jax.tree.structure(batch), [np.shape(x) for x in jax.tree.leaves(batch)]
         if self._first is None:

@@ -68,7 +68,7 @@ class Run:
 
     def _build(self, step: Any, batches: Any, sharding: Any, place: Any) -> None:
         self._feeder: Feeder = feeder(batches, sharding, self.step, place)
-        row, feed = self._feeder.peek(), self._feeder
+        row, feed = self._feeder.row(self.step), self._feeder
         args = self.state, row, feed.data, self._teacher
         self._chunk, self.inner = chunk_runner(step, feed.take, self.plan.inner, self.plan.inner_steps, *args)
         batch = jax.eval_shape(feed.take, row, feed.data)
