@@ -12,6 +12,7 @@ student S does not know yet: without it, G soon makes only what both are sure of
 Sources: Chen et al. 2019 (DAFL), arXiv:1904.01186; Yin et al. 2020 (DeepInversion), arXiv:1912.08795.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -139,36 +140,26 @@ def data_free(
     weights = (one_hot, entropy, activation, batch_norm, competition)
     wanted = Wanted(*weights, features, dict(statistics or {}), channel_axis)
     check_weights(wanted)
+    game = _Game(distiller, generator, optimizer, student, wanted, classes, latent, batch, conditional)
+    return DataFree(game.init, game.step)
 
-    def imagine(params: Any, model_state: Any, key: Any) -> tuple[Array, Array | None, Any]:
-        z_key, y_key, dropout = jax.random.split(key, 3)
-        z, y = jax.random.normal(z_key, (batch, latent), jnp.float32), None
-        if conditional:
-            y = jax.random.randint(y_key, (batch,), 0, classes, jnp.int32)
-            z = jnp.concatenate([z, jax.nn.one_hot(y, classes, dtype=z.dtype)], -1)
-        x, model_state = generator.apply(params, model_state, z, dropout)
-        _check_images(x, z)
-        return x, y, model_state
 
-    def loss(params: Any, model_state: Any, rival: Any, step: Any, teacher: Any, key: Any) -> tuple[Array, Any]:
-        mine, theirs, its = jax.random.split(key, 3)
-        x, y, model_state = imagine(params, model_state, mine)
-        seen = ask(teacher, x, theirs, wanted)
-        said = None if student is None else student.apply(materialize(rival[0]), rival[1], x, its)[0]
-        total, values = judge(seen, said, y, wanted, step)
-        y = jnp.argmax(seen[OUTPUT], -1).astype(jnp.int32) if y is None else y
-        return total, ({"loss": total, **values}, {"x": x, "y": y}, model_state)
+@dataclasses.dataclass(frozen=True)
+class _Game:
+    """The arguments of `data_free`, and what is done with them."""
 
-    def rehearse(params: Any, model_state: Any, rival: Any, teacher: Any, key: Any) -> dict[str, Any]:
-        """Shapes of a batch; what does not fit is told."""
-
-        def run(params: Any, model_state: Any, rival: Any, key: Any) -> Any:
-            check_teacher(teacher, imagine(params, model_state, key)[0], key, wanted, classes)
-            return loss(params, model_state, rival, jnp.zeros((), jnp.int32), teacher, key)[1][1]
-
-        return jax.eval_shape(run, params, model_state, rival, key)
+    distiller: Distiller
+    generator: Network
+    optimizer: Any
+    student: Network | None
+    wanted: Wanted
+    classes: int
+    latent: int
+    batch: int
+    conditional: bool
 
     def init(
+        self,
         params: Any,
         x: Any,
         teacher: Any,
@@ -178,30 +169,57 @@ def data_free(
         generator_state: Any = None,
         model_state: Any = None,
     ) -> DataFreeState:
+        """The state before the first step; what does not fit is told."""
         generator_state = {} if generator_state is None else generator_state
         rival = (params, {} if model_state is None else model_state)
-        made = rehearse(generator_params, generator_state, rival, teacher, key)
+        made = jax.eval_shape(self._rehearsed, generator_params, generator_state, rival, teacher, key)
         if x is not None and x.shape[1:] != made["x"].shape[1:]:
             raise ValueError(f"the student takes images {x.shape[1:]}; the generator makes {made['x'].shape[1:]}")
         blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), made)
         own = jax.random.split(key)  # keys of the state's own: donating it must not take the caller's away
-        learner = distiller.init(params, blank, teacher, key=own[0], model_state=model_state)
-        opt_state = optimizer.init(generator_params)
+        learner = self.distiller.init(params, blank, teacher, key=own[0], model_state=model_state)
+        opt_state = self.optimizer.init(generator_params)
         return DataFreeState(learner, generator_params, generator_state, opt_state, jnp.zeros((), jnp.int32), own[1])
 
-    def step(state: DataFreeState, batch: Any, teacher: Any) -> tuple[DataFreeState, dict[str, Array]]:
+    def step(self, state: DataFreeState, batch: Any, teacher: Any) -> tuple[DataFreeState, dict[str, Array]]:
+        """One step of the generator, then one of the student."""
         now, teacher = jax.random.fold_in(state.key, state.step), lax.stop_gradient(teacher)
-        params = state.generator
-        rival = None if student is None else (state.student.params, state.student.model_state)
-        grads, (values, images, model_state) = jax.grad(loss, has_aux=True)(
-            params, state.generator_state, rival, state.step, teacher, now
+        rival = None if self.student is None else (state.student.params, state.student.model_state)
+        grads, (values, images, model_state) = jax.grad(self._loss, has_aux=True)(
+            state.generator, state.generator_state, rival, state.step, teacher, now
         )
-        params, opt_state = updated(optimizer, grads, state.generator_opt, params)
-        learned, metrics = distiller.step(state.student, lax.stop_gradient(images), teacher)
+        params, opt_state = updated(self.optimizer, grads, state.generator_opt, state.generator)
+        learned, metrics = self.distiller.step(state.student, lax.stop_gradient(images), teacher)
         new = DataFreeState(learned, params, model_state, opt_state, state.step + 1, state.key)
         return new, metrics | {f"generator/{name}": widen(value) for name, value in values.items()}
 
-    return DataFree(init, step)
+    def _loss(
+        self, params: Any, model_state: Any, rival: Any, step: Any, teacher: Any, key: Any
+    ) -> tuple[Array, tuple[dict[str, Array], dict[str, Array], Any]]:
+        """L_G; its parts, the images with their labels, and the generator's next state."""
+        mine, theirs, its = jax.random.split(key, 3)
+        x, y, model_state = self._images(params, model_state, mine)
+        seen = ask(teacher, x, theirs, self.wanted)
+        said = None if self.student is None else self.student.apply(materialize(rival[0]), rival[1], x, its)[0]
+        total, values = judge(seen, said, y, self.wanted, step)
+        y = jnp.argmax(seen[OUTPUT], -1).astype(jnp.int32) if y is None else y
+        return total, ({"loss": total, **values}, {"x": x, "y": y}, model_state)
+
+    def _images(self, params: Any, model_state: Any, key: Any) -> tuple[Array, Array | None, Any]:
+        """Images, the labels that they were asked for with, and the generator's next state."""
+        z_key, y_key, dropout = jax.random.split(key, 3)
+        z, y = jax.random.normal(z_key, (self.batch, self.latent), jnp.float32), None
+        if self.conditional:
+            y = jax.random.randint(y_key, (self.batch,), 0, self.classes, jnp.int32)
+            z = jnp.concatenate([z, jax.nn.one_hot(y, self.classes, dtype=z.dtype)], -1)
+        x, model_state = self.generator.apply(params, model_state, z, dropout)
+        _check_images(x, z)
+        return x, y, model_state
+
+    def _rehearsed(self, params: Any, model_state: Any, rival: Any, teacher: Any, key: Any) -> dict[str, Array]:
+        """The images of a step, by `eval_shape`."""
+        check_teacher(teacher, self._images(params, model_state, key)[0], key, self.wanted, self.classes)
+        return self._loss(params, model_state, rival, jnp.zeros((), jnp.int32), teacher, key)[1][1]
 
 
 def _check_images(x: Any, z: Array) -> None:

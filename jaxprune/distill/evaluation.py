@@ -12,7 +12,7 @@ from jax import Array
 from jaxprune.core.arrays import materialize
 from jaxprune.distill.losses.common import label_cost
 from jaxprune.distill.networks import Network
-from jaxprune.distill.teachers import bound
+from jaxprune.distill.teachers import Given, bound
 from jaxprune.distill.terms import OUTPUT
 
 
@@ -52,9 +52,15 @@ class Evaluator:
         params = self._view(state.params)
         return self._over(lambda part: self._student(params, state.model_state, part))
 
-    def teacher(self, teacher: Any, state: Any) -> dict[str, float]:
-        """Of a teacher, as `fit` asks once to warn of a bad one."""
+    def teacher(self, teacher: Any, state: Any) -> dict[str, float] | None:
+        """Of a teacher, as `fit` asks once to warn of a bad one; None if this split does not tell its logits."""
         teacher = bound(teacher, state)
+        if isinstance(teacher, Given) and teacher.field not in self._data:
+            return None
+        first = {k: x[:1] for k, x in self._data.items()}
+        told = jax.eval_shape(lambda t, part: t(part, None), teacher, first).get(OUTPUT)
+        if not hasattr(told, "shape") or told.shape[:-1] != first["y"].shape:
+            return None
         return self._over(lambda part: self._teacher(teacher, part))
 
     def _over(self, sums: Callable[[Any], Any]) -> dict[str, float]:

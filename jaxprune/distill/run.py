@@ -159,20 +159,18 @@ class Run:
         of_teacher = getattr(self.plan.evaluate, "teacher", None)
         if of_teacher is None or hasattr(self._teacher, "bind"):  # a teacher made of the student is no better
             return
-        unbeaten = math.inf if self.plan.mode == "max" else -math.inf
-        if self._theirs is None:
-            try:
-                self._theirs = float(of_teacher(self._teacher, self.state)[self.plan.monitor])
-            except ValueError:  # a teacher of cached outputs, and none in this split
-                self._theirs = unbeaten
-        theirs = self._theirs
-        if self._better(score, theirs):
+        unbeaten, theirs = math.inf if self.plan.mode == "max" else -math.inf, self._theirs
+        if theirs is None:
+            found = of_teacher(self._teacher, self.state)
+            theirs = unbeaten if found is None else float(found[self.plan.monitor])
+        worse = self._better(score, theirs)
+        if worse:
             warnings.warn(
                 f"the teacher's {self.plan.monitor} is {theirs:.4g}, the student's {score:.4g}: a teacher worse "
                 f"than its student teaches its errors; train it longer, or give the labels more weight",
                 stacklevel=6,
             )
-            self._theirs = unbeaten
+        self._theirs = unbeaten if worse else theirs
 
     def _better(self, a: float, b: float) -> bool:
         return a > b if self.plan.mode == "max" else a < b

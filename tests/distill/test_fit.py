@@ -151,6 +151,24 @@ def test_a_good_teacher_is_not():
     data = DATA | {"teacher": np.asarray(mlp(TEACHER.params, X))}
     given = jp.distill.Given()
     fit(d, start(d, given, data), Shuffled(data, 16), given, steps=20, evaluate=cached, **QUIET)
+    silent = jax.tree_util.Partial(lambda batch, key: {})
+    d = distiller(terms=[])
+    fit(d, start(d, silent), Shuffled(DATA, 16), silent, steps=20, evaluate=cached, **QUIET)
+
+
+def test_a_bad_cached_teacher_is_warned_about_where_the_split_has_its_logits():
+    data = DATA | {"teacher": np.asarray(mlp(params(8, 9), X))}
+    given, d = jp.distill.Given(), distiller(labels=20.0)
+    with pytest.warns(UserWarning, match=r"teacher's accuracy is"):
+        fit(
+            d,
+            start(d, given, data),
+            Shuffled(data, 16),
+            given,
+            steps=150,
+            evaluate=jp.distill.Evaluator(NET, data),
+            **QUIET,
+        )
 
 
 def test_metrics_are_means_over_chunks(tmp_path):

@@ -36,8 +36,8 @@ def conv(p, x):
     return jnp.tanh(maps[:, 0, 0]) @ p["b"]
 
 
-def distiller(net=NET, optimizer=None, **kw):
-    terms = [jp.distill.match(losses.soft_targets)]
+def distiller(net=NET, optimizer=None, terms=None, **kw):
+    terms = [jp.distill.match(losses.soft_targets)] if terms is None else terms
     return jp.distill.distiller(
         net, terms, optax.adam(0.02) if optimizer is None else optimizer, **{"labels": 0.5, **kw}
     )
