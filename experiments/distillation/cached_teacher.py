@@ -22,6 +22,7 @@ import optax
 import jaxprune as jp
 from experiments.benchmarks.common import at_most, race, ratio, report, shown
 from experiments.data import Pair, mnist
+from experiments.distillation.common import nobody
 from experiments.models import mlp
 
 OUT = pathlib.Path(__file__).parent / "results/cached_teacher/results.json"
@@ -79,12 +80,6 @@ def taught(sizes: Sizes, data: Pair) -> Any:
     for i in range(0, n - sizes.batch + 1, sizes.batch):
         state, _ = step(state, arrays, order[i : i + sizes.batch])
     return state.params
-
-
-@jax.tree_util.Partial
-def nobody(batch: Any, key: Any) -> dict[str, Any]:
-    """A teacher that says nothing."""
-    return {}
 
 
 def part(arrays: Any, indices: Any) -> Any:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 import jaxprune as jp
 from experiments.benchmarks.common import machine
+from jaxprune.app.training import logits_of
 
 HERE = pathlib.Path(__file__).parent
 
@@ -22,10 +23,9 @@ def nobody(batch: Any, key: Any) -> dict[str, Any]:
     return {}
 
 
-def logits(apply: Any, params: Any, x: Any, batch: int = 1000) -> np.ndarray:
+def logits(apply: Any, params: Any, x: Any) -> np.ndarray:
     """The outputs for all examples, on the host."""
-    run = jax.jit(apply)
-    return np.concatenate([np.asarray(run(params, x[i : i + batch])) for i in range(0, len(x), batch)])
+    return np.asarray(logits_of(apply, params, x))
 
 
 def wrong(z: np.ndarray, y: np.ndarray) -> int:

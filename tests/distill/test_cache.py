@@ -20,21 +20,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import jaxprune as jp
 from jaxprune.distill import losses
 from jaxprune.distill.cache_writing import _shard, _Source
-
-RNG = np.random.default_rng(3)
-X = RNG.normal(size=(23, 4)).astype(np.float32)
-W = RNG.normal(size=(4, 6)).astype(np.float32)
-TOLD = jp.distill.fingerprint(W)
-TOP = jp.distill.Top(2, temperature=3.0)
-FORMS = ["float16", "float32", TOP]
-
-
-def teacher(x):
-    return np.einsum("...i,ij->...j", x, W)  # the same bits for every batch
-
-
-def write(folder, logits_of=teacher, examples=X, **kw):
-    return jp.distill.write_cache(folder, logits_of, examples, **{"fingerprint": TOLD, "batch": 3, "shard": 6, **kw})
+from tests.distill.cache_toy import FORMS, RNG, TOLD, TOP, W, X, teacher, write
 
 
 def reference(form, logits):
@@ -57,11 +43,6 @@ def assert_kept(found, want):
     else:
         assert found.dtype == want.dtype
         assert_array_equal(found, want)
-
-
-def contents(folder):
-    """Every file of a folder, and its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -7,18 +7,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from tests.distill.test_cache import TOLD, TOP, X, teacher, write
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write(tmp_path / "cache")
-    return tmp_path / "cache"
-
-
-def opened(folder):
-    return jp.distill.Cache.open(folder, fingerprint=TOLD)
-
+from tests.distill.cache_toy import TOP, X, opened, teacher, write
 
 VALUES = {
     "NaN": (np.nan, "nan: a teacher's logits are numbers, or -inf"),

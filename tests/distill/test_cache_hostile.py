@@ -11,19 +11,9 @@ from numpy.testing import assert_array_equal
 
 import jaxprune as jp
 from jaxprune.storage.format import FormatError
-from tests.distill.test_cache import TOLD, TOP, X, contents, teacher, write
+from tests.distill.cache_toy import TOLD, TOP, X, contents, opened, teacher, write
 
 FIRST = "augmentation-0/shard-000000"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    write(tmp_path / "cache")
-    return tmp_path / "cache"
-
-
-def opened(folder):
-    return jp.distill.Cache.open(folder, fingerprint=TOLD)
 
 
 def said(folder, **changes):

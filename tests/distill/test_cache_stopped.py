@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import jaxprune as jp
-from tests.distill.test_cache import X, contents, teacher, write
+from tests.distill.cache_toy import X, contents, teacher, write
 
 
 @pytest.mark.parametrize("stop", range(8))
