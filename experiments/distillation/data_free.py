@@ -153,19 +153,28 @@ def from_generator(settings: Any, weights: Any, teacher: Any, seed: int, look: C
     return state.student.params, generator(state.generator, jnp.concatenate([z, labels], -1))
 
 
-def measured(settings: Any, data: Any, save: Callable[..., None] = lambda *_: None) -> dict[str, Any]:
-    """Every figure; `save` is given them after each student, with the images of the last generator or None."""
-    found: dict[str, Any] = {"teacher": {}, "competing": {}, "noise": {}, "dafl": {}}
-    for seed in settings["seeds"]:
+def measured(
+    settings: Any, data: Any, save: Callable[..., None] = lambda *_: None, found: Any = None
+) -> dict[str, Any]:
+    """Every figure; `save` is given them after each student, with the images of the last generator or None.
+
+    `found` is what an earlier call found by the same settings: its students are not trained again.
+    """
+    found = found or {"teacher": {}, "competing": {}, "noise": {}, "dafl": {}}
+    for seed in map(str, settings["seeds"]):
+        arms = ("competing", "noise", "dafl") if seed == str(settings["seeds"][0]) else ("competing", "noise")
+        missing = [arm for arm in arms if seed not in found[arm]]
+        if not missing:
+            continue
         clock = _clock()
-        params = taught_by_data(settings, data.train, seed)
+        params = taught_by_data(settings, data.train, int(seed))
         right = accuracy(lenet5(settings["teacher"]["width"]).apply, params, data.test)
         found["teacher"][seed] = {"accuracy": right, **_clock(clock)}
         print(f"seed {seed}, teacher: {right:.4f}", flush=True)
         network = jp.distill.plain(lenet5(settings["teacher"]["width"]).apply)
         teacher = jp.distill.Online(network, params)
-        for arm in ("competing", "noise", "dafl") if seed == settings["seeds"][0] else ("competing", "noise"):
-            found[arm][seed], images = _student(settings, arm, teacher, seed, data)
+        for arm in missing:
+            found[arm][seed], images = _student(settings, arm, teacher, int(seed), data)
             save(found, arm, images)
     return found
 
@@ -203,6 +212,12 @@ def summary(found: Any) -> dict[str, Any]:
     return {arm: {"mean": float(np.mean(v)), "std": std(v), "values": v} for arm, v in values.items()}
 
 
+def earlier(path: pathlib.Path) -> Any:
+    """The runs of a results.json with these settings; None if there are none."""
+    past = json.loads(path.read_text()) if path.exists() else {}
+    return past["runs"] if past.get("settings") == SETTINGS else None
+
+
 def draw(panels: dict[str, Any], path: pathlib.Path) -> None:
     """Ten images of each class, a row a class, of each generator."""
     import matplotlib
@@ -228,11 +243,12 @@ def main() -> None:
         about = {"jaxprune": jp.__version__, "optax": optax.__version__, "machine": machine()}
         text = json.dumps({**about, "settings": SETTINGS, "results": summary(found), "runs": found}, indent=1)
         (OUT / "results.json").write_text(text + "\n")
-        if images is not None:
+        if images is not None and not drawn:
             panels.setdefault(arm, images)
             draw(panels, OUT / "digits.png")
 
-    for arm, row in summary(measured(SETTINGS, mnist(), save)).items():
+    drawn = (found := earlier(OUT / "results.json")) is not None
+    for arm, row in summary(measured(SETTINGS, mnist(), save, found)).items():
         print(f"{arm:>10}: {row['mean']:.4f}, {[round(v, 4) for v in row['values']]}")
 
 

@@ -40,9 +40,13 @@ def test_every_arm_is_run_and_its_figures_are_saved(capsys):
     assert [arm for arm, _ in saved] == ["competing", "noise", "dafl"] and saved[1][1] is None
     assert saved[0][1].shape == (100, 28, 28, 1)
     assert set(experiment.summary(found)) == {"teacher", "competing", "noise", "dafl"}
-    assert "generator/competition" in found["competing"][0]["curve"][0]
-    assert "generator/competition" not in found["dafl"][0]["curve"][0]
+    assert "generator/competition" in found["competing"]["0"]["curve"][0]
+    assert "generator/competition" not in found["dafl"]["0"]["curve"][0]
     assert "seed 0, dafl: 2/2" in capsys.readouterr().out
+    del found["noise"]["0"]
+    again = experiment.measured(SMALL, data, found=json.loads(json.dumps(found)))
+    assert again["dafl"] == json.loads(json.dumps(found["dafl"]))  # a seed is not trained twice
+    assert set(again["noise"]) == {"0"} and "seed 0, dafl" not in capsys.readouterr().out
 
 
 def test_a_generator_makes_pixels_of_every_vector():
