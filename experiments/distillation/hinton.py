@@ -1,9 +1,9 @@
 """Hinton, Vinyals & Dean 2015 on MNIST (arXiv:1503.02531, section 3): what soft targets carry.
 
 A teacher of 784-1200-1200-10 learns with dropout, and with images moved by up to 2 pixels. Students of 784-800-800-10
-learn without either from hard labels, or from the teacher's logits alone at T = 20, for as many steps. Others never see a 3: what they know
-of it comes from the soft targets of other digits. As in the paper, the bias of the class 3 is then raised; by how much
-is chosen on the validation split.
+learn without either from hard labels, or from the teacher's logits alone at T = 20, for as many steps. Others never see
+a 3: what they know of it comes from the soft targets of other digits. As in the paper, the bias of the class 3 is then
+raised; by how much is chosen on the validation split.
 
 python -m experiments.distillation.hinton
 """

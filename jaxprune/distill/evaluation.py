@@ -23,7 +23,7 @@ class Evaluator:
       network: the student; give the one of evaluation, without dropout.
       data: {"x": …, "y": integer labels, …}; a teacher of cached outputs finds them here too.
       batch: examples at once.
-      view: params -> dense params, as in `distiller`.
+      view: (params, step=…) -> dense params, as in `distiller`.
 
     Raises:
       ValueError: first axes that differ, or no examples.
@@ -38,18 +38,19 @@ class Evaluator:
     """
 
     def __init__(
-        self, network: Network, data: Mapping[str, Any], batch: int = 1000, view: Callable[[Any], Any] = materialize
+        self, network: Network, data: Mapping[str, Any], batch: int = 1000, view: Callable[..., Any] | None = None
     ) -> None:
         lengths = {name: len(x) for name, x in data.items()}
         if "x" not in data or "y" not in data or len(set(lengths.values())) > 1 or not lengths["x"]:
             raise ValueError(f"Evaluator: the data has {lengths}; it needs 'x' and 'y' with equal first axes")
-        self._data, self._batch, self._view = dict(data), batch, jax.jit(view)
+        self._data, self._batch = dict(data), batch
+        self._view = None if view is None else jax.jit(view)
         self._student = jax.jit(partial(_sums_of, network))
         self._teacher = jax.jit(lambda teacher, part: _sums(teacher(part, None)[OUTPUT], part["y"]))
 
     def __call__(self, state: Any) -> dict[str, float]:
         """Of the student."""
-        params = self._view(state.params)
+        params = materialize(state.params) if self._view is None else self._view(state.params, step=state.step)
         return self._over(lambda part: self._student(params, state.model_state, part))
 
     def teacher(self, teacher: Any, state: Any) -> dict[str, float] | None:

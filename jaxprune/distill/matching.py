@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxprune.distill.losses.common import masked_mean
-from jaxprune.distill.terms import Pair, Term
+from jaxprune.distill.terms import Pair, Term, scheduled
 
 
 class Projection(NamedTuple):
@@ -50,11 +50,13 @@ class Context(NamedTuple):
       batch: the mapping that the step was given.
       key: of the step.
       mask: of the examples, or None.
+      step: of the schedules.
     """
 
     batch: Mapping[str, Any]
     key: Array | None
     mask: Any
+    step: Any = None
 
 
 def init_projections(term: Term, found: tuple[Pair, ...], student: Any, teacher: Any, key: Array) -> tuple[Any, Any]:
@@ -133,6 +135,7 @@ def evaluate(
     The value is the mean over pairs of the masked mean over examples: a scalar, float32.
     """
     values, after = [], {}
+    settings = {name: scheduled(value, context.step) for name, value in term.settings.items()}
     for i, pair in enumerate(found):
         ours, theirs = student[pair.student], jax.lax.stop_gradient(teacher[pair.teacher])
         own = params.get(pair.student, {})
@@ -141,10 +144,10 @@ def evaluate(
         if isinstance(term.loss, Stateful):
             key = None if context.key is None else jax.random.fold_in(context.key, i)
             memory = jax.lax.stop_gradient(memories[pair.student])
-            rest = {"batch": context.batch, "key": key, "mask": context.mask}
+            rest = {"batch": context.batch, "key": key, "mask": context.mask} | settings
             found_values, memory = term.loss.apply(own["loss"], memory, ours, theirs, **rest)
             after[pair.student] = jax.lax.stop_gradient(memory)
         else:
-            found_values = term.loss(ours, theirs, mask=context.mask)
+            found_values = term.loss(ours, theirs, mask=context.mask, **settings)
         values.append(masked_mean(found_values, context.mask))
     return jnp.stack(values).mean(), after

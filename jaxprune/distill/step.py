@@ -70,7 +70,7 @@ def distiller(
     optimizer: Any,
     *,
     labels: Any = 0.0,
-    view: Callable[[Any], Any] = materialize,
+    view: Callable[..., Any] | None = None,
     ema: float | None = None,
     dtype: Any = None,
     compare: bool = True,
@@ -92,7 +92,8 @@ def distiller(
       optimizer: an optax transform of {"student": the code's float leaves, "projections": …}; `optax.multi_transform`
         gives the projections a learning rate of their own.
       labels: α, the weight of the labels' cross-entropy: a number or an optax schedule.
-      view: params -> dense params, as `jp.straight_through(compression)`.
+      view: (params, step=…) -> dense params, as `jp.straight_through(compression)`, whose schedules follow the step;
+        `jp.materialize` by default.
       ema: m, the momentum of an average of the student in `state.aux["ema"]`; see `Averaged`, `averaged`.
       dtype: what the student computes in, as bfloat16; params, their gradient and all losses stay as they are. Give the
         teacher's params in the dtype it shall run in.
@@ -127,7 +128,8 @@ def distiller(
         return jax.lax.stop_gradient(asking(bound(teacher, state), theirs)(batch, key))
 
     def said(params: Any, state: State, batch: Any, key: Any) -> tuple[dict[str, Any], Any]:
-        found, after = outputs(student, seen_as(params), state.model_state, _cast(batch["x"], dtype), key, ours)
+        dense, x = seen_as(params, state.step), _cast(batch["x"], dtype)
+        found, after = outputs(student, dense, state.model_state, x, key, ours)
         return found, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state.model_state)
 
     def init(params: Any, batch: Any, teacher: Any, *, key: Array, model_state: Any = None) -> State:
@@ -146,7 +148,7 @@ def distiller(
 
     def loss(free: Any, fixed: Any, state: State, batch: Any, seen: Any, key: Any) -> tuple[Array, Any]:
         found, model_state = said(combine(free["student"], fixed), state, batch, key)
-        context = Context(batch, key, batch.get("mask"))
+        context = Context(batch, key, batch.get("mask"), state.step)
         values, memories, total = {}, {}, jnp.zeros(())
         for t in terms:
             values[t.name], memories[t.name] = _value(t, found, seen, free["projections"], state, context)
@@ -175,8 +177,9 @@ def distiller(
     return Distiller(init, step)
 
 
-def _in_dtype(view: Callable[[Any], Any], dtype: Any) -> Callable[[Any], Any]:
-    return view if dtype is None else lambda params: jax.tree.map(lambda w: _cast(w, dtype), view(params))
+def _in_dtype(view: Callable[..., Any] | None, dtype: Any) -> Callable[[Any, Any], Any]:
+    dense = lambda params, step: materialize(params) if view is None else view(params, step=step)
+    return lambda params, step: jax.tree.map(lambda w: _cast(w, dtype), dense(params, step))
 
 
 def _cast(x: Any, dtype: Any) -> Any:

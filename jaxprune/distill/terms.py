@@ -7,9 +7,11 @@ A term names layers by regular expressions over tap paths and pairs them by what
 the teacher's width, trained beside the student and dropped in the end (FitNets, Romero et al. 2015, arXiv:1412.6550).
 """
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jax import Array
@@ -29,6 +31,7 @@ class Term(NamedTuple):
       weight: a number, or an optax schedule of the step.
       name: of its metric.
       channel_axis: the axis that "auto" maps.
+      settings: keywords of the loss; a function among them is a schedule of the step.
     """
 
     loss: Callable[..., Array]
@@ -38,6 +41,7 @@ class Term(NamedTuple):
     weight: Any
     name: str
     channel_axis: int
+    settings: Mapping[str, Any]
 
 
 class Pair(NamedTuple):
@@ -56,6 +60,7 @@ def match(
     weight: Any = 1.0,
     name: str | None = None,
     channel_axis: int = -1,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> Term:
     """A term: `loss` between the student's and the teacher's values.
 
@@ -69,12 +74,14 @@ def match(
       weight: a number >= 0, or an optax schedule.
       name: of the metric; the name of the loss by default.
       channel_axis: the channels of both, for "auto".
+      settings: keywords of the loss that change with the step, by name: {"temperature": an optax schedule}.
 
     Returns:
       A `Term`.
 
     Raises:
-      ValueError: a teacher's pattern without the student's; patterns with unequal numbers of groups; a negative weight.
+      ValueError: a teacher's pattern without the student's; patterns with unequal numbers of groups; a negative weight;
+        settings that the loss does not have.
 
     Example:
       >>> import functools, jaxprune as jp
@@ -96,7 +103,17 @@ def match(
     if not (project is None or project == "auto" or (hasattr(project, "init") and hasattr(project, "apply"))):
         raise ValueError(f"match(project={project!r}): None, 'auto', or an object with init and apply")
     named = getattr(getattr(loss, "func", loss), "__name__", getattr(loss, "name", "loss"))
-    return Term(loss, student, teacher, project, weight, name or named, channel_axis)
+    _check_settings(loss, settings, name or named)
+    return Term(loss, student, teacher, project, weight, name or named, channel_axis, dict(settings))
+
+
+def _check_settings(loss: Any, settings: Mapping[str, Any], name: str) -> None:
+    """A keyword that the loss has not is an error here, not a TypeError in a trace."""
+    known = {} if not settings else inspect.signature(getattr(loss, "apply", loss)).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    unknown = [] if takes_all else [s for s in settings if s not in known]
+    if unknown:
+        raise ValueError(f"{name} has no setting {unknown[0]!r}. The nearest: {nearest(unknown[0], known)}")
 
 
 def pairs(term: Term, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> tuple[Pair, ...]:

@@ -122,6 +122,28 @@ def test_straight_through_as_the_view():
     assert_allclose(new.params["a"], start["a"] - 0.1 * grads["a"], rtol=1e-5, atol=1e-6)
 
 
+def test_sparsity_bits_and_temperature_run_on_one_counter_in_one_compiled_step():
+    sparse = jp.prune(jp.schedules.cubic(0.75, begin=0, end=12))
+    arms = [jp.straight_through(jp.chain(sparse, jp.quantize(bits=b))) for b in (8, 4, 3)]
+    bits_of = lambda step: jnp.sum(step >= jnp.array([4, 8]))
+    view = lambda p, step: jax.lax.switch(bits_of(step), [lambda p, a=a: a(p, step=step) for a in arms], p)
+    cooling = optax.linear_schedule(8.0, 1.0, 12)
+    term = jp.distill.match(jp.distill.losses.soft_targets, settings={"temperature": cooling})
+    d = jp.distill.distiller(NET, [term], optax.adam(0.02), view=view)
+    state = d.init(jax.tree.map(jnp.asarray, params(16, 3)), BATCH, TEACHER, key=KEY)
+    step = jax.jit(d.step)
+    evaluate = jp.distill.Evaluator(NET, {"x": X, "y": np.zeros(len(X), np.int32)}, view=view)
+    for t in range(14):
+        seen = arms[0 if t < 4 else 1 if t < 8 else 2](state.params, step=t)
+        soft = jp.distill.losses.soft_targets(mlp(seen, X), mlp(TEACHER.params, X), temperature=cooling(t))
+        state, metrics = step(state, BATCH, TEACHER)
+        assert_allclose(metrics["loss"], soft.mean(), rtol=1e-5)
+    hard = view(state.params, state.step)
+    assert float(jnp.mean(hard["a"] == 0)) == 0.75 and step._cache_size() == 1
+    assert max(len(np.unique(column)) for column in np.asarray(hard["a"]).T) <= 7
+    assert_allclose(evaluate(state)["loss"], -jax.nn.log_softmax(mlp(hard, X))[:, 0].mean(), rtol=1e-5)
+
+
 def test_weights_follow_the_step_counter_and_scan_equals_the_loop():
     ramp = optax.linear_schedule(0.0, 1.0, 4)
     d = jp.distill.distiller(NET, [jp.distill.match(SOFT, weight=ramp)], optax.sgd(0.1), labels=lambda t: 1 - ramp(t))
@@ -218,6 +240,7 @@ WRONG = {
     "negative": (lambda: jp.distill.distiller(NET, [SAME], optax.sgd(1), labels=-1.0), "finite number >= 0"),
     "no layer": (lambda: start([jp.distill.match(SOFT, "hiden")]), "nearest: 'hidden'"),
     "no teacher's layer": (lambda: start([jp.distill.match(SOFT, "hidden", "hide")]), "nearest: 'hidden'"),
+    "no setting": (lambda: jp.distill.match(SOFT, settings={"temprature": 4.0}), "nearest: 'temperature'"),
     "no labels": (lambda: go({"x": X}), "no 'y'"),
     "labels of another shape": (lambda: go({"x": X, "y": Y[:, None]}), r"\(16, 1\).*\(16, 3\)"),
     "no cache": (lambda: start([SAME], jp.distill.Given()), "no 'teacher'"),
