@@ -51,11 +51,14 @@ from jaxprune.storage.files import inspect as inspect
 from jaxprune.storage.files import load as load
 from jaxprune.storage.files import save as save
 from jaxprune.storage.format import FormatError as FormatError
+from jaxprune.structure.plan import Plan as Plan
+from jaxprune.structure.shrink import shrink as shrink
 from jaxprune.training.attract import attract as attract
 from jaxprune.training.keep_pruned import keep_pruned as keep_pruned
 from jaxprune.training.project import project as project
 from jaxprune.training.rate_penalty import rate_penalty as rate_penalty
 from jaxprune.training.straight_through import straight_through as straight_through
+from jaxprune.transforms.axes.groups import axes as axes
 from jaxprune.transforms.fold_batch_norm import Folded as Folded
 from jaxprune.transforms.fold_batch_norm import fold_batch_norm as fold_batch_norm
 from jaxprune.transforms.taps import plant as plant

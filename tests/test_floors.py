@@ -16,6 +16,7 @@ FLOORS = {
     "training": 3,
     "storage": 3,
     "report": 4,
+    "structure": 5,
     "distill": 5,
     "search": 6,
     "app": 7,

@@ -92,6 +92,11 @@ def _trace(f: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> 
     return jax.make_jaxpr(lambda *a, **k: f(*a, **k, **fixed))(*args, **traced)
 
 
+def operations(jaxpr: jex.Jaxpr) -> int:
+    """Of a jaxpr."""
+    return sum(_whole(_count(jaxpr, {})).values())
+
+
 def _density(leaf: Leaf) -> Fraction:
     there = kept(leaf)
     return Fraction(int(np.count_nonzero(there)), there.size) if there.size else Fraction(1)

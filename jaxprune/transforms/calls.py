@@ -60,13 +60,13 @@ def enter(eqn: Any, values: list[Any], run: Run, given: Any) -> tuple[list[Any],
     """The results of an equation whose bodies are evaluated by `run`, and what `run` brought out of them.
 
     Args:
-      eqn: a jit, a remat, a scan or a cond.
+      eqn: a jit, a remat, a scan, a cond, or a while loop (which brings nothing out, and takes nothing in).
       values: of its inputs.
       run: (body, inputs, given) -> (outputs, brought); `brought` has the same structure in all branches of a cond.
       given: a tree for `run`; a scan slices it along the leading axis, and stacks what is brought there.
 
     Raises:
-      ValueError: an equation that cannot be entered: a while loop, a custom derivative, a callback.
+      ValueError: an equation that cannot be entered: a custom derivative, a callback.
     """
     name, inside = eqn.primitive.name, bodies(eqn)
     if name in INLINE:
@@ -83,7 +83,17 @@ def enter(eqn: Any, values: list[Any], run: Run, given: Any) -> tuple[list[Any],
     if name == "cond":
         arms = [lambda v, g, b=b: run(b, list(v), g) for b in inside]
         return lax.switch(values[0], arms, values[1:], given)
-    raise ValueError(f"{name!r} cannot be entered: only jit, remat, scan and cond can")
+    if name == "while":
+        c, n = (eqn.params[k] for k in ("cond_nconsts", "body_nconsts"))
+        ask = lambda state: run(inside[0], [*values[:c], *state], None)[0][0]
+        turn = lambda state: list(run(inside[1], [*values[c : c + n], *state], None)[0])
+        return lax.while_loop(ask, turn, values[c + n :]), None
+    raise ValueError(f"{name!r} cannot be entered: only jit, remat, scan, cond and while can")
+
+
+def scan_operands(eqn: Any) -> tuple[list[int], list[int], list[int]]:
+    """The numbers of a scan's operands that are constants, carries and slices."""
+    return _scan_parts(eqn.params, list(range(len(eqn.invars))))
 
 
 def _scan(eqn: Any, values: list[Any], run: Run, body: Body, given: Any) -> tuple[list[Any], Any]:

@@ -86,3 +86,14 @@ def evaluate(equations: Iterable[Equation], values: dict[int, Any]) -> dict[int,
         out = eqn.primitive.bind(*(values[i] for i in eqn.inputs), **eqn.params)
         values.update(zip(eqn.outputs, out if eqn.primitive.multiple_results else [out]))
     return values
+
+
+def run_equations(eqns: list[Any], env: dict[Any, Any], info: Any) -> dict[Any, Any]:
+    """What a run of equations makes, evaluated as one jaxpr: contexts, names and custom derivatives stay theirs."""
+    made = dict.fromkeys(v for e in eqns for v in e.outvars)
+    used = dict.fromkeys(v for e in eqns for v in e.invars if not isinstance(v, jex.Literal) and v not in made)
+    give = [v for v in made if type(v).__name__ != "DropVar"]
+    effects = set().union(*(e.effects for e in eqns))
+    inner = jex.Jaxpr((), list(used), give, eqns, effects, info.with_unknown_names())
+    outs = jex.jaxpr_as_fun(jex.ClosedJaxpr(inner, ()))(*(env[v] for v in used))
+    return dict(zip(give, outs))

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core as jex
 
 from jaxprune.transforms.calls import ENTERED, bodies, enter
+from jaxprune.transforms.jaxpr import run_equations
 
 PREFIX = "tap:"
 
@@ -51,7 +52,7 @@ def run_with(
     for eqns, special in _runs(jaxpr, where):
         values = [read(v) for v in eqns[0].invars] if special else []
         if not special:
-            env.update(_evaluate(jaxpr, eqns, env))
+            env.update(run_equations(eqns, env, jaxpr.debug_info))
             continue
         outs, brought = _visit(eqns[0], values, where, edits, given)
         env.update(zip(eqns[0].outvars, outs))
@@ -102,14 +103,3 @@ def _runs(jaxpr: Any, where: Any) -> Iterator[tuple[list[Any], bool]]:
         run = []
     if run:
         yield run, False
-
-
-def _evaluate(jaxpr: Any, eqns: list[Any], env: dict[Any, Any]) -> dict[Any, Any]:
-    """What a run of equations makes, evaluated as one jaxpr: contexts, names and custom derivatives stay theirs."""
-    made = dict.fromkeys(v for e in eqns for v in e.outvars)
-    used = dict.fromkeys(v for e in eqns for v in e.invars if not isinstance(v, jex.Literal) and v not in made)
-    give = [v for v in made if type(v).__name__ != "DropVar"]
-    effects = set().union(*(e.effects for e in eqns))
-    inner = jex.Jaxpr((), list(used), give, eqns, effects, jaxpr.debug_info.with_unknown_names())
-    outs = jex.jaxpr_as_fun(jex.ClosedJaxpr(inner, ()))(*(env[v] for v in used))
-    return dict(zip(give, outs))

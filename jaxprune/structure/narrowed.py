@@ -1,0 +1,108 @@
+"""A function on params that a plan has cut."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune.structure.plan import Plan
+from jaxprune.transforms.axes.groups import walked
+from jaxprune.transforms.axes.index import fresh
+from jaxprune.transforms.axes.masks import assign
+from jaxprune.transforms.axes.narrow import Narrow
+from jaxprune.transforms.axes.traced import Traced, shapes_of, trace
+from jaxprune.transforms.axes.walk import Walk, Walked
+
+
+class Ready(NamedTuple):
+    """A function walked at some shapes of its arguments, and what of it is kept."""
+
+    traced: Traced
+    program: Walked
+    narrow: Narrow
+
+
+def narrowed(f: Callable[..., Any], plan: Plan, state: str | None = None) -> Callable[..., Any]:
+    """f on smaller params: g(plan.cut(params), *args) = f(plan.mask(params), *args), where cutting is exact.
+
+    g is pure, and works under jit, grad, vmap, `jax.export`. It traces f at the old shapes of the params for whatever
+    shapes its arguments have, so a plan made for one batch size or length serves all.
+
+    Args:
+      f: a pure function f(params, *args, **kw): the one that the plan is of, or another that shares its params.
+      plan: what is kept.
+      state: outputs that are cut as the params they replace, as in `axes`.
+
+    Raises:
+      ValueError: params that are not of the plan's smaller shapes; a plan that f does not allow, when it is called.
+    """
+    seen: dict[Any, Ready] = {}
+
+    def g(params: Any, *args: Any, **kw: Any) -> Any:
+        shapes = shapes_of(params)
+        _check(shapes, plan)
+        leaves, tree = jax.tree.flatten((args, kw))
+        arrays = [x for x in leaves if hasattr(x, "dtype")]
+        key = _key(shapes, leaves, tree)
+        ready = seen.get(key) or _ready(f, plan, state, params, shapes, args, kw)
+        if key is not None and not any(isinstance(c, Tracer) for c in jax.tree.leaves(ready.program.consts)):
+            seen[key] = ready
+        outs = ready.narrow.run(ready.program, [*jax.tree.leaves(params), *arrays])
+        return jax.tree.unflatten(ready.traced.tree, outs)
+
+    return g
+
+
+def _key(shapes: Any, leaves: list[Any], tree: Any) -> Any:
+    """What a walk depends on; None if that cannot be looked up."""
+    one = lambda x: (x.shape, str(x.dtype), getattr(x, "weak_type", False)) if hasattr(x, "dtype") else ("as it is", x)
+    key = (
+        tuple((p, str(s.dtype)) for p, s in shapes.items()),
+        tree,
+        *map(one, leaves),
+        jax.config.read("jax_enable_x64"),
+    )
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _check(shapes: dict[str, Any], plan: Plan) -> None:
+    if list(shapes) != list(plan.shapes):
+        odd = sorted(set(shapes) ^ set(plan.shapes))
+        raise ValueError(f"params and plan are not of one model: only one of them has {odd[:5]}")
+    for path, x in shapes.items():
+        if x.shape != plan.small(path):
+            raise ValueError(f"{path} is {x.shape}; after the cut it is {plan.small(path)}: give plan.cut(params)")
+
+
+def _ready(f: Any, plan: Plan, state: str | None, params: Any, shapes: Any, args: Any, kw: Any) -> Ready:
+    like = [jax.ShapeDtypeStruct(plan.shapes[p], x.dtype) for p, x in shapes.items()]
+    traced = trace(f, jax.tree.unflatten(jax.tree.structure(params), like), args, kw)
+    leaf_axes = {path: [fresh(n) for n in shape] for path, shape in plan.shapes.items()}
+    program = walked(Walk(), traced, leaf_axes, state)
+    return Ready(traced, program, Narrow(kept(leaf_axes, plan)))
+
+
+def kept(leaf_axes: dict[str, Any], plan: Plan) -> dict[Any, np.ndarray]:
+    """What the plan keeps of the variables of a walk.
+
+    Raises:
+      ValueError: the plan cuts what the function that was walked does not allow.
+    """
+    keep: dict[Any, np.ndarray] = {}
+    for path, axes in leaf_axes.items():
+        for k, e in enumerate(axes):
+            there = np.ones(plan.shapes[path][k], bool)
+            if k in (cut := plan.keep.get(path, {})):
+                there[:] = False
+                there[cut[k]] = True
+            try:
+                assign(e, there, keep)
+            except ValueError as error:
+                raise ValueError(f"the plan does not fit this function: {path}[{k}]: {error}") from None
+    return keep

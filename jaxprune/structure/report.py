@@ -1,0 +1,60 @@
+"""What a function was and what it is, after `shrink`."""
+
+from typing import Any, NamedTuple
+
+from jaxprune.transforms.axes.groups import Group
+
+
+class Report(NamedTuple):
+    """Numbers of the whole and of what is left.
+
+    Attributes:
+      leaves: (path, shape before, shape after) of the leaves that were cut.
+      groups: (group, how many units are kept) of the groups that were cut.
+      flops, params, bytes: (before, after).
+      approximate: groups that were cut though sums leave out what may not be zero: name -> places.
+      frozen: "path[axis]" -> why it could not be cut.
+      unknown: places of primitives without a rule, which froze what they touch.
+      error: of the self-check: largest difference to f with zeros in place of what was cut, relative.
+      allowed: the largest that rounding explains.
+    """
+
+    leaves: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    groups: tuple[tuple[Group, int], ...]
+    flops: tuple[int, int]
+    params: tuple[int, int]
+    bytes: tuple[int, int]
+    approximate: dict[str, tuple[str, ...]]
+    frozen: dict[str, str]
+    unknown: tuple[str, ...]
+    error: float
+    allowed: float
+
+    def raise_if_wrong(self) -> None:
+        """A plan that is exact must compute the same."""
+        if not self.approximate and not self.error <= self.allowed:
+            raise ValueError(
+                f"the smaller function differs from f with zeros in place of what was cut, by {self.error:.1e} of the "
+                f"largest output where {self.allowed:.0e} is rounding. Either f is not pure, or this is a defect of "
+                f"jaxprune: please report it with f. Groups cut: {[g.name for g, _ in self.groups][:10]}"
+            )
+
+    def __str__(self) -> str:
+        shape = lambda s: "×".join(map(str, s))
+        wide = max([4, *(len(path) for path, *_ in self.leaves)])
+        lines = [f"{path:<{wide}}  {shape(a):>16} -> {shape(b)}" for path, a, b in self.leaves]
+        lines += [_line(name, *getattr(self, name)) for name in ("flops", "params", "bytes")]
+        kind = "approximate" if self.approximate else "exact"
+        lines.append(f"{kind}: differs from f with zeros in place of what was cut by {self.error:.1e}, relative")
+        lines += [f"  approximate: {name}: {'; '.join(places)}" for name, places in self.approximate.items()]
+        lines += [f"  not looked into: {name}" for name in self.unknown]
+        return "\n".join(lines)
+
+
+def _line(name: str, before: int, after: int) -> str:
+    return f"{name:<6} {before:>16,} -> {after:>14,}  ({before / max(after, 1):.2f}x fewer)"
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[tuple[str, Any, Any], ...]:
+    """(path, before, after) where they differ."""
+    return tuple((path, before[path], after[path]) for path in before if before[path] != after[path])

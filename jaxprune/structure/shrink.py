@@ -1,0 +1,164 @@
+"""Automatic structural pruning of any JAX function: units that matter least go, and the arrays shrink.
+
+    groups = axes(f, params, x)                 what must be cut together, read off the jaxpr
+    values = importance(score, groups)          one number a unit
+    plan   = the least important units until the budget is met
+    g      = f on what is left                  g(cut(params), x) = f(params with zeros, x)
+
+After DepGraph (Fang et al. 2023, arXiv:2301.12900), whose graph is of modules and treats unknown operators as
+elementwise; here it is of every equation, and an unknown one freezes what it touches.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from jaxprune.structure import cost
+from jaxprune.structure.budget import Limit
+from jaxprune.structure.check import relative_error, tolerance
+from jaxprune.structure.importance import Reduce, Scope
+from jaxprune.structure.narrowed import kept, narrowed
+from jaxprune.structure.plan import Plan
+from jaxprune.structure.planning import Choice, planned
+from jaxprune.structure.report import Report, differences
+from jaxprune.transforms.axes.groups import Groups, axes
+from jaxprune.transforms.axes.narrow import Narrow
+
+
+class Thin(NamedTuple):
+    """A function made smaller.
+
+    Attributes:
+      apply: (params, *args) -> what f returns, on the smaller params; pure.
+      params: the smaller params.
+      plan: what was kept; `plan.cut`, `plan.expand`, `plan.mask`, `plan.save`.
+      report: what it was and what it is; print it.
+    """
+
+    apply: Callable[..., Any]
+    params: Any
+    plan: Plan
+    report: Report
+
+    def cut(self, tree: Any) -> Any:
+        """`plan.cut`: any tree named as the params are, made smaller."""
+        return self.plan.cut(tree)
+
+    def expand(self, tree: Any) -> Any:
+        """`plan.expand`: smaller params in their old shapes, zeros where something was cut."""
+        return self.plan.expand(tree)
+
+    def of(self, g: Callable[..., Any], state: str | None = None) -> Callable[..., Any]:
+        """Another function that shares the params (a training step's, a decoder's), on the smaller ones."""
+        return narrowed(g, self.plan, state)
+
+    @property
+    def widths(self) -> dict[str, tuple[int, ...]]:
+        """path -> the smaller shape, of the leaves that were cut: what a module must be rebuilt with."""
+        return {path: self.plan.small(path) for path in self.plan.keep}
+
+
+def shrink(
+    f: Any,
+    tree: Any,
+    /,
+    *args: Any,
+    flops: float | None = None,
+    params: float | None = None,
+    bytes: float | None = None,
+    ratio: float | None = None,
+    plan: Plan | None = None,
+    score: Any = None,
+    reduce: Reduce = "l2",
+    scope: Scope = "global",
+    where: Any = None,
+    round_to: int = 1,
+    keep: Mapping[str, Limit] | None = None,
+    approximate: bool = False,
+    state: str | None = None,
+) -> Thin:
+    """f and its params, made smaller until a budget is met.
+
+    Args:
+      f: a pure function f(params, *args), or several that share the params, as in `jp.axes`; the first is the one that
+        is returned and costed.
+      tree: its params, concrete arrays.
+      args: examples of its further arguments; the result is checked on them.
+      flops, params, bytes: what may be left, as a fraction of the whole: operations of one call of f, numbers in the
+        params, their bytes. Of several the strictest counts.
+      ratio: the share of units (positions of all groups together) that may be left.
+      plan: instead of a budget, a plan that was made before.
+      score: of single weights: a tree like the params (None where a leaf does not count), or a function making one;
+        by default the magnitude of `jp.where.weights`.
+      reduce: of the scores of a unit's weights: "l2", "l1", "mean", "max".
+      scope: what units are ranked with: "global", "group", "isomorphic".
+      where: which groups: those with a leaf that this rule of `jp.where`, or regular expression of paths, selects.
+      round_to: groups keep a multiple of it; 8 suits hardware.
+      keep: path pattern -> the least to keep, or (least, most): units as ints, shares as floats.
+      approximate: allow groups for which sums would leave out what is not zero (the report names them).
+      state: outputs that are new values of params, as in `jp.axes`.
+
+    Returns:
+      A `Thin`.
+
+    Raises:
+      ValueError: no budget, or one that cannot be met (the nearest that can is named); a `where` or `keep` that matches
+        nothing; a plan of another model; traced params; a result that differs from f with zeros in place of what was
+        cut, though the plan is exact.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> f = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
+      >>> p = {"w": jnp.diag(jnp.arange(1.0, 5)), "b": jnp.zeros(4), "v": jnp.ones((4, 2))}
+      >>> thin = jp.shrink(f, p, jnp.ones((1, 4)), flops=0.5)
+      >>> print(thin.params["w"].T, thin.apply(thin.params, jnp.ones((1, 4))))
+      [[0. 0. 3. 0.]
+       [0. 0. 0. 4.]] [[7. 7.]]
+    """
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(tree)):
+        raise ValueError("shrink chooses shapes by values: call it outside of jit, on concrete params")
+    budgets = {"flops": flops, "params": params, "bytes": bytes, "ratio": ratio}
+    wanted = {name: value for name, value in budgets.items() if value is not None}
+    if (plan is None) == (not wanted):
+        raise ValueError("shrink: give a budget (flops=, params=, bytes=, ratio=: fractions of the whole) or a plan=")
+    found = axes(f, tree, *args, state=state)
+    first = f[0] if isinstance(f, list | tuple) else f
+    first, given = first if isinstance(first, tuple) else (first, args)
+    if plan is None:
+        how = Choice(score, reduce, scope, where, round_to, dict(keep or {}), approximate)
+        plan = planned(found, tree, wanted, how)
+    narrow = Narrow(_kept(found, plan))
+    apply = narrowed(first, plan, state)
+    report = _report(found, plan, narrow, relative_error(first, apply, plan, tree, given))
+    report.raise_if_wrong()
+    return Thin(apply, plan.cut(tree), plan, report)
+
+
+def _kept(found: Groups, plan: Plan) -> dict[Any, np.ndarray]:
+    shapes = {path: x.shape for path, x in found.shapes.items()}
+    odd = [path for path in {**shapes, **plan.shapes} if shapes.get(path) != plan.shapes.get(path)]
+    if odd:
+        raise ValueError(f"the plan is of another model: {[(p, plan.shapes.get(p), shapes.get(p)) for p in odd[:3]]}")
+    return kept(found.leaf_axes, plan)
+
+
+def _report(found: Groups, plan: Plan, narrow: Narrow, error: float) -> Report:
+    whole, dtypes = Narrow({}), {path: x.dtype for path, x in found.shapes.items()}
+    both = lambda count: (count(whole), count(narrow))
+    left = [int(np.count_nonzero(narrow.mask(v))) for v in found.variables]
+    cut = [(g, n) for g, n in zip(found.groups, left) if n < g.size]
+    return Report(
+        leaves=differences(dict(plan.shapes), {path: plan.small(path) for path in plan.shapes}),
+        groups=tuple(cut),
+        flops=both(lambda n: cost.flops(found.programs[0], n)),
+        params=both(lambda n: cost.elements(found, n)),
+        bytes=both(lambda n: cost.octets(found, n, dtypes)),
+        approximate={g.name: g.approximate for g, _ in cut if g.approximate},
+        frozen=found.frozen,
+        unknown=tuple(found.unknown),
+        error=error,
+        allowed=tolerance(dtypes.values()),
+    )

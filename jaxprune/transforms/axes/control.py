@@ -1,0 +1,84 @@
+"""Rules of equations that call others. Extra: the inner programs that were walked, in the order of `calls.bodies`."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxprune.transforms.axes.index import fresh
+from jaxprune.transforms.calls import INLINE, REMAT, bodies, scan_operands
+
+
+def call(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    [body] = bodies(eqn)
+    inner = walk.program(body.jaxpr, body.consts, ins)
+    return inner.outs, [inner]
+
+
+def cond(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    inner = [walk.program(body.jaxpr, body.consts, ins[1:]) for body in bodies(eqn)]
+    for other in inner[1:]:
+        _tie(walk, eqn, inner[0].outs, other.outs)
+    return inner[0].outs, inner
+
+
+def scan(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    """What is carried keeps its axes from turn to turn; the axis that is run along is frozen."""
+    [body] = bodies(eqn)
+    consts, carry, slices = ([ins[k] for k in part] for part in scan_operands(eqn))
+    walk.freeze(eqn, [axes[0] for axes in slices], "a scan runs along it")
+    inner = walk.program(body.jaxpr, body.consts, [*consts, *carry, *(axes[1:] for axes in slices)])
+    _tie(walk, eqn, carry, inner.outs[: len(carry)])
+    along = lambda: fresh(body.times, f"a scan runs along it: {walk.place(eqn)}")
+    return [*carry, *([along(), *axes] for axes in inner.outs[len(carry) :])], [inner]
+
+
+def while_(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    asked, turned = bodies(eqn)
+    c, n = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    state = ins[c + n :]
+    asks = walk.program(asked.jaxpr, asked.consts, [*ins[:c], *state])
+    turns = walk.program(turned.jaxpr, turned.consts, [*ins[c : c + n], *state])
+    _tie(walk, eqn, state, turns.outs)
+    return [list(axes) for axes in state], [asks, turns]
+
+
+def custom_jvp(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    """Extra: [the function, the rule of its derivative (None inside such a rule), which tangents the rule leaves out].
+
+    A rule often calls the function that it is of (relu's does): there its own derivative is that of its equations.
+    """
+    floats = all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.invars)
+    if not floats or eqn.params["num_consts"] or eqn.params["symbolic_zeros"]:
+        return walk.refuse(eqn, ins, "a custom derivative that is not of floats alone:")
+    [body] = bodies(eqn)
+    inner = walk.program(body.jaxpr, body.consts, ins)
+    if not walk.derivatives:
+        return inner.outs, [inner, None, ()]
+    jaxpr, consts, zeros = eqn.params["jvp_jaxpr_fun"].call_wrapped(*[False] * len(ins))
+    walk.derivatives = False
+    rule = walk.program(jaxpr, consts, [*ins, *ins])
+    walk.derivatives = True
+    there = [axes for axes, zero in zip(inner.outs, zeros) if not zero]
+    _tie(walk, eqn, [*inner.outs, *there], rule.outs)
+    return inner.outs, [inner, rule, tuple(zeros)]
+
+
+def custom_vjp(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    """Its backward pass is Python, which may keep anything of any size."""
+    return walk.refuse(eqn, ins, "a custom backward pass cannot be cut:")
+
+
+def _tie(walk: Any, eqn: Any, ones: list[Any], others: list[Any]) -> None:
+    for one, other in zip(ones, others, strict=True):
+        walk.unify(eqn, one, other)
+
+
+RULES = {
+    **dict.fromkeys(INLINE | REMAT, call),
+    "cond": cond,
+    "scan": scan,
+    "while": while_,
+    "custom_jvp_call": custom_jvp,
+    "custom_vjp_call": custom_vjp,
+    "custom_vjp_call_jaxpr": custom_vjp,
+}

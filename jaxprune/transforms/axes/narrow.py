@@ -1,0 +1,141 @@
+"""A walked program run on smaller arrays: the equations of the large one, bound anew with the sizes that are left."""
+
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core as jex
+
+from jaxprune.transforms.axes.index import Axis, size
+from jaxprune.transforms.axes.masks import Keep, mask
+from jaxprune.transforms.axes.walk import Axes, Record, Walked
+from jaxprune.transforms.calls import ENTERED, enter
+from jaxprune.transforms.jaxpr import run_equations
+
+WHOLE = frozenset({"iota", "random_bits"})
+"""What is made by position: whole, and then cut."""
+
+
+class Narrow:
+    """Runs walked programs where of some variables only a part is kept."""
+
+    def __init__(self, keep: Keep):
+        self.keep = keep
+        self._masks: dict[int, tuple[np.ndarray, Axis]] = {}
+
+    def mask(self, e: Axis) -> np.ndarray:
+        """Which positions of an axis stay; remembered by the expression, which is kept alive."""
+        if id(e) not in self._masks:
+            self._masks[id(e)] = mask(e, self.keep), e
+        return self._masks[id(e)][0]
+
+    def size(self, e: Axis) -> int:
+        return int(np.count_nonzero(self.mask(e)))
+
+    def shape(self, axes: Axes) -> tuple[int, ...]:
+        return tuple(map(self.size, axes))
+
+    def cut(self, x: Any, axes: Axes) -> Any:
+        """What is kept of an array of the large program."""
+        for k, e in enumerate(axes):
+            if self.size(e) != size(e):
+                x = jnp.take(x, np.nonzero(self.mask(e))[0], axis=k)
+        return x
+
+    def run(self, program: Walked, args: list[Any]) -> list[Any]:
+        """The results of a program, from inputs that are cut."""
+        consts = [self.cut(x, axes) for x, axes in zip(program.consts, program.const_axes)]
+        env = dict(zip(program.jaxpr.constvars, consts)) | dict(zip(program.jaxpr.invars, args))
+
+        def read(v: Any, axes: Axes) -> Any:
+            return self.cut(v.val, axes) if isinstance(v, jex.Literal) else env[v]
+
+        for r in program.records:
+            values = [read(v, axes) for v, axes in zip(r.eqn.invars, r.ins)]
+            env.update(zip(r.eqn.outvars, self._results(r, values, program.jaxpr.debug_info)))
+        return [read(v, axes) for v, axes in zip(program.jaxpr.outvars, program.outs)]
+
+    def _results(self, r: Record, values: list[Any], info: Any) -> Any:
+        name = r.eqn.primitive.name
+        if name == "custom_jvp_call" and r.extra is not None:
+            return self._custom_jvp(r, values)
+        if (name in ENTERED or name == "while") and r.extra is not None:
+            inner = {id(w.jaxpr): w for w in r.extra}
+            return enter(r.eqn, values, lambda body, args, _: (self.run(inner[id(body.jaxpr)], args), None), None)[0]
+        if name.startswith("custom_"):
+            given = {v: x for v, x in zip(r.eqn.invars, values) if not isinstance(v, jex.Literal)}
+            made = run_equations([r.eqn], given, info)
+            return [made.get(v) for v in r.eqn.outvars]  # nothing of it is cut
+        with r.eqn.ctx.manager:
+            if name in WHOLE:
+                return [self.cut(r.eqn.primitive.bind(*values, **r.eqn.params), r.outs[0])]
+            out = r.eqn.primitive.bind(*values, **self.params(r))
+        return out if r.eqn.primitive.multiple_results else [out]
+
+    def _custom_jvp(self, r: Record, values: list[Any]) -> Any:
+        inner, rule, zeros = r.extra
+        if rule is None:
+            return self.run(inner, values)
+
+        def derivative(primals: Any, tangents: Any) -> Any:
+            found = self.run(rule, [*primals, *tangents])
+            outs, moved = found[: len(zeros)], iter(found[len(zeros) :])
+            return tuple(outs), tuple(jnp.zeros_like(y) if zero else next(moved) for y, zero in zip(outs, zeros))
+
+        f = jax.custom_jvp(lambda *args: tuple(self.run(inner, list(args))))
+        f.defjvp(derivative)
+        return f(*values)
+
+    def params(self, r: Record) -> dict[str, Any]:
+        """An equation's parameters, with the sizes that are left."""
+        p, name = dict(r.eqn.params), r.eqn.primitive.name
+        changes = CHANGES.get(name)
+        return p | (changes(self, r, p) if changes else {})
+
+    def equation(self, r: Record) -> Any:
+        """What looks like the narrow equation to whoever reads shapes and parameters only."""
+        seen = lambda v, axes: types.SimpleNamespace(
+            aval=types.SimpleNamespace(shape=self.shape(axes), dtype=v.aval.dtype)
+        )
+        return types.SimpleNamespace(
+            primitive=r.eqn.primitive,
+            params=self.params(r),
+            invars=[seen(v, axes) for v, axes in zip(r.eqn.invars, r.ins)],
+            outvars=[seen(v, axes) for v, axes in zip(r.eqn.outvars, r.outs)],
+        )
+
+
+def _sliced(narrow: Narrow, r: Record, p: dict[str, Any]) -> dict[str, Any]:
+    low, high = list(p["start_indices"]), list(p["limit_indices"])
+    strides = list(p["strides"] or [1] * len(low))
+    for k, (e, o) in enumerate(zip(r.ins[0], r.outs[0])):
+        if narrow.size(e) != size(e):
+            before = int(np.count_nonzero(narrow.mask(e)[: low[k]])) if strides[k] == 1 else low[k]
+            low[k], high[k] = before, before + (narrow.size(o) - 1) * strides[k] + 1 if narrow.size(o) else before
+    return {"start_indices": tuple(low), "limit_indices": tuple(high), "strides": tuple(strides)}
+
+
+def _padded(narrow: Narrow, r: Record, p: dict[str, Any]) -> dict[str, Any]:
+    around = zip(p["padding_config"], r.extra)
+    return {"padding_config": tuple(c if x is None else (narrow.size(x[0]), narrow.size(x[1]), 0) for c, x in around)}
+
+
+def _gathered(narrow: Narrow, r: Record, p: dict[str, Any]) -> dict[str, Any]:
+    return {"slice_sizes": tuple(e if isinstance(e, int) else narrow.size(e) for e in r.extra)}
+
+
+CHANGES = {
+    "broadcast_in_dim": lambda narrow, r, p: {"shape": narrow.shape(r.outs[0])},
+    "reshape": lambda narrow, r, p: {"new_sizes": narrow.shape(r.outs[0])},
+    "tile": lambda narrow, r, p: {"reps": narrow.shape(r.extra)},
+    "split": lambda narrow, r, p: {"sizes": tuple(narrow.size(axes[p["axis"]]) for axes in r.outs)},
+    "conv_general_dilated": lambda narrow, r, p: (
+        {} if r.extra is None or r.extra[0] is None else {"feature_group_count": narrow.size(r.extra[0])}
+    ),
+    "dynamic_slice": lambda narrow, r, p: {"slice_sizes": narrow.shape(r.outs[0])},
+    "slice": _sliced,
+    "pad": _padded,
+    "gather": _gathered,
+}

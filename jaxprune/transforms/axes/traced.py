@@ -1,0 +1,75 @@
+"""A function of params traced at their shapes, ready to be walked."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxprune.core.arrays import is_code
+from jaxprune.core.where import leaf_path
+from jaxprune.transforms.jaxpr import open_jaxpr
+
+
+class Traced(NamedTuple):
+    """f(params, *args, **kw) as a jaxpr.
+
+    Attributes:
+      jaxpr, consts: of the function.
+      inputs: how many arrays args and kw hold; they come after those of the params.
+      paths: of the outputs.
+      tree: the structure of the output.
+    """
+
+    jaxpr: Any
+    consts: list[Any]
+    inputs: int
+    paths: list[str]
+    tree: Any
+
+
+def shapes_of(params: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """path -> shape and dtype of every leaf, in order.
+
+    Raises:
+      ValueError: compressed leaves, no leaves, two leaves of one path.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_code)[0]
+    coded = [leaf_path(keys) for keys, x in flat if is_code(x)]
+    if coded:
+        raise ValueError(f"{coded[0]} is compressed: give jp.materialize(params), and compress what is left of it")
+    found = {leaf_path(keys): jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x)) for keys, x in flat}
+    if len(found) < max(1, len(flat)):
+        raise ValueError(f"params of {len(flat)} leaves have {len(found)} different paths: each leaf needs its own")
+    return found
+
+
+def trace(f: Callable[..., Any], params: Any, args: tuple[Any, ...], kw: dict[str, Any]) -> Traced:
+    """Traces f; whatever is not an array among its arguments is given to it as it is.
+
+    Raises:
+      ValueError: f cannot be traced, has side effects, or returns what is not an array.
+    """
+    leaves, tree = jax.tree.flatten((args, kw))
+    arrays = [x for x in leaves if hasattr(x, "dtype")]
+
+    def of_arrays(params: Any, *arrays: Any) -> Any:
+        rest = iter(arrays)
+        args, kw = jax.tree.unflatten(tree, [next(rest) if hasattr(x, "dtype") else x for x in leaves])
+        return f(params, *args, **kw)
+
+    like = jax.tree.unflatten(jax.tree.structure(params), list(shapes_of(params).values()))
+    name = getattr(f, "__name__", type(f).__name__)
+    try:
+        closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(like, *arrays)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise ValueError(f"{name} cannot be traced: its shapes or its branches depend on values. {error}") from error
+    except TypeError as error:
+        if "not a valid JAX type" in str(error):
+            raise ValueError(f"{name} returns what is not an array: return arrays only. {error}") from error
+        raise
+    jaxpr, consts = open_jaxpr(closed)
+    if jaxpr.effects:
+        raise ValueError(f"{name} has side effects ({', '.join(map(str, jaxpr.effects))}): give it without them")
+    outs = jax.tree_util.tree_flatten_with_path(shape)[0]
+    return Traced(jaxpr, consts, len(arrays), [leaf_path(keys) for keys, _ in outs], jax.tree.structure(shape))

@@ -1,0 +1,161 @@
+"""Random programs: whatever is cut, the result is that of the masked program, or the groups say that it is not."""
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import jaxprune as jp
+from jaxprune.structure.check import relative_error
+from jaxprune.structure.narrowed import narrowed
+from jaxprune.structure.planning import plan_of
+from jaxprune.transforms.axes.narrow import Narrow
+
+B, LIMIT = 3, 40
+UNARY = [jnp.tanh, jax.nn.relu, jax.nn.silu, jnp.sin, jax.nn.sigmoid, jnp.exp, jnp.square]
+HEADS = lambda n: [h for h in (2, 3, 4, 6) if n % h == 0]
+
+# name -> (widths -> widths that it can be applied to, (n, number, m) -> the new width, (p, x, y, number) -> values)
+OPS = {
+    "dense": (lambda n: True, lambda n, k, m: (6, 8, 12)[k % 3], lambda p, x, y, k: x @ p["w"] + p["b"]),
+    "add": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: x + y),
+    "gate": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: x * jnp.tanh(y)),
+    "scale": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: x * p["s"]),
+    "unary": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: UNARY[k % len(UNARY)](x)),
+    "concat": (lambda n: True, lambda n, k, m: n + m, lambda p, x, y, k: jnp.concatenate([x, y], 1)),
+    "half": (
+        lambda n: n % 2 == 0,
+        lambda n, k, m: n // 2,
+        lambda p, x, y, k: x[:, : x.shape[1] // 2] * x[:, x.shape[1] // 2 :],
+    ),
+    "slice": (lambda n: n > 2, lambda n, k, m: 1 + k % (n - 1), lambda p, x, y, k: x[:, : 1 + k % (x.shape[1] - 1)]),
+    "every": (lambda n: n % 2 == 0, lambda n, k, m: n // 2, lambda p, x, y, k: x[:, k % 2 :: 2]),
+    "roll": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: jnp.roll(x, k, 1)),
+    "flip": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: x[:, ::-1] if k % 4 == 0 else x),
+    "swap": (lambda n: bool(HEADS(n)), lambda n, k, m: n, lambda p, x, y, k: _swapped(x, HEADS(x.shape[1]), k)),
+    "heads": (lambda n: bool(HEADS(n)), lambda n, k, m: 4 * _pick(HEADS(n), k), lambda p, x, y, k: _mixed(x, p["h"])),
+    "repeat": (lambda n: n <= 20, lambda n, k, m: 2 * n, lambda p, x, y, k: jnp.repeat(x, 2, axis=1)),
+    "tile": (lambda n: n <= 20, lambda n, k, m: 2 * n, lambda p, x, y, k: jnp.tile(x, (1, 2))),
+    "pad": (lambda n: True, lambda n, k, m: n + 3, lambda p, x, y, k: jnp.pad(x, ((0, 0), (1, 2)))),
+    "norm": (
+        lambda n: True,
+        lambda n, k, m: n,
+        lambda p, x, y, k: (x - x.mean(1, keepdims=True)) / (1 + x.var(1, keepdims=True)),
+    ),
+    "scan": (
+        lambda n: True,
+        lambda n, k, m: n,
+        lambda p, x, y, k: jax.lax.scan(lambda c, v: (c * v, c + v), x[0], x)[1],
+    ),
+    "cumsum": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: jnp.cumsum(x, k % 2)),
+}
+_pick = lambda options, k: options[k % len(options)]
+
+
+def _swapped(x, heads, k):
+    h = _pick(heads, k)
+    return x.reshape(B, h, -1).swapaxes(1, 2).reshape(B, -1)
+
+
+def _mixed(x, w):
+    return jnp.einsum("bhd,hde->bhe", x.reshape(B, w.shape[0], -1), w).reshape(B, -1)
+
+
+@st.composite
+def programs(draw):
+    """(operation, first operand, second operand, number) in turn, and the width of every value."""
+    widths, lines = [6], []
+    for _ in range(draw(st.integers(3, 11))):
+        name, k = draw(st.sampled_from(list(OPS))), draw(st.integers(0, 11))
+        i = 0 if len(widths) == 1 else draw(st.integers(1, len(widths) - 1))
+        name = "dense" if i == 0 else name
+        fits, width, _ = OPS[name]
+        like = (
+            [j for j in range(len(widths)) if widths[j] == widths[i]] if name in ("add", "gate") else range(len(widths))
+        )
+        j = draw(st.sampled_from(list(like)))
+        if fits(widths[i]) and (n := width(widths[i], k, widths[j])) <= LIMIT:
+            lines.append((name, i, j, k))
+            widths.append(n)
+    return lines, widths
+
+
+def params_of(lines, widths, seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / max(1, shape[0]) ** 0.5, jnp.float32)
+    made = {}
+    for t, (name, i, _, k) in enumerate(lines):
+        n, out = widths[i], widths[t + 1]
+        if name == "dense":
+            made[f"p{t}"] = {"w": draw(n, out), "b": draw(out)}
+        elif name == "scale":
+            made[f"p{t}"] = {"s": draw(n)}
+        elif name == "heads":
+            h = _pick(HEADS(n), k)
+            made[f"p{t}"] = {"h": draw(h, n // h, 4)}
+    return made | {f"out{t}": draw(widths[t], 4) for t in {len(widths) - 1, len(widths) // 2}}
+
+
+def function_of(lines):
+    def f(p, x):
+        values = [x]
+        for t, (name, i, j, k) in enumerate(lines):
+            values.append(OPS[name][2](p.get(f"p{t}"), values[i], values[j], k))
+        return sum(values[int(name[3:])] @ w for name, w in p.items() if name.startswith("out"))
+
+    return f
+
+
+def cut_at_random(lines, widths, seed):
+    """(error, whether cutting is said to be exact, whether anything was cut)."""
+    f, params = function_of(lines), params_of(lines, widths, seed)
+    x = jax.random.normal(jax.random.key(seed), (B, 6))
+    found, rng = jp.axes(f, params, x), np.random.default_rng(seed)
+    keep = {}
+    for group, v in zip(found.groups, found.variables):
+        if group.size > 1 and rng.random() < 0.8:
+            keep[v] = rng.random(group.size) > 0.4
+            keep[v][rng.integers(group.size)] = True
+    plan = plan_of(found, Narrow(keep))
+    error = relative_error(f, narrowed(f, plan), plan, params, (x,))
+    cut = {v for v, mask in keep.items() if not mask.all()}
+    return error, not any(g.approximate for g, v in zip(found.groups, found.variables) if v in cut), bool(plan.keep)
+
+
+def check(program, seed):
+    error, exact, _ = cut_at_random(*program, seed)
+    assert error < 1e-4 or not exact, (error, program)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(programs(), st.integers(0, 1 << 20))
+def test_never_a_wrong_result(program, seed):
+    check(program, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=260, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs(), st.integers(0, 1 << 20))
+def test_never_a_wrong_result_in_many_programs(program, seed):
+    check(program, seed)
+
+
+def test_the_programs_are_worth_the_name():
+    """Most have something to cut, and some are approximate."""
+    rng, cut, inexact = np.random.default_rng(0), 0, 0
+    names = list(OPS)
+    for seed in range(12):
+        widths, lines = [6, 12], [("dense", 0, 0, 2)]
+        for _ in range(6):
+            name, k = names[rng.integers(len(names))], int(rng.integers(12))
+            i = int(rng.integers(1, len(widths)))
+            if OPS[name][0](widths[i]) and (n := OPS[name][1](widths[i], k, widths[i])) <= LIMIT:
+                lines.append((name, i, i, k))
+                widths.append(n)
+        f, params = function_of(lines), params_of(lines, widths, seed)
+        groups = jp.axes(f, params, jnp.ones((B, 6))).groups
+        cut += bool(groups)
+        inexact += any(g.approximate for g in groups)
+    assert cut >= 8 and inexact >= 1
