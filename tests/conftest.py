@@ -19,5 +19,6 @@ def key():
 def pytest_collection_modifyitems(items):
     """Rows whose code the row `cluster` runs too, and which compile for minutes, are slow."""
     for item in items:
-        if any(row in item.name for row in ("cluster linear", "cluster density", "cluster tile")):
+        rows = ("cluster linear", "cluster density", "cluster tile")
+        if any(row in item.name for row in rows) or "unsharded[deep compression" in item.name:
             item.add_marker(pytest.mark.slow)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from experiments import table
 from experiments.distillation import cached_teacher as ct
@@ -28,6 +29,7 @@ def test_the_cached_teacher_runs_at_a_small_size(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_the_inner_loop_is_measured_at_a_small_size():
     sizes = inner_loop.Sizes((5, 4, 3), (9, 8, 3), (4, 8), examples=32, steps=(64, 10), rounds=1)
     rows, figures = inner_loop.measured(sizes)
@@ -35,6 +37,7 @@ def test_the_inner_loop_is_measured_at_a_small_size():
     assert all(row["measured"] > 0 for row in rows) and len(figures["milliseconds_a_step"]) == 7
 
 
+@pytest.mark.slow
 def test_hintons_experiment_runs_at_a_small_size(monkeypatch):
     monkeypatch.setattr(hinton, "TEACHER", (784, 12, 10))
     monkeypatch.setattr(hinton, "STUDENT", (784, 8, 10))

@@ -32,6 +32,7 @@ def split(n, seed):
     return rng.random((n, 28, 28, 1)).astype(np.float32), rng.integers(0, 10, n).astype(np.int32)
 
 
+@pytest.mark.slow
 def test_every_arm_is_run_and_its_figures_are_saved(capsys):
     saved = []
     data = Data(split(16, 0), split(8, 1), split(8, 2))

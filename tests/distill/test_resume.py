@@ -49,6 +49,7 @@ class Net(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(nn.relu(x)))
 
 
+@pytest.mark.slow
 def test_dropout_statistics_memories_averages_and_compressed_arrays_too(tmp_path):
     module = Net()
     variables = dict(module.init({"params": KEY, "dropout": KEY}, X))

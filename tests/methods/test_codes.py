@@ -47,6 +47,7 @@ def test_one_codebook_for_the_tree_and_its_summed_gradient():
     assert isinstance(eight.codebook, jp.Quantized)
 
 
+@pytest.mark.slow
 def test_a_tile_has_a_codebook_of_its_own():
     w = jnp.concatenate([normal((4, 6)), 100 + normal((4, 6), 1)])
     tree = jp.cluster(k=2, scope=(4,)).init(w)

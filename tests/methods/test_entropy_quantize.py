@@ -128,6 +128,7 @@ def test_pruned_weights_do_not_count():
         np.testing.assert_array_equal(one.values.scale, two.values.scale)
 
 
+@pytest.mark.slow
 def test_a_step_may_be_traced_and_vmapped():
     w = laplace((30, 20))
     curve = jax.vmap(lambda s: jp.measure.distortion(w, jp.entropy_quantize(step=s).init(w)))(

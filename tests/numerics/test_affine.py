@@ -139,6 +139,7 @@ weights = st.lists(st.floats(-100, 100, width=32), min_size=12, max_size=12)
 mess = st.sampled_from(["", "zero", "empty", "tie", "tiny"])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(weights, mess, st.sampled_from([((-1,), None), ((), 3)]))
 def test_projection(values, mess, how):
@@ -181,6 +182,7 @@ def test_pruned_weights_have_no_influence():
         assert same(np.asarray(a[1])[where], np.asarray(b[1])[where]) and np.all(np.isfinite(a[0])), kind
 
 
+@pytest.mark.slow
 def test_transforms():
     f = lambda w: encode(w, (-1,), 4)
     w = jnp.asarray(normal((3, 12, 4)))
@@ -312,6 +314,7 @@ def test_groups_longer_than_a_shard():
         assert same(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape, axis", [((70, 6), (-1,)), ((70, 6), ()), ((70,), ()), ((50, 3, 4), (-2,)), ((60, 4), (-2,))]
 )

@@ -71,6 +71,7 @@ def test_any_arrays(shapes, seed, size):
     agrees(shapes, seed, size)
 
 
+@pytest.mark.slow
 def test_pieces_have_at_most_1024_columns():
     shapes = [(1500, 200), (30, 3)]
     order = agrees(shapes, 2)[2]
@@ -108,6 +109,7 @@ def test_integers_follow_the_formulas():
 # --- the coder -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @quick
 @given(st.lists(axes | longer, min_size=1, max_size=4), st.integers(0, 999), st.integers(1, 50))
 def test_stream_equals_the_textbook(shapes, seed, lanes):

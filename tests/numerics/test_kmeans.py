@@ -38,6 +38,7 @@ def few_values(values, size=3000, seed=0):
 # --- codebook ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2, 16, 256])
 @pytest.mark.parametrize("close", [False, True])
 def test_few_distinct_values_are_the_codebook_to_the_bit(k, close):
@@ -50,6 +51,7 @@ def test_few_distinct_values_are_the_codebook_to_the_bit(k, close):
         np.testing.assert_array_equal(book, values)
 
 
+@pytest.mark.slow
 def test_spare_levels_repeat_and_nothing_gives_zeros():
     x = few_values(np.float32([-3, 1, 7]))
     for fit in (kmeans.codebook, compiled):
@@ -163,6 +165,7 @@ def test_half_precision_is_read_as_float32(dtype):
     np.testing.assert_array_equal(kmeans.codebook(x, 8), kmeans.codebook(x.astype(jnp.float32), 8))
 
 
+@pytest.mark.slow
 def test_batched_abstract_and_chunked(monkeypatch):
     X = normal(3, 200)
     books = jax.jit(jax.vmap(lambda x: kmeans.codebook(x, 8)))(X)

@@ -45,6 +45,7 @@ def test_values_and_gradients_are_those_of_the_masked_model(name):
             assert distance(y, small(shifted)[0]) > 1e-5, (path, axis)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in MODELS if n != "recurrent"])  # Flax's cells carry float32
 def test_in_float64_nothing_but_rounding_is_left(name):
     with jax.enable_x64(True):

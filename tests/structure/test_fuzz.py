@@ -1,5 +1,7 @@
 """Random programs: whatever is cut, the result is that of the masked program, or the groups say that it is not."""
 
+import os
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from jaxprune.structure.narrowed import narrowed
 from jaxprune.structure.planning import plan_of
 from jaxprune.transforms.axes.narrow import Narrow
 
-B, LIMIT = 3, 40
+B, LIMIT, MANY = 3, 40, int(os.environ.get("JAXPRUNE_FUZZ", "60"))
 UNARY = [jnp.tanh, jax.nn.relu, jax.nn.silu, jnp.sin, jax.nn.sigmoid, jnp.exp, jnp.square]
 HEADS = lambda n: [h for h in (2, 3, 4, 6) if n % h == 0]
 
@@ -136,7 +138,9 @@ def test_never_a_wrong_result(program, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=260, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("JAXPRUNE_FUZZ", "60")), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(programs(), st.integers(0, 1 << 20))
 def test_never_a_wrong_result_in_many_programs(program, seed):
     check(program, seed)
