@@ -33,7 +33,7 @@ def normalised(x: np.ndarray) -> Array:
     return jnp.asarray((x / np.float32(255) - MEAN) / STD, jnp.float32)
 
 
-def _norm(p: Any, x: Array) -> Array:
+def _norm(name: str, p: Any, x: Array) -> Array:
     return (x - p["mean"]) * (lax.rsqrt(p["var"] + 1e-5) * p["scale"]) + p["bias"]
 
 
@@ -45,14 +45,20 @@ def _conv(p: Any, x: Array, stride: int = 1) -> Array:
 
 def apply(params: Any, x: Array) -> Array:
     """Logits."""
-    x = jax.nn.relu(_norm(params["bn1"], _conv(params["conv1"], x)))
+    return forward(params, x, _norm)
+
+
+def forward(params: Any, x: Array, norm: Any) -> Array:
+    """Logits, with norm(name, params, x) for the batch norms."""
+    layer = lambda bn, conv, x, stride=1: norm(bn, params[bn], _conv(params[conv], x, stride))
+    x = jax.nn.relu(layer("bn1", "conv1", x))
     blocks = sum(name.startswith("layer1.") and name.endswith("conv1") for name in params)
     for stage in (1, 2, 3):
         for i in range(blocks):
             at = f"layer{stage}.{i}."
             stride = 2 if stage > 1 and i == 0 else 1
-            y = jax.nn.relu(_norm(params[at + "bn1"], _conv(params[at + "conv1"], x, stride)))
-            y = _norm(params[at + "bn2"], _conv(params[at + "conv2"], y))
+            y = jax.nn.relu(layer(at + "bn1", at + "conv1", x, stride))
+            y = layer(at + "bn2", at + "conv2", y)
             more = (y.shape[-1] - x.shape[-1]) // 2
             x = jax.nn.relu(y + jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (more, more))))
     return x.mean((1, 2)) @ params["linear"]["kernel"] + params["linear"]["bias"]

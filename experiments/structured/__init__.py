@@ -1,0 +1,1 @@
+"""Structural pruning measured: accuracy against operations."""
