@@ -68,9 +68,14 @@ PASSES = {
 @pytest.mark.parametrize("name", PASSES)
 def test_what_moves_positions_keeps_them_apart(name):
     f, sizes = PASSES[name]
-    found = jp.axes(lambda p, x: f(x @ p["w"]) @ p["v"], {"w": W, "v": V}, X)
-    got = sorted(g.size for g in found.groups)
-    assert got == sorted(sizes), (got, found.frozen)
+    rng = np.random.default_rng(1)
+    params = {"w": draw(rng, 6, 12), "v": draw(rng, 12, 3)}
+    g = lambda p, x: f(x @ p["w"]) @ p["v"]
+    found = jp.axes(g, params, X)
+    assert sorted(group.size for group in found.groups) == sorted(sizes), found.frozen
+    score = jax.tree.map(lambda w: rng.random(w.shape), params)
+    thin = jp.shrink(g, params, draw(rng, 4, 6), ratio=0.6, score=score)
+    assert thin.report.error < 1e-5 and thin.report.params[1] < thin.report.params[0]
 
 
 EXACT = {
