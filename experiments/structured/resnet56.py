@@ -26,7 +26,7 @@ from experiments import resnet
 from experiments.benchmarks.common import machine
 
 OUT = pathlib.Path(__file__).parent / "results" / "resnet56"
-SETTINGS: dict[str, Any] = {"flops": [0.75, 0.475, 0.25], "images": 1024, "seeds": [0, 1, 2], "batch": 128}
+SETTINGS: dict[str, Any] = {"flops": [0.475], "images": 1024, "seeds": [0, 1, 2], "batch": 128}
 
 
 def with_statistics(params: Any, x: Any) -> tuple[Any, Any]:
