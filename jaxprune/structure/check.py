@@ -34,7 +34,7 @@ def relative_error(f: Callable[..., Any], g: Callable[..., Any], plan: Plan, tre
 
 def _error(path: str, large: Any, small: Any, plan: Plan) -> float:
     if large.shape != small.shape:
-        large = plan.cut({path: large})[path]  # a new value of a param
+        large = plan.cut_one(large, plan.named(path) or path)  # a new value of a param
     if not large.size or not jnp.issubdtype(large.dtype, jnp.number):
         return 0.0
     a, b = (np.asarray(x).astype(np.complex128) for x in (large, small))

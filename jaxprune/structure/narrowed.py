@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune.structure.plan import Plan
-from jaxprune.transforms.axes.groups import walked
+from jaxprune.transforms.axes.groups import refuse_unmatched, walked
 from jaxprune.transforms.axes.index import fresh
 from jaxprune.transforms.axes.masks import assign
 from jaxprune.transforms.axes.narrow import Narrow
@@ -83,6 +83,7 @@ def _check(shapes: dict[str, Any], plan: Plan) -> None:
 def _ready(f: Any, plan: Plan, state: str | None, params: Any, shapes: Any, args: Any, kw: Any) -> Ready:
     like = [jax.ShapeDtypeStruct(plan.shapes[p], x.dtype) for p, x in shapes.items()]
     traced = trace(f, jax.tree.unflatten(jax.tree.structure(params), like), args, kw)
+    refuse_unmatched(state, [traced])
     leaf_axes = {path: [fresh(n) for n in shape] for path, shape in plan.shapes.items()}
     program = walked(Walk(), traced, leaf_axes, state)
     return Ready(traced, program, Narrow(kept(leaf_axes, plan)))

@@ -40,17 +40,13 @@ class Plan(NamedTuple):
           ValueError: a leaf of another shape than its param, or a tree with no leaf of the params' names.
         """
 
-        def one(x: Any, shape: Any, keep: Mapping[int, np.ndarray]) -> Any:
-            for axis, kept in keep.items():
-                x = jnp.take(jnp.asarray(x), kept, axis=axis)
-            return x
-
-        return self._over(one, tree, lambda path: self.shapes[path])
+        return self._over(self.cut_one, tree, lambda path: self.shapes[path])
 
     def expand(self, tree: Any) -> Any:
         """A tree of the old shapes: zeros where something was cut."""
 
-        def one(x: Any, shape: tuple[int, ...], keep: Mapping[int, np.ndarray]) -> Any:
+        def one(x: Any, path: str) -> Any:
+            shape, keep = self.shapes[path], self.keep.get(path, {})
             if not keep:
                 return x
             full = jnp.zeros(shape, jnp.result_type(x))
@@ -58,14 +54,20 @@ class Plan(NamedTuple):
 
         return self._over(one, tree, self.small)
 
+    def cut_one(self, x: Any, path: str) -> Any:
+        """What is kept of an array of the shape of the param at this path."""
+        for axis, kept in self.keep.get(path, {}).items():
+            x = jnp.take(jnp.asarray(x), kept, axis=axis)
+        return x
+
     def mask(self, tree: Any) -> Any:
         """A tree of the old shapes, with zeros where a plan cuts."""
 
-        def one(x: Any, shape: tuple[int, ...], keep: Mapping[int, np.ndarray]) -> Any:
-            for axis, kept in keep.items():
-                there = np.zeros(shape[axis], bool)
+        def one(x: Any, path: str) -> Any:
+            for axis, kept in self.keep.get(path, {}).items():
+                there = np.zeros(x.shape[axis], bool)
                 there[kept] = True
-                x = jnp.where(there.reshape([-1 if k == axis else 1 for k in range(len(shape))]), x, jnp.zeros_like(x))
+                x = jnp.where(there.reshape([-1 if k == axis else 1 for k in range(x.ndim)]), x, jnp.zeros_like(x))
             return x
 
         return self._over(one, tree, lambda path: self.shapes[path])
@@ -80,13 +82,13 @@ class Plan(NamedTuple):
 
         def leaf(keys: Any, x: Any) -> Any:
             name = leaf_path(keys)
-            path = self._named(name)
+            path = self.named(name)
             if path is None or (np.ndim(x) == 0 and self.shapes[path]):
                 return x
             if np.shape(x) != shape_of(path):
                 raise ValueError(f"plan: {name} is {np.shape(x)}, and the plan is for {shape_of(path)}")
             met.append(path)
-            return one(x, self.shapes[path], self.keep.get(path, {}))
+            return one(x, path)
 
         made = jax.tree_util.tree_map_with_path(leaf, tree)
         if self.shapes and not met:
@@ -94,7 +96,7 @@ class Plan(NamedTuple):
             raise ValueError(f"plan: no leaf is named as a param of the plan. It has {nearest('', names)}")
         return made
 
-    def _named(self, name: str) -> str | None:
+    def named(self, name: str) -> str | None:
         """The param whose path a leaf's name ends with; the longest one."""
         parts = name.split("/")
         return next((p for i in range(len(parts) + 1) if (p := "/".join(parts[i:])) in self.shapes), None)

@@ -24,7 +24,7 @@ from jaxprune.structure.narrowed import kept, narrowed
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
 from jaxprune.structure.report import Report, differences
-from jaxprune.transforms.axes.groups import Groups, axes
+from jaxprune.transforms.axes.groups import Groups, axes, replaces
 from jaxprune.transforms.axes.narrow import Narrow
 
 
@@ -131,7 +131,7 @@ def shrink(
         how = Choice(score, reduce, scope, where, round_to, dict(keep or {}), approximate)
         plan = planned(found, tree, wanted, how)
     narrow = Narrow(_kept(found, plan))
-    apply = narrowed(first, plan, state)
+    apply = narrowed(first, plan, state if any(replaces(path, state) for path in found.traced[0].paths) else None)
     report = _report(found, plan, narrow, relative_error(first, apply, plan, tree, given))
     report.raise_if_wrong()
     return Thin(apply, plan.cut(tree), plan, report)

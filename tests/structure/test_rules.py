@@ -53,6 +53,7 @@ PASSES = {
     "reshape and back": (lambda y: y.reshape(4, 3, 4).reshape(4, 12), [3, 4]),
     "a swap of factors": (lambda y: y.reshape(4, 3, 4).swapaxes(1, 2).reshape(4, 12), [3, 4]),
     "halves": (lambda y: jnp.concatenate([y[:, 6:], y[:, :6]], 1), [6, 6]),
+    "a recurrence": (lambda y: lax.scan(lambda h, _: (jnp.tanh(h + y), None), jnp.zeros((4, 12)), None, 2)[0], [12]),
     "a gate": (lambda y: jnp.tile(y[:, :6] * jax.nn.sigmoid(y[:, 6:]), (1, 2)), [6]),
     "softmax over others": (lambda y: jax.nn.softmax(y, 0), [12]),
     "a mean": (lambda y: y - y.mean(1, keepdims=True), [12]),

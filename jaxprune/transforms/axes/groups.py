@@ -115,6 +115,7 @@ def axes(f: Any, params: Any, *args: Any, state: str | None = None, **kw: Any) -
     for g, given in calls:
         traced.append(trace(g, params, tuple(given), kw))
         programs.append(walked(walk, traced[-1], leaf_axes, state))
+    refuse_unmatched(state, traced)
     return _grouped(shapes, leaf_axes, walk, programs, traced)
 
 
@@ -126,11 +127,8 @@ def walked(walk: Walk, t: Traced, leaf_axes: dict[str, Axes], state: str | None)
     """Walks one function; its arguments stay whole, and so do its outputs, but for those that are params anew."""
     given = [[fresh(n, "an argument of the function") for n in v.aval.shape] for v in t.jaxpr.invars[len(leaf_axes) :]]
     program = walk.program(t.jaxpr, t.consts, [*leaf_axes.values(), *given])
-    hits = [state is not None and bool(re.fullmatch(state, path)) for path in t.paths]
-    if state is not None and not any(hits):
-        raise ValueError(f"state={state!r} matches no output. The nearest: {nearest(state, t.paths)}")
-    for path, outs, hit in zip(t.paths, program.outs, hits):
-        if not hit:
+    for path, outs in zip(t.paths, program.outs):
+        if not replaces(path, state):
             for e in outs:
                 freeze(e, "an output of the function")
             continue
@@ -140,9 +138,21 @@ def walked(walk: Walk, t: Traced, leaf_axes: dict[str, Axes], state: str | None)
     return program
 
 
+def replaces(output: str, state: str | None) -> bool:
+    """Whether an output is a new value of a param."""
+    return state is not None and re.fullmatch(state, output) is not None
+
+
+def refuse_unmatched(state: str | None, traced: Sequence[Traced]) -> None:
+    """A rule that matches nothing is an error."""
+    paths = [path for t in traced for path in t.paths]
+    if state is not None and not any(replaces(path, state) for path in paths):
+        raise ValueError(f"state={state!r} matches no output. The nearest: {nearest(state, paths)}")
+
+
 def _param_of(output: str, leaf_axes: dict[str, Axes], shape: list[int]) -> str:
     """The longest path of a param that the output's path ends with."""
-    found = [p for p in leaf_axes if f"/{output}".endswith(f"/{p}") or f"/{p}".endswith(f"/{output}")]
+    found = [p for p in leaf_axes if f"/{output}".endswith(f"/{p}")]
     fit = [p for p in found if [size(e) for e in leaf_axes[p]] == shape]
     if not fit:
         raise ValueError(
