@@ -26,13 +26,12 @@ TEACHER, STUDENT = (784, 1200, 1200, 10), (784, 800, 800, 10)
 SETTINGS: dict[str, Any] = {
     "seeds": [0, 1, 2],
     "epochs": 10,
-    "teacher_epochs": 40,
+    "teacher_epochs": 20,
     "batch": 128,
     "learning_rate": 1e-3,
     "temperature": 20.0,
     "jitter": 2,
     "dropout": 0.3,
-    "validation": 1000,
 }
 SHIFTS = np.arange(0, 10.1, 0.1)
 
@@ -138,7 +137,7 @@ def measured(settings: Any, data: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    found = measured(SETTINGS, mnist(SETTINGS["validation"]))
+    found = measured(SETTINGS, mnist())
     path = save("hinton", SETTINGS, found)
     none = found["no_threes"]
     rows = [
