@@ -54,6 +54,7 @@ from jaxprune.storage.format import FormatError as FormatError
 from jaxprune.structure.plan import Plan as Plan
 from jaxprune.structure.shrink import shrink as shrink
 from jaxprune.training.attract import attract as attract
+from jaxprune.training.group_penalty import group_penalty as group_penalty
 from jaxprune.training.keep_pruned import keep_pruned as keep_pruned
 from jaxprune.training.project import project as project
 from jaxprune.training.rate_penalty import rate_penalty as rate_penalty
