@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core as jex
 
 from jaxprune.transforms.axes.index import Axis, size
@@ -41,7 +42,8 @@ class Narrow:
         """What is kept of an array of the large program."""
         for k, e in enumerate(axes):
             if self.size(e) != size(e):
-                x = jnp.take(x, np.nonzero(self.mask(e))[0], axis=k)
+                known = not isinstance(x, Tracer) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+                x = (np.take if known else jnp.take)(x, np.nonzero(self.mask(e))[0], axis=k)
         return x
 
     def run(self, program: Walked, args: list[Any]) -> list[Any]:
@@ -69,6 +71,8 @@ class Narrow:
             made = run_equations([r.eqn], given, info)
             return [made.get(v) for v in r.eqn.outvars]  # nothing of it is cut
         with r.eqn.ctx.manager:
+            if name == "iota" and self.shape(r.outs[0]) != r.eqn.outvars[0].aval.shape:
+                return [self.cut(_iota(**r.eqn.params), r.outs[0])]
             if name in WHOLE:
                 return [self.cut(r.eqn.primitive.bind(*values, **r.eqn.params), r.outs[0])]
             out = r.eqn.primitive.bind(*values, **self.params(r))
@@ -105,6 +109,11 @@ class Narrow:
             invars=[seen(v, axes) for v, axes in zip(r.eqn.invars, r.ins)],
             outvars=[seen(v, axes) for v, axes in zip(r.eqn.outvars, r.outs)],
         )
+
+
+def _iota(*, shape: tuple[int, ...], dimension: int, dtype: Any, **rest: Any) -> np.ndarray:
+    along = np.arange(shape[dimension]).astype(dtype)
+    return np.broadcast_to(along.reshape([-1 if k == dimension else 1 for k in range(len(shape))]), shape)
 
 
 def _sliced(narrow: Narrow, r: Record, p: dict[str, Any]) -> dict[str, Any]:
