@@ -59,9 +59,9 @@ def trained(sizes: Any, data: dict[str, Any], settings: Any, seed: int, soft: bo
     return jp.distill.fit(d, state, batches, teacher, steps=steps, inner_steps=200).state.params
 
 
-def good_teacher(x: np.ndarray, y: np.ndarray, settings: Any) -> Any:
+def good_teacher(x: np.ndarray, y: np.ndarray, settings: Any, sizes: Any = None) -> Any:
     """An epoch at a time over images that move anew in each."""
-    model, epochs = mlp(TEACHER), settings["teacher_epochs"]
+    model, epochs = mlp(sizes or TEACHER), settings["teacher_epochs"]
     steps = epochs * (len(x) // settings["batch"])
     rate = optax.cosine_decay_schedule(settings["learning_rate"], steps)
     d = jp.distill.distiller(jp.distill.plain(model.apply), [], optax.adam(rate), labels=1.0)
