@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -75,7 +76,7 @@ def good_teacher(settings: Any, train: Any, path: pathlib.Path | None) -> tuple[
     there = path.with_suffix(".npz") if path is not None else None
     if there is not None and there.exists():
         with np.load(there) as f:
-            return net, treedef.unflatten([f[f"arr_{i}"] for i in range(len(params))]), float(f["seconds"])
+            return net, treedef.unflatten([jnp.asarray(f[f"arr_{i}"]) for i in range(len(params))]), float(f["seconds"])
     clock, data = time.perf_counter(), {"x": train[0], "y": train[1]}
     found = fitted(net, treedef.unflatten(params), data, [], nobody, settings["teacher_steps"], settings, 100)
     seconds = time.perf_counter() - clock
@@ -86,14 +87,14 @@ def good_teacher(settings: Any, train: Any, path: pathlib.Path | None) -> tuple[
 
 def said(net: Model, params: Any, x: np.ndarray, size: int = 64) -> np.ndarray:
     """The logits of every position, float16."""
-    run = jax.jit(lambda x: net.apply(params, x).astype("float16"))
+    run = jax.jit(lambda x: net.apply(params, x).astype(jnp.float16))
     return np.concatenate([np.asarray(run(x[i : i + size])) for i in range(0, len(x), size)])
 
 
 def thinned(params: Any, kept: Any) -> Any:
     """A student of some of the teacher's blocks, in arrays of its own."""
     ends = {name: x for name, x in params.items() if not name.startswith("block")}
-    return jax.tree.map(jax.numpy.array, ends | {f"block{i}": params[f"block{k}"] for i, k in enumerate(kept)})
+    return jax.tree.map(jnp.array, ends | {f"block{i}": params[f"block{k}"] for i, k in enumerate(kept)})
 
 
 def term(arm: str, weight: float, settings: Any) -> list[Any]:

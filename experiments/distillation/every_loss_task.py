@@ -40,7 +40,9 @@ def trainer(net: Any, arm: Arm | None, teacher: Any, settings: Any, steps: int) 
     ema = MOMENTUM if arm and arm.how == "views" else None
 
     def distiller(weight: Any) -> Any:
-        match = lambda a: jp.distill.match(a.loss, a.layers, project=a.project, weight=lambda step: weight, name="loss_")
+        match = lambda arm: jp.distill.match(
+            arm.loss, arm.layers, project=arm.project, weight=lambda step: weight, name="taught"
+        )
         terms = [match(arm)] if arm else []
         return jp.distill.distiller(net, terms, optax.adam(rate), labels=1.0, ema=ema, compare=False)
 
@@ -83,9 +85,10 @@ class Task:
         before = self.taught["before"]
         self.margin = jp.distill.losses.overhaul_margin(before.mean((0, 1, 2)), before.std((0, 1, 2)))
         self.steps = settings["epochs"] * (n // settings["batch"])
-        self._plain, self._alone = self._made(None), {}
+        self._plain, self._alone = self.made(None), {}
 
-    def _made(self, arm: Arm | None) -> tuple[Any, Any, Any]:
+    def made(self, arm: Arm | None) -> tuple[Any, Any, Any]:
+        """The init and the compiled step of an arm's students, and their teacher. None: labels alone."""
         how, layers = (arm.how, arm.layers) if arm else ("teacher", None)
         net = network(self.model.apply, layers, how)
         own = {"peers": jp.distill.Itself(net), "views": jp.distill.Averaged(net)}
@@ -95,33 +98,35 @@ class Task:
     def alone(self, seed: int) -> Any:
         """The student's params from labels alone; trained once for each seed."""
         if seed not in self._alone:
-            self._alone[seed] = self._trained(None, self._plain, {}, 0.0, seed)
+            self._alone[seed] = self._trained(None, self._plain, 0.0, seed)
         return self._alone[seed]
 
     def learner(self, arm: Arm) -> Any:
         """(weight, seed) -> params of a student that an arm taught; compiled once."""
-        made = self._made(arm)
-        said = {n: v for n, v in self.taught.items() if n == "output" or re.fullmatch(arm.layers or "output", n)}
+        made = self.made(arm)
+        return lambda weight, seed: self._trained(arm, made, weight, seed)
 
-        def learn(weight: float, seed: int) -> Any:
-            if arm.how == "previous":
-                said["output"] = logits(self.model.apply, self.alone(seed), self.x)
-            return self._trained(arm, made, said, weight, seed)
-
-        return learn
-
-    def _trained(self, arm: Any, made: Any, said: Any, weight: float, seed: int) -> Any:
-        init, step, teacher = made
-        peers = arm is not None and arm.how == "peers"
-        y = np.stack([self.y, self.y], 1) if peers else self.y
-        batches = jp.distill.Shuffled(
-            {"x": self.x, "y": y, "teacher": said}, self.settings["batch"], seed=seed, index="index"
-        )
+    def first(self, arm: Arm | None, seed: int) -> Any:
+        """Params before the first step: of one student, or of two peers."""
         key = jax.random.key(seed)
-        params = [self.model.init(k) for k in (key, jax.random.fold_in(key, 1))]
-        state = init(params if peers else params[0], batches.at(0), teacher, key=key)
+        one = self.model.init(key)
+        return [one, self.model.init(jax.random.fold_in(key, 1))] if arm and arm.how == "peers" else one
+
+    def batches(self, arm: Arm | None, seed: int) -> Any:
+        """The training set with what the arm's teacher says of it."""
+        fields = {"x": self.x, "y": np.stack([self.y, self.y], 1) if arm and arm.how == "peers" else self.y}
+        if arm and arm.how == "teacher":
+            wanted = lambda name: name == "output" or re.fullmatch(arm.layers or "output", name)
+            fields["teacher"] = {name: x for name, x in self.taught.items() if wanted(name)}
+        if arm and arm.how == "previous":
+            fields["teacher"] = {"output": logits(self.model.apply, self.alone(seed), self.x)}
+        return jp.distill.Shuffled(fields, self.settings["batch"], seed=seed, index="index")
+
+    def _trained(self, arm: Arm | None, made: Any, weight: float, seed: int) -> Any:
+        (init, step, teacher), batches = made, self.batches(arm, seed)
+        state = init(self.first(arm, seed), batches.at(0), teacher, key=jax.random.key(seed))
         after = run(step, state, batches, self.steps, weight).params
-        return after[0] if peers else after
+        return after[0] if arm and arm.how == "peers" else after
 
     def score(self, params: Any) -> tuple[int, float]:
         """Errors and loss of the validation split: the less the better."""
