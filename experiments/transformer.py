@@ -2,8 +2,8 @@
 
     h ← E[x] + P;    h ← h + attention(norm(h)),  h ← h + MLP(norm(h)) in each block;    logits = norm(h) Eᵀ
 
-Pre-norm, learned positions P, the head tied to the embedding E (as GPT-2, Radford et al. 2019). Every position says what
-comes next, so logits are (batch, length, vocabulary) and labels (batch, length).
+Pre-norm, learned positions P, the head tied to the embedding E (as GPT-2, Radford et al. 2019). Every position says
+what comes next, so logits are (batch, length, vocabulary) and labels (batch, length).
 """
 
 import math
@@ -17,9 +17,7 @@ import jaxprune as jp
 from experiments.models import Model
 
 
-def transformer(
-    layers: int = 4, width: int = 128, heads: int = 4, vocabulary: int = 65, length: int = 128
-) -> Model:
+def transformer(layers: int = 4, width: int = 128, heads: int = 4, vocabulary: int = 65, length: int = 128) -> Model:
     """Blocks of attention and an MLP of four times the width; what a block gives is tapped as "block0", ….
 
     Args:

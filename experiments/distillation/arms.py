@@ -95,11 +95,12 @@ permuted = Stateful("born_again_permuted", lambda key, s, t: ({}, {}), _permuted
 
 def mutual(s: Any, t: Any, *, mask: Any = None) -> Array:
     """Both peers' `deep_mutual`, of logits (batch, 2, classes): each learns from the other."""
-    return sum(losses.deep_mutual(s[:, i], t[None, :, 1 - i], mask=mask) for i in (0, 1)) / 2
+    one = lambda i: losses.deep_mutual(s[:, i], t[None, :, 1 - i], mask=mask)
+    return (one(0) + one(1)) / 2
 
 
-def joined(x: Mapping[str, Array]) -> Array:
-    """"map1", average-pooled to the size of "map2", and "map2": (batch, 7, 7, channels of both)."""
+def joined(x: Mapping[str, Any]) -> Array:
+    """ "map1", average-pooled to the size of "map2", and "map2": (batch, 7, 7, channels of both)."""
     n, h, w, c = x["map1"].shape
     return jnp.concatenate([x["map1"].reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4)), x["map2"]], -1)
 

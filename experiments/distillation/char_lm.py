@@ -1,14 +1,14 @@
 """A character model of 4 layers taught to one of 2, on tiny shakespeare: soft targets at every position.
 
-Both are causal transformers (`experiments.transformer`) of width 96 over windows of 128 characters. The students begin as
-the teacher's first and last block, its embedding, positions and last norm; the teacher's learning rate, the schedule,
-the steps and the order of the data are the same for all:
+Both are causal transformers (`experiments.transformer`) of width 96 over windows of 128 characters. The students begin
+as the teacher's first and last block, its embedding, positions and last norm; the teacher's learning rate, the
+schedule, the steps and the order of the data are the same for all:
     labels   cross-entropy alone
     kd       labels + w · KL(teacher ‖ student)
     jsd      labels + w · generalised JSD, β = 0.5 (GKD, Agarwal et al. 2024, arXiv:2306.13649; on the data's own text)
 
-w is one of two, by the validation loss of a seed that is not reported. The test split is looked at once, in the end. The
-teacher's logits of the training text are computed once and lie in float16 beside the characters.
+w is one of two, by the validation loss of a seed that is not reported. Where the test split is looked at, nothing is
+chosen any more. The teacher's logits of the training text are computed once and lie in float16 beside the characters.
 
 python -m experiments.distillation.char_lm [--resume FILE]
 """
@@ -16,6 +16,7 @@ python -m experiments.distillation.char_lm [--resume FILE]
 import argparse
 import pathlib
 import time
+import types
 from functools import partial
 from typing import Any
 
@@ -66,11 +67,11 @@ def fitted(net: Model, params: Any, data: Any, terms: Any, teacher: Any, steps: 
 def loss_of(net: Model, params: Any, pair: Any) -> float:
     """Nats a character."""
     evaluate = jp.distill.Evaluator(jp.distill.plain(net.apply), {"x": pair[0], "y": pair[1]}, batch=64)
-    return evaluate(jp.distill.State(params, {}, {}, None, {}, None, None))["loss"]  # type: ignore[arg-type]
+    return evaluate(types.SimpleNamespace(params=params, model_state={}))["loss"]
 
 
 def good_teacher(settings: Any, train: Any, path: pathlib.Path | None) -> tuple[Any, Any, float]:
-    """The teacher, its params and the seconds it took; both from `path`.npz if a run that was killed left them there."""
+    """The teacher, its params and the seconds it took; from `path`.npz if a run that was killed left them there."""
     net = model(settings, settings["teacher_layers"])
     params, treedef = jax.tree.flatten(net.init(jax.random.key(100)))
     there = path.with_suffix(".npz") if path is not None else None
@@ -110,7 +111,10 @@ def measured(settings: Any, data: Any, path: pathlib.Path | None = None) -> dict
     net, weights, seconds = good_teacher(settings, data.train, path)
     pupil, start = model(settings, len(settings["kept"])), thinned(weights, settings["kept"])
     arrays = {"x": x, "y": y, "teacher": said(net, weights, x)}
-    both = lambda which, params: {"validation": loss_of(which, params, validation), "test": loss_of(which, params, test)}
+    both = lambda which, params: {
+        "validation": loss_of(which, params, validation),
+        "test": loss_of(which, params, test),
+    }
 
     def losses(arm: str, weight: float, seed: int) -> dict[str, float]:
         terms, fields = term(arm, weight, settings), ("x", "y", "teacher") if arm != "labels" else ("x", "y")
@@ -147,11 +151,13 @@ def _size(params: Any) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--resume", type=pathlib.Path, help="a file for finished runs, taken over on the next start")
     found = measured(SETTINGS, tiny_shakespeare(SETTINGS["length"]), parser.parse_args().resume)
     path = save("char_lm", SETTINGS, found)
-    teacher, before = ([f"{found[who][s]:.4f}" for s in ("validation", "test")] for who in ("teacher", "student_before"))
+    teacher, before = (
+        [f"{found[who][s]:.4f}" for s in ("validation", "test")] for who in ("teacher", "student_before")
+    )
     rows = [("teacher, 4 layers", *teacher), ("its layers 0 and 3, untrained", *before)]
     for arm in SETTINGS["weights"]:
         rows.append((f"2 layers, {arm}", *(plus_minus(found[arm][s], 4) for s in ("validation", "test"))))

@@ -1,10 +1,10 @@
 """Every classical loss on one task: what each adds to the labels.
 
-MNIST with 5,000 labelled images. The student is a thin `strided` network, trained for a few epochs; the teacher has four
-times its channels and learned from all 55,000. Each loss is added to the labels' cross-entropy with one weight, chosen
-from powers of ten by the validation errors of a seed that is not reported (ties: by validation loss). Steps, learning
-rate and batches are the same for all. Losses with no such teacher learn from the student of labels alone ("previous
-generation"), from each other, or from their own moving average.
+MNIST with 5,000 labelled images. The student is a thin `strided` network, trained for a few epochs; the teacher has
+four times its channels and learned from all 55,000. Each loss is added to the labels' cross-entropy with one weight,
+chosen from powers of ten by the validation errors of a seed that is not reported (ties: by validation loss). Steps,
+learning rate and batches are the same for all. Where there is no such teacher, students learn from the student of labels
+alone ("previous"), from each other ("peers"), or from their own moving average ("views").
 
 python -m experiments.distillation.every_loss [--resume FILE]
 python -m experiments.distillation.every_loss --write               # the table of docs/distillation.md
@@ -61,7 +61,12 @@ def measured(settings: Any, data: Any, only: Any = None, path: pathlib.Path | No
     task = Task(data, settings)
     alone = lambda: [task.wrong(task.alone(seed)) for seed in settings["seeds"]]
     labels = remembered(path, "labels", alone)
-    found: dict[str, Any] = {"teacher_errors": task.errors, "steps": task.steps, "labels": summary(labels), "losses": {}}
+    found: dict[str, Any] = {
+        "teacher_errors": task.errors,
+        "steps": task.steps,
+        "labels": summary(labels),
+        "losses": {},
+    }
     for name, arm in arms(settings["images"], task.margin).items():
         if only is None or name in only:
             row = remembered(path, name, lambda arm=arm: result(task, arm, settings))
@@ -90,8 +95,10 @@ def page(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--write", action="store_true", help="put the table of the results that are there into the page")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--write", action="store_true", help="put the table of the results that are there into the page"
+    )
     parser.add_argument("--resume", type=pathlib.Path, help="a file for finished losses, taken over on the next start")
     args = parser.parse_args()
     if args.write:

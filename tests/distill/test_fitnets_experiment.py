@@ -11,6 +11,7 @@ from experiments.distillation import fitnets as experiment
 SMALL = experiment.SETTINGS | {
     "seeds": [0],
     "rates": [1e-3],
+    "tuning_seeds": [9],
     "teacher": [784, 8, 9, 10],
     "teacher_epochs": 1,
     "depth": 4,
