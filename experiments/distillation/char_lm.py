@@ -17,6 +17,7 @@ import argparse
 import pathlib
 import time
 import types
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -64,10 +65,12 @@ def fitted(net: Model, params: Any, data: Any, terms: Any, teacher: Any, steps: 
     return jp.distill.fit(d, state, batches, teacher, steps=steps, inner_steps=50, progress=False).state.params
 
 
-def loss_of(net: Model, params: Any, pair: Any) -> float:
-    """Nats a character."""
-    evaluate = jp.distill.Evaluator(jp.distill.plain(net.apply), {"x": pair[0], "y": pair[1]}, batch=64)
-    return evaluate(types.SimpleNamespace(params=params, model_state={}))["loss"]
+def judge(net: Model, splits: Any) -> Callable[[Any], dict[str, float]]:
+    """params -> nats a character on each split."""
+    seen = jp.distill.plain(net.apply)
+    each = {name: jp.distill.Evaluator(seen, {"x": x, "y": y}, batch=64) for name, (x, y) in splits.items()}
+    state = lambda params: types.SimpleNamespace(params=params, model_state={})
+    return lambda params: {name: evaluate(state(params))["loss"] for name, evaluate in each.items()}
 
 
 def good_teacher(settings: Any, train: Any, path: pathlib.Path | None) -> tuple[Any, Any, float]:
@@ -111,16 +114,14 @@ def measured(settings: Any, data: Any, path: pathlib.Path | None = None) -> dict
     net, weights, seconds = good_teacher(settings, data.train, path)
     pupil, start = model(settings, len(settings["kept"])), thinned(weights, settings["kept"])
     arrays = {"x": x, "y": y, "teacher": said(net, weights, x)}
-    both = lambda which, params: {
-        "validation": loss_of(which, params, validation),
-        "test": loss_of(which, params, test),
-    }
+    splits = {"validation": validation, "test": test}
+    judged, judged_teacher = judge(pupil, splits), judge(net, splits)
 
     def losses(arm: str, weight: float, seed: int) -> dict[str, float]:
         terms, fields = term(arm, weight, settings), ("x", "y", "teacher") if arm != "labels" else ("x", "y")
         teacher = jp.distill.Given() if terms else nobody
         rest = {k: arrays[k] for k in fields}, terms, teacher, settings["steps"], settings, seed
-        return both(pupil, fitted(pupil, thinned(start, range(len(settings["kept"]))), *rest))
+        return judged(fitted(pupil, start, *rest))
 
     def run(arm: str, weight: float, seed: int) -> dict[str, float]:
         began = time.perf_counter()
@@ -130,8 +131,8 @@ def measured(settings: Any, data: Any, path: pathlib.Path | None = None) -> dict
         return found
 
     found: dict[str, Any] = {
-        "teacher": both(net, weights) | {"seconds": seconds},
-        "student_before": both(pupil, start),
+        "teacher": judged_teacher(weights) | {"seconds": seconds},
+        "student_before": judged(start),
         "params": {"teacher": _size(weights), "student": _size(start)},
         "tokens": {k: settings[k] * settings["batch"] * x.shape[1] for k in ("teacher_steps", "steps")},
     }
@@ -142,7 +143,9 @@ def measured(settings: Any, data: Any, path: pathlib.Path | None = None) -> dict
         found[arm] = {split: summary([s[split] for s in seeds]) for split in ("validation", "test")}
         found[arm] |= {"weight": weight, "tried": tried}
     less = lambda arm, split: paired(found[arm][split]["values"], found["labels"][split]["values"])
-    found["less_than_labels"] = {a: {s: less(a, s) for s in ("validation", "test")} for a in ("kd", "jsd")}
+    found["less_than_labels"] = {
+        a: {s: less(a, s) for s in ("validation", "test")} for a in settings["weights"] if a != "labels"
+    }
     return found | {"wall_s": time.perf_counter() - clock}
 
 

@@ -3,8 +3,8 @@
 MNIST with 5,000 labelled images. The student is a thin `strided` network, trained for a few epochs; the teacher has
 four times its channels and learned from all 55,000. Each loss is added to the labels' cross-entropy with one weight,
 chosen from powers of ten by the validation errors of a seed that is not reported (ties: by validation loss). Steps,
-learning rate and batches are the same for all. Where there is no such teacher, students learn from the student of labels
-alone ("previous"), from each other ("peers"), or from their own moving average ("views").
+learning rate and batches are the same for all. Where there is no such teacher, students learn from the student of
+labels alone ("previous"), from each other ("peers"), or from their own moving average ("views").
 
 python -m experiments.distillation.every_loss [--resume FILE]
 python -m experiments.distillation.every_loss --write               # the table of docs/distillation.md
