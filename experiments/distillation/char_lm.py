@@ -143,9 +143,8 @@ def measured(settings: Any, data: Any, path: pathlib.Path | None = None) -> dict
         found[arm] = {split: summary([s[split] for s in seeds]) for split in ("validation", "test")}
         found[arm] |= {"weight": weight, "tried": tried}
     less = lambda arm, split: paired(found[arm][split]["values"], found["labels"][split]["values"])
-    found["less_than_labels"] = {
-        a: {s: less(a, s) for s in ("validation", "test")} for a in settings["weights"] if a != "labels"
-    }
+    taught = [arm for arm in settings["weights"] if arm != "labels"]
+    found["less_than_labels"] = {arm: {split: less(arm, split) for split in splits} for arm in taught}
     return found | {"wall_s": time.perf_counter() - clock}
 
 
