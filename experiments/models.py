@@ -30,14 +30,14 @@ class Model(NamedTuple):
 
 
 def mlp(sizes: Sequence[int], example: Sequence[int] | None = None) -> Model:
-    """Dense layers with ReLU between; the input is flattened."""
+    """Dense layers with ReLU between, tapped as "dense1", …; the input is flattened."""
     shapes = {f"dense{i + 1}": pair for i, pair in enumerate(itertools.pairwise(sizes))}
 
     def apply(params: Any, x: Array) -> Array:
         x = x.reshape(x.shape[0], -1)
         for name in shapes:
             x = _dense(params[name], x)
-            x = jax.nn.relu(x) if name != f"dense{len(shapes)}" else x
+            x = jp.tap(jax.nn.relu(x), name) if name != f"dense{len(shapes)}" else x
         return x
 
     return Model(lambda key: _init(key, shapes), apply, tuple(example or (sizes[0],)))
@@ -70,6 +70,24 @@ def lenet5(width: float = 1.0) -> Model:
     return Model(lambda key: _init(key, shapes), apply, (28, 28, 1))
 
 
+def strided(channels: Sequence[int] = (16, 32), hidden: int = 128) -> Model:
+    """Two convolutions with a stride of 2 instead of pooling, and two dense layers, for images of 28×28.
+
+    Taps: "map1" (14×14) and "map2" (7×7), after their ReLU; "before", what goes into the second of them; "hidden".
+    """
+    a, b = channels
+    shapes = {"conv1": (5, 5, 1, a), "conv2": (3, 3, a, b), "dense1": (49 * b, hidden), "dense2": (hidden, 10)}
+
+    def apply(params: Any, x: Array) -> Array:
+        x = jp.tap(jax.nn.relu(_conv(params["conv1"], x, stride=2, padding="SAME")), "map1")
+        x = jp.tap(_conv(params["conv2"], x, stride=2, padding="SAME"), "before")
+        x = jp.tap(jax.nn.relu(x), "map2")
+        x = jax.nn.relu(_dense(params["dense1"], x.reshape(x.shape[0], -1)))
+        return _dense(params["dense2"], jp.tap(x, "hidden"))
+
+    return Model(lambda key: _init(key, shapes), apply, (28, 28, 1))
+
+
 def _init(key: Array, shapes: dict[str, tuple[int, ...]]) -> Any:
     """Normal weights of variance 2 / fan-in (He et al. 2015), zero biases; one draw for all layers compiles once."""
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes.values()))
@@ -86,8 +104,9 @@ def _dense(layer: Any, x: Array) -> Array:
     return x @ layer["kernel"] + layer["bias"]
 
 
-def _conv(layer: Any, x: Array) -> Array:
-    y = lax.conv_general_dilated(x, layer["kernel"], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _conv(layer: Any, x: Array, stride: int = 1, padding: str = "VALID") -> Array:
+    letters = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(x, layer["kernel"], (stride, stride), padding, dimension_numbers=letters)
     return y + layer["bias"]
 
 

@@ -75,12 +75,13 @@ def with_dropout(rate: float) -> jp.distill.Network:
     return jp.distill.Network(apply)
 
 
-def good_teacher(x: np.ndarray, y: np.ndarray, settings: Any) -> Any:
+def good_teacher(x: np.ndarray, y: np.ndarray, settings: Any, sizes: Any = None) -> Any:
     """An epoch at a time over images that move anew in each."""
-    model, epochs = mlp(TEACHER), settings["teacher_epochs"]
+    model, epochs = mlp(sizes or TEACHER), settings["teacher_epochs"]
     steps = epochs * (len(x) // settings["batch"])
     rate = optax.cosine_decay_schedule(settings["learning_rate"], steps)
-    d = jp.distill.distiller(with_dropout(settings["dropout"]), [], optax.adam(rate), labels=1.0)
+    net = with_dropout(settings["dropout"]) if "dropout" in settings else jp.distill.plain(model.apply)
+    d = jp.distill.distiller(net, [], optax.adam(rate), labels=1.0)
     key = jax.random.key(100)
     state = d.init(model.init(key), {"x": x[:1], "y": y[:1]}, nobody, key=key)
     for epoch in range(epochs):

@@ -154,6 +154,14 @@ def test_the_bank_of_crd_remembers_and_lies_in_the_state():
         d.step(state, {"x": X}, ONE)
 
 
+def test_a_state_with_the_bank_of_crd_can_be_donated():
+    term = jp.distill.match(jp.distill.crd_loss(10, features=4, negatives=5), "hidden", weight=0.8)
+    d = jp.distill.distiller(NET, [term], optax.sgd(0.1))
+    state = d.init(jax.tree.map(jnp.asarray, params(5, 3)), BATCH, ONE, key=KEY)
+    state, metrics = jax.jit(d.step, donate_argnums=0)(state, BATCH, ONE)  # refused if an array is there twice
+    assert int(state.step) == 1 and np.isfinite(metrics["crd"])
+
+
 def test_the_centre_of_dino_moves():
     views = {"x": np.stack([X, X + 0.1])}
     d = jp.distill.distiller(NET, [jp.distill.match(jp.distill.dino_loss(momentum=0.75))], optax.sgd(0.1), ema=0.9)

@@ -58,8 +58,9 @@ def crd_init(key: Array, examples: int, features: int) -> CRDBank:
     edge = math.sqrt(3 / features)
     draw = lambda k: jax.random.uniform(k, (examples, features), jnp.float32, -edge, edge)
     first, second = jax.random.split(key)
-    zero = jnp.zeros((), jnp.float32)
-    return CRDBank(draw(first), draw(second), zero, zero, jnp.zeros((), bool))
+    # Two zeros: a state that holds one array twice cannot be donated.
+    zero = lambda: jnp.zeros((), jnp.float32)
+    return CRDBank(draw(first), draw(second), zero(), zero(), jnp.zeros((), bool))
 
 
 def crd_negatives(key: Array, indices: Any, *, count: int, examples: int) -> Array:
