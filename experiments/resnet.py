@@ -1,14 +1,18 @@
-"""The CIFAR-10 ResNets of He et al. 2016 (arXiv:1512.03385), option-A shortcuts, channels last, eval mode.
+"""The CIFAR-10 ResNets of He et al. 2016 (arXiv:1512.03385), option-A shortcuts, channels last.
 
-`load` reads a PyTorch checkpoint's names and layouts (an .npz) into `{"conv1": {"kernel": HWIO}, "bn1": …}`.
+`load` reads a PyTorch checkpoint's names and layouts (an .npz) into `{"conv1": {"kernel": HWIO}, "bn1": …}`. What the
+three stages give is tapped as "stage1" to "stage3".
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+import jaxprune as jp
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -44,17 +48,46 @@ def _conv(p: Any, x: Array, stride: int = 1) -> Array:
 
 
 def apply(params: Any, x: Array) -> Array:
-    """Logits."""
-    x = jax.nn.relu(_norm(params["bn1"], _conv(params["conv1"], x)))
+    """Logits, with the stored moments."""
+    return _forward(params, x, lambda name, y: _norm(params[name], y))
+
+
+def training(params: Any, moments: Any, x: Array, momentum: float = 0.1) -> tuple[Array, Any]:
+    """Logits, normalised by the batch's own moments, and the stored moments after it; both trees as of `parted`."""
+    seen: dict[str, dict[str, Array]] = {}
+
+    def norm(name: str, y: Array) -> Array:
+        mean = y.mean((0, 1, 2))
+        seen[name] = {"mean": mean, "var": jnp.square(y - mean).mean((0, 1, 2))}
+        return _norm({**params[name], **seen[name]}, y)
+
+    logits = _forward(params, x, norm)
+    return logits, jax.tree.map(lambda old, new: old + momentum * (new - old), moments, seen)
+
+
+def parted(params: Any) -> tuple[Any, Any]:
+    """The trained params and the moments, by layer."""
+    moments = {layer: {k: p[k] for k in ("mean", "var")} for layer, p in params.items() if "mean" in p}
+    return {layer: {k: x for k, x in p.items() if k not in ("mean", "var")} for layer, p in params.items()}, moments
+
+
+def joined(params: Any, moments: Any) -> Any:
+    """The params that `apply` takes."""
+    return {layer: {**p, **moments.get(layer, {})} for layer, p in params.items()}
+
+
+def _forward(params: Any, x: Array, norm: Callable[[str, Array], Array]) -> Array:
+    x = jax.nn.relu(norm("bn1", _conv(params["conv1"], x)))
     blocks = sum(name.startswith("layer1.") and name.endswith("conv1") for name in params)
     for stage in (1, 2, 3):
         for i in range(blocks):
             at = f"layer{stage}.{i}."
             stride = 2 if stage > 1 and i == 0 else 1
-            y = jax.nn.relu(_norm(params[at + "bn1"], _conv(params[at + "conv1"], x, stride)))
-            y = _norm(params[at + "bn2"], _conv(params[at + "conv2"], y))
+            y = jax.nn.relu(norm(at + "bn1", _conv(params[at + "conv1"], x, stride)))
+            y = norm(at + "bn2", _conv(params[at + "conv2"], y))
             more = (y.shape[-1] - x.shape[-1]) // 2
             x = jax.nn.relu(y + jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (more, more))))
+        x = jp.tap(x, f"stage{stage}")
     return x.mean((1, 2)) @ params["linear"]["kernel"] + params["linear"]["bias"]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,6 +56,16 @@ def save(name: str, about: Mapping[str, Any], results: Mapping[str, Any]) -> pat
     versions = {"jaxprune": jp.__version__, "machine": machine()}
     path.write_text(json.dumps({**versions, "settings": about, "results": results}, indent=1) + "\n")
     return path
+
+
+def remembered(path: pathlib.Path | None, name: str, make: Callable[[], Any]) -> Any:
+    """make(), or what it gave in an earlier run that was killed: a JSON object by name; no path: make()."""
+    known = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    if name not in known:
+        known[name] = make()
+        if path is not None:
+            path.write_text(json.dumps(known))
+    return known[name]
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
