@@ -32,9 +32,9 @@ def load(path: Any) -> dict[str, dict[str, Array]]:
     return params
 
 
-def normalised(x: np.ndarray) -> Array:
+def normalised(x: Any) -> Array:
     """uint8 images as the network takes them."""
-    return jnp.asarray((x / np.float32(255) - MEAN) / STD, jnp.float32)
+    return jnp.asarray((x.astype(np.float32) / 255 - MEAN) / STD)
 
 
 def _norm(p: Any, x: Array) -> Array:
