@@ -25,25 +25,32 @@ import time
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxprune as jp
 from experiments import resnet
 from experiments.distillation.common import paired, plus_minus, remembered, save, show, summary
-from jaxprune.report.flops import sparse_flops
+from experiments.distillation.recovery_task import (
+    ARMS,
+    augmented,
+    cached,
+    cifar,
+    compression,
+    costs,
+    recovered,
+    renormed,
+)
 
 SETTINGS: dict[str, Any] = {
     "seeds": [0, 1, 2],
+    "control_seeds": [0],
     "tuning_seed": 9,
     "images": 20_000,
     "tuning_images": 4_000,
     "validation_images": 2_500,
     "augmentation": 7,
     "batch": 128,
-    "rates": [0.01, 0.03, 0.1],
+    "rates": {"prune": [0.01, 0.03, 0.1], "quantize": [0.001, 0.003, 0.01, 0.03, 0.1]},
     "temperature": 4.0,
     "soft": [0.9, 1.0],
     "attention": 3000.0,
@@ -51,128 +58,6 @@ SETTINGS: dict[str, Any] = {
     "bits": 3,
 }
 KINDS = ("prune", "quantize")
-KERNELS = jp.where.path(".*kernel")
-ARMS = ("labels", "kd", "at_kd")
-MAPS = {"stage1": 32, "stage2": 16, "stage3": 8}
-
-
-def cifar(folder: Any) -> dict[str, Any]:
-    """uint8 images and int32 labels: all of the training set in an order that never changes, and the test set."""
-    found = {}
-    for split in ("train", "test"):
-        with np.load(pathlib.Path(folder) / f"cifar10_{split}.npz") as file:
-            found[split] = file["x"], file["y"].astype(np.int32)
-    order = np.random.default_rng(0).permutation(len(found["train"][0]))
-    return found | {"train": tuple(a[order] for a in found["train"])}
-
-
-def augmented(x: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
-    """Each image moved by up to 4 pixels and maybe mirrored, as the seed and its index say."""
-    move, flip = [], []
-    for i in index:
-        rng = np.random.Generator(np.random.Philox([seed, int(i)]))
-        move.append(rng.integers(0, 9, 2))
-        flip.append(rng.random() < 0.5)
-    size = x.shape[1]
-    padded = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    parts = (a[r : r + size, c : c + size][:, :: -1 if f else 1] for a, (r, c), f in zip(padded, move, flip))
-    return np.stack(list(parts))
-
-
-# --- the teacher ---
-
-
-def spoken(params: Any, x: Any) -> jax.Array:
-    """(batch, classes + positions): logits, and the maps of attention of the three stages."""
-    z, taps = jp.reap(resnet.apply, "stage.")(params, resnet.normalised(x))
-    maps = [jnp.sqrt(jnp.mean(jnp.square(taps[name]), -1)).reshape(len(z), -1) for name in MAPS]
-    return jnp.concatenate([z, *maps], 1)
-
-
-@jax.tree_util.Partial
-def told(batch: Any, key: Any) -> dict[str, Any]:
-    """What came with the batch: logits, and maps of one channel."""
-    if "teacher" not in batch:
-        return {}
-    row, said = batch["teacher"], {}
-    for name, size in reversed(MAPS.items()):
-        row, last = row[:, : -size * size], row[:, -size * size :]
-        said[name] = last.reshape(-1, size, size, 1)
-    return {"output": row, **said}
-
-
-def cached(folder: Any, teacher: Any, x: np.ndarray, seed: int, n: int) -> np.ndarray:
-    """What the teacher says of the first n images, augmented; asked once, then read."""
-    run = jax.jit(spoken)
-    say = lambda e: run(teacher, augmented(e["x"], e["index"], seed))
-    name = jp.distill.fingerprint(teacher, "logits and maps of experiments.resnet, uint8 in")
-    examples = {"x": x[:n], "index": np.arange(n)}
-    cache = jp.distill.write_cache(folder, say, examples, fingerprint=name, augmentation=seed, batch=250)
-    return cache.whole(seed)
-
-
-# --- the student ---
-
-
-def network() -> jp.distill.Network:
-    """Train mode: the state is the stored moments."""
-    return jp.distill.Network(lambda params, state, x, key: resnet.training(params, state, resnet.normalised(x)))
-
-
-def compression(kind: str, settings: Any) -> jp.Compression:
-    """One threshold for all kernels, as many at random, or a few bits a channel."""
-    if kind == "none":
-        return jp.identity
-    share = partial(jp.prune, settings["sparsity"], allocate=jp.allocate.global_, where=KERNELS)
-    if kind == "quantize":
-        return jp.quantize(settings["bits"], where=KERNELS)
-    return share() if kind == "prune" else share(score=partial(jp.scores.random, key=jax.random.key(0)))
-
-
-def terms(arm: str, soft: float, settings: Any) -> list[jp.distill.Term]:
-    """What an arm matches beside labels."""
-    kl = partial(jp.distill.losses.soft_targets, temperature=settings["temperature"])
-    attention = jp.distill.match(jp.distill.losses.attention_transfer, r"stage(\d)", weight=settings["attention"])
-    return [[], [jp.distill.match(kl, weight=soft)], [jp.distill.match(kl, weight=soft), attention]][ARMS.index(arm)]
-
-
-def recovered(dense: Any, kind: str, arm: str, soft: float, rate: float, data: Any, settings: Any, seed: int) -> Any:
-    """The compressed network's dense params, moments included, after one epoch."""
-    code, (params, moments) = compression(kind, settings), resnet.parted(dense)
-    batches = jp.distill.Shuffled(data if arm != "labels" else {k: data[k] for k in "xy"}, settings["batch"], seed=seed)
-    sgd = optax.sgd(optax.cosine_decay_schedule(rate, batches.steps), 0.9, nesterov=True)
-    given, view = jax.tree.map(jnp.copy, params), jp.straight_through(code)
-    if kind != "quantize":
-        given, view, sgd = jp.materialize(code.init(params)), jp.materialize, optax.chain(sgd, jp.keep_pruned())
-    d = jp.distill.distiller(
-        network(), terms(arm, soft, settings), sgd, view=view, compare=False, labels=1.0 if arm == "labels" else 1 - soft
-    )
-    first = {k: a[: settings["batch"]] for k, a in batches.data.items()}
-    state = d.init(given, first, told, key=jax.random.key(seed), model_state=moments)
-    state = jp.distill.fit(d, state, batches, told, steps=batches.steps, progress=False).state
-    return resnet.joined(view(state.params), state.model_state)
-
-
-def costs(dense: Any, kind: str, settings: Any) -> dict[str, Any]:
-    """Four sizes of the trained params (batch norms as they are), the zeros, and operations a picture."""
-    params = compression(kind, settings).init(dense)
-    image = jnp.zeros((1, 32, 32, 3))
-    found = {"bytes": jp.measure.sizes(params)._asdict(), "flops": jp.flops(resnet.apply, jp.materialize(params), image)}
-    kept = {k: p["kernel"] for k, p in params.items() if "kernel" in p}
-    return found | {"sparse_flops": sparse_flops(resnet.apply, params, image), "density": jp.measure.density(kept)}
-
-
-def renormed(dense: Any, kind: str, x: np.ndarray, settings: Any) -> Any:
-    """The compressed network, untrained, but with moments of its own: what batch norms alone repair."""
-    params, moments = resnet.parted(dense)
-    params = jp.materialize(compression(kind, settings).init(params))
-    run = jax.jit(lambda moments, x: resnet.training(params, moments, resnet.normalised(x))[1])
-    for i in range(0, len(x) - settings["batch"] + 1, settings["batch"]):
-        moments = run(moments, x[i : i + settings["batch"]])
-    return resnet.joined(params, moments)
-
-
-# --- the figures ---
 
 
 class Bench:
@@ -214,7 +99,7 @@ class Bench:
 
 def tuned(bench: Bench, kind: str) -> dict[str, Any]:
     """The share of soft targets that does best at the middle rate, and for each arm the best rate."""
-    rates = bench.settings["rates"]
+    rates = bench.settings["rates"][kind]
     shares = {soft: bench.tuning(kind, "kd", soft, rates[len(rates) // 2]) for soft in bench.settings["soft"]}
     soft = max(shares, key=lambda s: shares[s])
     tried = {arm: {rate: bench.tuning(kind, arm, soft, rate) for rate in rates} for arm in ARMS}
@@ -226,9 +111,9 @@ def measured(settings: Any, data: Any, dense: Any, teacher: Any, folder: pathlib
     """Every figure."""
     clock = time.perf_counter()
     bench = Bench(settings, data, dense, teacher, folder)
-    found: dict[str, Any] = {"dense": bench.accuracy("dense", lambda: dense), "teacher_cache_s": time.perf_counter() - clock}
-    found["teacher"] = bench.accuracy("teacher", lambda: teacher)
-    found["dense_costs"] = costs(dense, "none", settings)
+    found: dict[str, Any] = {"dense_costs": costs(dense, "none", settings)}
+    for name, params in (("dense", dense), ("teacher", teacher)):
+        found[name] = bench.accuracy(name, partial(lambda p: p, params))
     small = bench.seen["x"][: settings["tuning_images"]]
     untrained = lambda kind: jp.materialize(compression(kind, settings).init(dense))
     for kind in (*KINDS, "random"):
@@ -241,7 +126,8 @@ def measured(settings: Any, data: Any, dense: Any, teacher: Any, folder: pathlib
             one = bench.run(kind, arm, choice[kind]["soft"], choice[kind]["rates"][arm], seed)
             runs.setdefault((kind, arm), []).append(one)
     like = choice["prune"]
-    runs["random", "kd"] = [bench.run("random", "kd", like["soft"], like["rates"]["kd"], s) for s in settings["seeds"]]
+    control = lambda seed: bench.run("random", "kd", like["soft"], like["rates"]["kd"], seed)
+    runs["random", "kd"] = [control(seed) for seed in settings["control_seeds"]]
     for (kind, arm), many in runs.items():
         found[kind][arm] = summary([one["accuracy"] for one in many]) | {"runs": many}
     for kind in KINDS:
@@ -260,7 +146,7 @@ def main() -> None:
     dense, teacher = (resnet.load(home / f"resnet{depth}.npz") for depth in (20, 56))
     found = measured(SETTINGS, cifar(home), dense, teacher, folder)
     path = save("recovery", SETTINGS, found)
-    rows = [("ResNet-20, dense", f"{found['dense']:.2f}", ""), ("ResNet-56, the teacher", f"{found['teacher']:.2f}", "")]
+    rows = [(name, f"{found[name]:.2f}", "") for name in ("dense", "teacher")]
     for kind in (*KINDS, "random"):
         rows.append((f"{kind}: before", f"{found[kind]['before']:.2f}", ""))
         rows.append((f"{kind}: own moments", f"{found[kind]['moments']:.2f}", ""))
