@@ -110,7 +110,7 @@ def test_training_mode_uses_the_batch_and_moves_the_stored_moments():
 
 
 def test_the_validation_split_chooses_and_the_test_set_is_looked_at_once(data, tmp_path, monkeypatch):
-    gain, asked = {"labels": 0.0, "kd": 3.0, "at_kd": 1.0}, []
+    gain, asked, looks = {"labels": 0.0, "kd": 3.0, "at_kd": 1.0}, [], []
 
     def recovered(dense, kind, arm, soft, rate, seen, settings, seed):
         asked.append((kind, arm, soft, rate, len(seen["x"]), seed))
@@ -118,7 +118,12 @@ def test_the_validation_split_chooses_and_the_test_set_is_looked_at_once(data, t
         return dense | {"right": gain[arm] + 5 * (soft == 1.0) - 100 * abs(rate - best) + 0.5 * seed}
 
     monkeypatch.setattr(recovery, "recovered", recovered)
-    monkeypatch.setattr(recovery.resnet, "accuracy", lambda params, x, y: params.get("right", 0.0) + len(x))
+
+    def accuracy(params, x, y):
+        looks.append(len(x))
+        return params.get("right", 0.0) + len(x)
+
+    monkeypatch.setattr(recovery.resnet, "accuracy", accuracy)
     for name, cheap in (
         ("costs", {}),
         ("cached", np.zeros((12, 1354))),
@@ -128,6 +133,7 @@ def test_the_validation_split_chooses_and_the_test_set_is_looked_at_once(data, t
         monkeypatch.setattr(recovery, name, lambda *args, cheap=cheap: cheap)
     found = recovery.measured(SMALL, data, {}, {}, tmp_path)
     json.dumps(found)
+    assert looks.count(5) == 2 * 7 and looks.count(3) == 2 * 6 + 1 + 8  # 8: nothing is trained
     assert found["prune"]["tuning"]["rates"] == {"labels": 0.01, "kd": 0.03, "at_kd": 0.01}
     assert found["prune"]["kd"]["values"] == [3 + 3 + 5, 3 + 3 + 5 + 0.5]
     assert found["quantize"]["gain"]["at_kd"]["values"] == [1.0, 1.0] and found["prune"]["gain"]["kd"]["mean"] == 3.0
