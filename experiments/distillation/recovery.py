@@ -4,7 +4,7 @@ The network (He et al. 2016, arXiv:1512.03385) is damaged in two ways, apart: ni
 one threshold (`prune`), or all kernels get 3 bits a channel (`quantize`, trained straight through). `random` is the
 control of the first: as many zeros at random. Three arms of as many steps each, on the same images in the same order:
     labels   alone
-    kd       soft targets (Hinton et al. 2015) of ResNet-56 at T = 4, and labels
+    kd       soft targets (Hinton et al. 2015) of ResNet-56 at T = 4, and a tenth of labels if that is better
     at_kd    as kd, and the three stages' maps of attention (Zagoruyko & Komodakis 2017, arXiv:1612.03928)
 
 The teacher runs once, over one crop and flip of every image; its logits and maps lie in a cache. The maps are the root
