@@ -18,6 +18,7 @@ JAXPRUNE_DATA=data python -m experiments.distillation.recovery [--folder FOLDER]
 """
 
 import argparse
+import itertools
 import os
 import pathlib
 import tempfile
@@ -121,10 +122,9 @@ def measured(settings: Any, data: Any, dense: Any, teacher: Any, folder: pathlib
         found[kind]["moments"] = bench.accuracy(f"moments {kind}", partial(renormed, dense, kind, small, settings))
     choice = {kind: tuned(bench, kind) for kind in KINDS}
     runs: dict[tuple[str, str], list[Any]] = {}
-    for seed in settings["seeds"]:
-        for kind, arm in [(kind, arm) for kind in KINDS for arm in ARMS]:
-            one = bench.run(kind, arm, choice[kind]["soft"], choice[kind]["rates"][arm], seed)
-            runs.setdefault((kind, arm), []).append(one)
+    for arm, seed, kind in itertools.product(ARMS, settings["seeds"], KINDS):
+        one = bench.run(kind, arm, choice[kind]["soft"], choice[kind]["rates"][arm], seed)
+        runs.setdefault((kind, arm), []).append(one)
     like = choice["prune"]
     control = lambda seed: bench.run("random", "kd", like["soft"], like["rates"]["kd"], seed)
     runs["random", "kd"] = [control(seed) for seed in settings["control_seeds"]]
