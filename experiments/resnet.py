@@ -1,14 +1,18 @@
-"""The CIFAR-10 ResNets of He et al. 2016 (arXiv:1512.03385), option-A shortcuts, channels last, eval mode.
+"""The CIFAR-10 ResNets of He et al. 2016 (arXiv:1512.03385), option-A shortcuts, channels last.
 
-`load` reads a PyTorch checkpoint's names and layouts (an .npz) into `{"conv1": {"kernel": HWIO}, "bn1": …}`.
+`load` reads a PyTorch checkpoint's names and layouts (an .npz) into `{"conv1": {"kernel": HWIO}, "bn1": …}`. What the
+three stages give is tapped as "stage1" to "stage3".
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+import jaxprune as jp
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -28,12 +32,12 @@ def load(path: Any) -> dict[str, dict[str, Array]]:
     return params
 
 
-def normalised(x: np.ndarray) -> Array:
+def normalised(x: Any) -> Array:
     """uint8 images as the network takes them."""
-    return jnp.asarray((x / np.float32(255) - MEAN) / STD, jnp.float32)
+    return jnp.asarray((x.astype(np.float32) / 255 - MEAN) / STD)
 
 
-def _norm(name: str, p: Any, x: Array) -> Array:
+def _norm(p: Any, x: Array) -> Array:
     return (x - p["mean"]) * (lax.rsqrt(p["var"] + 1e-5) * p["scale"]) + p["bias"]
 
 
@@ -44,23 +48,47 @@ def _conv(p: Any, x: Array, stride: int = 1) -> Array:
 
 
 def apply(params: Any, x: Array) -> Array:
-    """Logits."""
-    return forward(params, x, _norm)
+    """Logits, with the stored moments."""
+    return forward(params, x, lambda name, y: _norm(params[name], y))
 
 
-def forward(params: Any, x: Array, norm: Any) -> Array:
-    """Logits, with norm(name, params, x) for the batch norms."""
-    layer = lambda bn, conv, x, stride=1: norm(bn, params[bn], _conv(params[conv], x, stride))
-    x = jax.nn.relu(layer("bn1", "conv1", x))
+def training(params: Any, moments: Any, x: Array, momentum: float = 0.1) -> tuple[Array, Any]:
+    """Logits, normalised by the batch's own moments, and the stored moments after it; both trees as of `parted`."""
+    seen: dict[str, dict[str, Array]] = {}
+
+    def norm(name: str, y: Array) -> Array:
+        mean = y.mean((0, 1, 2))
+        seen[name] = {"mean": mean, "var": jnp.square(y - mean).mean((0, 1, 2))}
+        return _norm({**params[name], **seen[name]}, y)
+
+    logits = forward(params, x, norm)
+    return logits, jax.tree.map(lambda old, new: old + momentum * (new - old), moments, seen)
+
+
+def parted(params: Any) -> tuple[Any, Any]:
+    """The trained params and the moments, by layer."""
+    moments = {layer: {k: p[k] for k in ("mean", "var")} for layer, p in params.items() if "mean" in p}
+    return {layer: {k: x for k, x in p.items() if k not in ("mean", "var")} for layer, p in params.items()}, moments
+
+
+def joined(params: Any, moments: Any) -> Any:
+    """The params that `apply` takes."""
+    return {layer: {**p, **moments.get(layer, {})} for layer, p in params.items()}
+
+
+def forward(params: Any, x: Array, norm: Callable[[str, Array], Array]) -> Array:
+    """Logits, with norm(name, x) for the batch norms."""
+    x = jax.nn.relu(norm("bn1", _conv(params["conv1"], x)))
     blocks = sum(name.startswith("layer1.") and name.endswith("conv1") for name in params)
     for stage in (1, 2, 3):
         for i in range(blocks):
             at = f"layer{stage}.{i}."
             stride = 2 if stage > 1 and i == 0 else 1
-            y = jax.nn.relu(layer(at + "bn1", at + "conv1", x, stride))
-            y = layer(at + "bn2", at + "conv2", y)
+            y = jax.nn.relu(norm(at + "bn1", _conv(params[at + "conv1"], x, stride)))
+            y = norm(at + "bn2", _conv(params[at + "conv2"], y))
             more = (y.shape[-1] - x.shape[-1]) // 2
             x = jax.nn.relu(y + jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (more, more))))
+        x = jp.tap(x, f"stage{stage}")
     return x.mean((1, 2)) @ params["linear"]["kernel"] + params["linear"]["bias"]
 
 

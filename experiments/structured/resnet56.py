@@ -33,7 +33,8 @@ def with_statistics(params: Any, x: Any) -> tuple[Any, Any]:
     """Logits in train mode, and the mean and variance that each batch norm saw, under its own name."""
     seen: dict[str, Any] = {}
 
-    def norm(name: str, p: Any, y: Any) -> Any:
+    def norm(name: str, y: Any) -> Any:
+        p = params[name]
         mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
         seen[name] = {"mean": mean, "var": var}
         return (y - mean) * (jax.lax.rsqrt(var + 1e-5) * p["scale"]) + p["bias"]

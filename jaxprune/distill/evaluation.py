@@ -44,7 +44,7 @@ class Evaluator:
         if "x" not in data or "y" not in data or len(set(lengths.values())) > 1 or not lengths["x"]:
             raise ValueError(f"Evaluator: the data has {lengths}; it needs 'x' and 'y' with equal first axes")
         self._data, self._batch = dict(data), batch
-        self._view = None if view is None else jax.jit(view)
+        self._view = None if view is None or view is materialize else jax.jit(view)
         self._student = jax.jit(partial(_sums_of, network))
         self._teacher = jax.jit(lambda teacher, part: _sums(teacher(part, None)[OUTPUT], part["y"]))
 

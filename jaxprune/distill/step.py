@@ -178,7 +178,8 @@ def distiller(
 
 
 def _in_dtype(view: Callable[..., Any] | None, dtype: Any) -> Callable[[Any, Any], Any]:
-    dense = lambda params, step: materialize(params) if view is None else view(params, step=step)
+    plain = view is None or view is materialize
+    dense = lambda params, step: materialize(params) if plain else view(params, step=step)
     return lambda params, step: jax.tree.map(lambda w: _cast(w, dtype), dense(params, step))
 
 
