@@ -178,8 +178,10 @@ def distiller(
 
 
 def _in_dtype(view: Callable[..., Any] | None, dtype: Any) -> Callable[[Any, Any], Any]:
-    plain = view is None or view is materialize
-    dense = lambda params, step: materialize(params) if plain else view(params, step=step)
+    if view is None or view is materialize:
+        dense = lambda params, step: materialize(params)
+    else:
+        dense = lambda params, step: view(params, step=step)
     return lambda params, step: jax.tree.map(lambda w: _cast(w, dtype), dense(params, step))
 
 
