@@ -42,8 +42,9 @@ class Narrow:
         """What is kept of an array of the large program."""
         for k, e in enumerate(axes):
             if self.size(e) != size(e):
+                at = np.nonzero(self.mask(e))[0]
                 known = not isinstance(x, Tracer) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
-                x = (np.take if known else jnp.take)(x, np.nonzero(self.mask(e))[0], axis=k)
+                x = np.take(np.asarray(x), at, axis=k) if known else jnp.take(x, at, axis=k)
         return x
 
     def run(self, program: Walked, args: list[Any]) -> list[Any]:
