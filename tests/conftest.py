@@ -17,7 +17,7 @@ def key():
 
 
 ROWS = ("cluster linear", "cluster density", "cluster tile", "unsharded[deep compression")
-FILES = ("numerics/test_affine", "numerics/test_kmeans", "numerics/test_lowrank", "numerics/test_contexts", "_experiment.py")
+FILES = ("test_affine", "test_kmeans", "test_lowrank", "test_contexts", "_experiment.py")
 
 
 def pytest_collection_modifyitems(items):
