@@ -16,6 +16,14 @@ def key():
     return jax.random.key(0)
 
 
+@pytest.fixture
+def cheap():
+    """For programs that are compiled and run once: the compiler need not try hard."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 ROWS = ("cluster linear", "cluster density", "cluster tile", "unsharded[deep compression")
 FILES = ("test_affine", "test_kmeans", "test_lowrank", "test_contexts", "_experiment.py")
 

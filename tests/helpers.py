@@ -53,3 +53,9 @@ def avals(tree):
     """Structure, shapes, dtypes and weak types."""
     one = lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False))
     return jax.tree.structure(tree), [one(x) for x in jax.tree.leaves(tree)]
+
+
+def digit_images(n, seed):
+    """As MNIST's, of noise: (28, 28, 1) in [0, 1], and labels."""
+    rng = np.random.default_rng(seed)
+    return rng.random((n, 28, 28, 1)).astype(np.float32), rng.integers(0, 10, n).astype(np.int32)

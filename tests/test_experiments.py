@@ -8,6 +8,7 @@ import pytest
 from experiments import table
 from experiments.distillation import cached_teacher as ct
 from experiments.distillation import hinton, inner_loop
+from tests.helpers import digit_images
 
 
 def test_the_table_is_that_of_the_results():
@@ -41,10 +42,8 @@ def test_the_inner_loop_is_measured_at_a_small_size():
 def test_hintons_experiment_runs_at_a_small_size(monkeypatch):
     monkeypatch.setattr(hinton, "TEACHER", (784, 12, 10))
     monkeypatch.setattr(hinton, "STUDENT", (784, 8, 10))
-    rng = np.random.default_rng(0)
-    pair = lambda n: (rng.random((n, 28, 28, 1), np.float32), rng.integers(0, 10, n).astype(np.int32))
     settings = hinton.SETTINGS | {"epochs": 1, "teacher_epochs": 2, "batch": 16, "seeds": [0, 1]}
-    found = hinton.measured(settings, (pair(64), pair(20), pair(30)))
+    found = hinton.measured(settings, (digit_images(64, 0), digit_images(20, 1), digit_images(30, 2)))
     json.dumps(found)
     assert len(found["paired"]["values"]) == len(found["no_threes"]["seeds"]) == 2
     assert 0 <= found["teacher_errors"] <= 30

@@ -28,13 +28,6 @@ SMALL = experiment.SETTINGS | {
 }
 
 
-@pytest.fixture
-def cheap():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def windows(n, seed):
     ids = np.cumsum(np.random.default_rng(seed).integers(0, 2, (n, 7)), 1) % 7
     return ids[:, :-1].astype(np.int32), ids[:, 1:].astype(np.int32)

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.data import Data
 from experiments.distillation import data_free as experiment
+from tests.helpers import digit_images
 
 SMALL = experiment.SETTINGS | {
     "seeds": [0],
@@ -20,22 +21,13 @@ SMALL = experiment.SETTINGS | {
 }
 
 
-@pytest.fixture(autouse=True)
-def cheap():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def split(n, seed):
-    rng = np.random.default_rng(seed)
-    return rng.random((n, 28, 28, 1)).astype(np.float32), rng.integers(0, 10, n).astype(np.int32)
+pytestmark = pytest.mark.usefixtures("cheap")
 
 
 @pytest.mark.slow
 def test_every_arm_is_run_and_its_figures_are_saved(capsys):
     saved = []
-    data = Data(split(16, 0), split(8, 1), split(8, 2))
+    data = Data(digit_images(16, 0), digit_images(8, 1), digit_images(8, 2))
     found = experiment.measured(SMALL, data, lambda found, arm, images: saved.append((arm, images)))
     assert json.loads(json.dumps(found))["competing"]["0"]["curve"][-1]["step"] == 2
     assert [arm for arm, _ in saved] == ["competing", "noise", "dafl"] and saved[1][1] is None

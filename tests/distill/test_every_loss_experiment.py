@@ -42,11 +42,7 @@ SMALL = every_loss.SETTINGS | {
 }
 
 
-@pytest.fixture(autouse=True)
-def cheap():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("cheap")
 
 
 @pytest.fixture(scope="module")

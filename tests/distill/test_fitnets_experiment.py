@@ -2,11 +2,11 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.distillation import fitnets as experiment
+from tests.helpers import digit_images
 
 SMALL = experiment.SETTINGS | {
     "seeds": [0],
@@ -20,20 +20,11 @@ SMALL = experiment.SETTINGS | {
 }
 
 
-@pytest.fixture(autouse=True)
-def cheap():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def split(n, seed):
-    rng = np.random.default_rng(seed)
-    return rng.random((n, 28, 28, 1)).astype(np.float32), rng.integers(0, 10, n).astype(np.int32)
+pytestmark = pytest.mark.usefixtures("cheap")
 
 
 def test_every_arm_is_measured_and_taken_over_after_a_kill(tmp_path, monkeypatch):
-    data, path = (split(64, 0), split(20, 1), split(30, 2)), tmp_path / "runs.json"
+    data, path = (digit_images(64, 0), digit_images(20, 1), digit_images(30, 2)), tmp_path / "runs.json"
     found = experiment.measured(SMALL, data, path)
     assert set(json.loads(path.read_text())) == {f"{arm} 0" for arm in experiment.ARMS}
     assert found["params"] == 784 * 6 + 3 * 36 + 6 * 10 + 4 * 6 + 10
@@ -48,7 +39,7 @@ def test_every_arm_is_measured_and_taken_over_after_a_kill(tmp_path, monkeypatch
 def test_a_hint_moves_the_lower_half_alone(monkeypatch):
     parts, real = [], experiment.part
     monkeypatch.setattr(experiment, "part", lambda *a: parts.append((a[0], real(*a), a)) or parts[-1][1])
-    x, y = split(32, 0)
+    x, y = digit_images(32, 0)
     rng = np.random.default_rng(1)
     soft = {"teacher": rng.normal(size=(32, 10)), "hint": rng.normal(size=(32, 9))}
     data = {"x": x.reshape(32, -1), "y": y, **{k: v.astype(np.float32) for k, v in soft.items()}}

@@ -1,12 +1,10 @@
-"""Many small programs are compiled and run once: the compiler need not try hard."""
+"""Many small programs are compiled and run once; the models are users' code, without strict promotion."""
 
 import jax
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def cheap():
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.numpy_dtype_promotion("standard"):  # the models are users' code
+def compiled_once(cheap):
+    with jax.numpy_dtype_promotion("standard"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
