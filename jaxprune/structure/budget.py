@@ -4,14 +4,13 @@ Units are cut in steps: the least important ones of a group first, as many at on
 groups are ranked together, and the first m are taken: the smallest m whose cost fits is found by bisection.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxprune.core.tree import nearest
-from jaxprune.transforms.axes.groups import Group
+from jaxprune.transforms.axes.groups import Group, compiled
 
 Limit = int | float | tuple[float | int | None, float | int | None]
 
@@ -46,7 +45,8 @@ def limits(groups: Sequence[Group], keep: Mapping[str, Limit], round_to: int) ->
     high = [g.size for g in groups]
     paths = [{m.path for m in g.members} for g in groups]
     for pattern, limit in keep.items():
-        hits = [i for i, names in enumerate(paths) if any(re.fullmatch(pattern, p) for p in names)]
+        test = compiled("keep", pattern)
+        hits = [i for i, names in enumerate(paths) if any(map(test.fullmatch, names))]
         if not hits:
             near = nearest(pattern, set().union(*paths))
             raise ValueError(f"keep={pattern!r} matches no leaf that can be cut. The nearest: {near}")

@@ -1,8 +1,8 @@
 """What a function costs once it is cut: read off the walked program, without a trace or a compilation."""
 
 from collections.abc import Mapping
+from typing import Any
 
-import jax
 import numpy as np
 
 from jaxprune.report.costs import COSTS, OPAQUE, cost, plain
@@ -35,7 +35,7 @@ def elements(groups: Groups, narrow: Narrow) -> int:
     return sum(int(np.prod(narrow.shape(axes), dtype=np.int64)) for axes in groups.leaf_axes.values())
 
 
-def octets(groups: Groups, narrow: Narrow, dtypes: Mapping[str, jax.typing.DTypeLike]) -> int:
+def octets(groups: Groups, narrow: Narrow, dtypes: Mapping[str, Any]) -> int:
     """Bytes of all leaves."""
     sizes = {p: int(np.prod(narrow.shape(axes), dtype=np.int64)) for p, axes in groups.leaf_axes.items()}
-    return sum(n * np.dtype(dtypes[p]).itemsize for p, n in sizes.items())
+    return sum(n * dtypes[p].itemsize for p, n in sizes.items())

@@ -50,7 +50,8 @@ def importance(group: Group, scores: Mapping[str, Any], reduce: Reduce = "l2") -
         if s is None:
             continue
         start, step = _REDUCES[reduce]
-        flat = np.moveaxis(np.abs(np.asarray(s, np.float64)), member.axis, 0).reshape(np.shape(s)[member.axis], -1)
+        sizes = np.abs(np.asarray(s)).astype(np.float64)
+        flat = np.moveaxis(sizes, member.axis, 0).reshape(sizes.shape[member.axis], -1)
         values, n = start(flat), flat.shape[1]
         for at in member.maps:
             step.at(total, at[at >= 0], values[at >= 0])

@@ -56,14 +56,11 @@ def narrowed(f: Callable[..., Any], plan: Plan, state: str | None = None) -> Cal
 
 
 def _key(shapes: Any, leaves: list[Any], tree: Any) -> Any:
-    """What a walk depends on; None if that cannot be looked up."""
-    one = lambda x: (x.shape, str(x.dtype), getattr(x, "weak_type", False)) if hasattr(x, "dtype") else ("as it is", x)
-    key = (
-        tuple((p, str(s.dtype)) for p, s in shapes.items()),
-        tree,
-        *map(one, leaves),
-        jax.config.read("jax_enable_x64"),
-    )
+    """What a walk depends on; None if that cannot be looked up. 2 and 2.0, 0.0 and -0.0 are equal and not the same."""
+    of_array = lambda x: (x.shape, str(x.dtype), getattr(x, "weak_type", False))
+    one = lambda x: of_array(x) if hasattr(x, "dtype") else (type(x), repr(x), x)
+    params = tuple((path, str(s.dtype), s.weak_type) for path, s in shapes.items())
+    key = (params, tree, *map(one, leaves), jax.config.read("jax_enable_x64"))
     try:
         hash(key)
     except TypeError:
@@ -81,7 +78,7 @@ def _check(shapes: dict[str, Any], plan: Plan) -> None:
 
 
 def _ready(f: Any, plan: Plan, state: str | None, params: Any, shapes: Any, args: Any, kw: Any) -> Ready:
-    like = [jax.ShapeDtypeStruct(plan.shapes[p], x.dtype) for p, x in shapes.items()]
+    like = [jax.ShapeDtypeStruct(plan.shapes[p], x.dtype, weak_type=x.weak_type) for p, x in shapes.items()]
     traced = trace(f, jax.tree.unflatten(jax.tree.structure(params), like), args, kw)
     refuse_unmatched(state, [traced])
     leaf_axes = {path: [fresh(n) for n in shape] for path, shape in plan.shapes.items()}

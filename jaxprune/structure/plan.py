@@ -57,7 +57,7 @@ class Plan(NamedTuple):
     def cut_one(self, x: Any, path: str) -> Any:
         """What is kept of an array of the shape of the param at this path."""
         for axis, kept in self.keep.get(path, {}).items():
-            x = jnp.take(jnp.asarray(x), kept, axis=axis)
+            x = jnp.take(jnp.asarray(x), np.asarray(kept), axis=axis)
         return x
 
     def mask(self, tree: Any) -> Any:
@@ -86,7 +86,9 @@ class Plan(NamedTuple):
             if path is None or (np.ndim(x) == 0 and self.shapes[path]):
                 return x
             if np.shape(x) != shape_of(path):
-                raise ValueError(f"plan: {name} is {np.shape(x)}, and the plan is for {shape_of(path)}")
+                raise ValueError(
+                    f"plan: {name} is {np.shape(x)}, and the plan is for {shape_of(path)}: give a tree without it"
+                )
             met.append(path)
             return one(x, path)
 
@@ -122,14 +124,15 @@ class Plan(NamedTuple):
             raise ValueError(f"{path} is not a plan: its format is {file.format!r}, not {FORMAT!r}")
         keep = {p: {k: np.array(kept, int) for k, kept in axes.items()} for p, axes in file.keep.items()}
         plan = cls({p: tuple(shape) for p, shape in file.shapes.items()}, keep)
-        plan._check(str(path))
+        plan.check(str(path))
         return plan
 
-    def _check(self, where: str) -> None:
+    def check(self, where: str = "plan") -> None:
+        """Refuses a plan that contradicts itself."""
         for path, axes in self.keep.items():
             if path not in self.shapes:
                 raise ValueError(f"{where}: {path!r} is cut and has no shape")
-            for k, kept in axes.items():
+            for k, kept in ((k, np.asarray(kept)) for k, kept in axes.items()):
                 n = self.shapes[path][k] if 0 <= k < len(self.shapes[path]) else 0
                 if not len(kept) or kept.min() < 0 or kept.max() >= n or (np.diff(kept) <= 0).any():
                     raise ValueError(f"{where}: {path}[{k}] of {n} positions cannot keep {kept[:8].tolist()}")

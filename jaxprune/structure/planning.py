@@ -1,17 +1,16 @@
 """Which units go: scores of weights become ranks of units, and the lowest go until the budget is met."""
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxprune.core.where import Slot, Where, weights
+from jaxprune.core.where import Slot, Where, leaf_path, weights
 from jaxprune.structure import budget, cost
 from jaxprune.structure.importance import Reduce, Scope, comparable, importance
 from jaxprune.structure.plan import Plan
-from jaxprune.transforms.axes.groups import Groups
+from jaxprune.transforms.axes.groups import Groups, compiled
 from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.traced import shapes_of
 
@@ -37,10 +36,14 @@ def planned(found: Groups, tree: Any, wanted: Mapping[str, float], how: Choice) 
     if how.reduce not in ("l2", "l1", "mean", "max") or how.scope not in ("global", "group", "isomorphic"):
         known = "reduce is l2, l1, mean or max; scope is global, group or isomorphic"
         raise ValueError(f"shrink(reduce={how.reduce!r}, scope={how.scope!r}): {known}")
-    if how.round_to < 1:
+    if not isinstance(how.round_to, int) or how.round_to < 1:
         raise ValueError(f"shrink(round_to={how.round_to}): a number of units from 1 on")
     fit = budget.chosen(found.groups, _test(how.where, tree), how.approximate)
-    groups, scores = [found.groups[i] for i in fit], _scores(tree, how.score)
+    scores = _scores(tree, how.score)
+    fit = [i for i in fit if any(m.path in scores for m in found.groups[i].members)]
+    if not fit:
+        raise ValueError(f"no weight that can be cut has a score; those that have one: {list(scores)[:5]}: give score=")
+    groups = [found.groups[i] for i in fit]
     ranks = comparable(groups, [importance(g, scores, how.reduce) for g in groups], how.scope)
     order = budget.steps(ranks, budget.limits(groups, how.keep, how.round_to), how.round_to)
     variables = [found.variables[i] for i in fit]
@@ -77,7 +80,8 @@ def _test(where: Any, tree: Any) -> Callable[[str], bool] | None:
     if where is None:
         return None
     if isinstance(where, str):
-        return lambda path: re.fullmatch(where, path) is not None
+        test = compiled("where", where)
+        return lambda path: test.fullmatch(path) is not None
     if not isinstance(where, Where):
         raise ValueError(f"where={where!r}: give a rule of jp.where, or a regular expression for whole paths")
     flat = dict(zip(shapes_of(tree), jax.tree.leaves(tree)))
@@ -89,14 +93,16 @@ def _scores(tree: Any, score: Any) -> dict[str, Any]:
     """path -> scores of its weights; None where a leaf does not count."""
     flat = dict(zip(shapes_of(tree), jax.tree.leaves(tree)))
     if score is None:
-        return {path: np.abs(np.asarray(x, np.float32)) for path, x in flat.items() if weights.test(Slot(path, x))}
-    made = score(tree) if callable(score) else score
-    leaves = jax.tree.leaves(made, is_leaf=lambda x: x is None)
-    if len(leaves) != len(flat):
-        raise ValueError(f"score has {len(leaves)} leaves, and the params {len(flat)}: give one (or None) for each")
-    for (path, x), s in zip(flat.items(), leaves):
-        if s is not None and np.shape(s) != np.shape(x):
-            raise ValueError(f"score of {path} is {np.shape(s)}, and the leaf {np.shape(x)}")
-        if s is not None and not np.isfinite(np.asarray(s, np.float32)).all():
+        chosen = {path: x for path, x in flat.items() if weights.test(Slot(path, x))}
+        return {path: np.abs(np.asarray(x)).astype(np.float32) for path, x in chosen.items()}
+    made = jax.tree_util.tree_flatten_with_path(score(tree) if callable(score) else score)[0]
+    given = {leaf_path(keys): s for keys, s in made}
+    odd = [path for path in given if path not in flat]
+    if odd or not given:
+        raise ValueError(f"score has {odd[:3] or 'nothing'}, and the params {list(flat)[:5]}: name them alike")
+    for path, s in given.items():
+        if np.shape(s) != np.shape(flat[path]):
+            raise ValueError(f"score of {path} is {np.shape(s)}, and the leaf {np.shape(flat[path])}")
+        if not np.isfinite(np.asarray(s)).all():
             raise ValueError(f"score of {path} has NaN or Inf")
-    return dict(zip(flat, leaves))
+    return given

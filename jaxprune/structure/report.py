@@ -16,6 +16,7 @@ class Report(NamedTuple):
       frozen: "path[axis]" -> why it could not be cut.
       unknown: places of primitives without a rule, which froze what they touch.
       error: of the self-check: largest difference to f with zeros in place of what was cut, relative.
+      finite: whether f with zeros is finite wherever the smaller function is.
       allowed: the largest that rounding explains.
     """
 
@@ -28,15 +29,22 @@ class Report(NamedTuple):
     frozen: dict[str, str]
     unknown: tuple[str, ...]
     error: float
+    finite: bool
     allowed: float
 
-    def raise_if_wrong(self) -> None:
-        """A plan that is exact must compute the same."""
+    def raise_if_wrong(self, approximate: bool) -> None:
+        """A plan that is exact must compute the same; that f divides 0 by 0 where g does not, must be allowed."""
+        names = [g.name for g, _ in self.groups][:10]
+        if not self.finite and not approximate:
+            raise ValueError(
+                "with zeros in place of what was cut f is not finite (0 / 0, log 0), and the smaller function is: give "
+                f"approximate=True to allow that. Groups cut: {names}"
+            )
         if not self.approximate and not self.error <= self.allowed:
             raise ValueError(
                 f"the smaller function differs from f with zeros in place of what was cut, by {self.error:.1e} of the "
                 f"largest output where {self.allowed:.0e} is rounding. Either f is not pure, or this is a defect of "
-                f"jaxprune: please report it with f. Groups cut: {[g.name for g, _ in self.groups][:10]}"
+                f"jaxprune: please report it with f. Groups cut: {names}"
             )
 
     def __str__(self) -> str:

@@ -18,13 +18,13 @@ from jax.core import Tracer
 
 from jaxprune.structure import cost
 from jaxprune.structure.budget import Limit
-from jaxprune.structure.check import relative_error, tolerance
+from jaxprune.structure.check import Found, compared, tolerance, worst
 from jaxprune.structure.importance import Reduce, Scope
 from jaxprune.structure.narrowed import kept, narrowed
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
 from jaxprune.structure.report import Report, differences
-from jaxprune.transforms.axes.groups import Groups, axes, replaces
+from jaxprune.transforms.axes.groups import Groups, axes, pairs, replaces
 from jaxprune.transforms.axes.narrow import Narrow
 
 
@@ -84,7 +84,7 @@ def shrink(
 
     Args:
       f: a pure function f(params, *args), or several that share the params, as in `jp.axes`; the first is the one that
-        is returned and costed.
+        is returned and costed, and all are checked.
       tree: its params, concrete arrays.
       args: examples of its further arguments; the result is checked on them.
       flops, params, bytes: what may be left, as a fraction of the whole: operations of one call of f, numbers in the
@@ -92,7 +92,7 @@ def shrink(
       ratio: the share of units (positions of all groups together) that may be left.
       plan: instead of a budget, a plan that was made before.
       score: of single weights: a tree like the params (None where a leaf does not count), or a function making one;
-        by default the magnitude of `jp.where.weights`.
+        by default the magnitude of `jp.where.weights`. Groups without any scored weight are not cut.
       reduce: of the scores of a unit's weights: "l2", "l1", "mean", "max".
       scope: what units are ranked with: "global", "group", "isomorphic".
       where: which groups: those with a leaf that this rule of `jp.where`, or regular expression of paths, selects.
@@ -124,17 +124,19 @@ def shrink(
     wanted = {name: value for name, value in budgets.items() if value is not None}
     if (plan is None) == (not wanted):
         raise ValueError("shrink: give a budget (flops=, params=, bytes=, ratio=: fractions of the whole) or a plan=")
-    found = axes(f, tree, *args, state=state)
-    first = f[0] if isinstance(f, list | tuple) else f
-    first, given = first if isinstance(first, tuple) else (first, args)
+    if plan is not None and not isinstance(plan, Plan):
+        raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
+    found, calls = axes(f, tree, *args, state=state), pairs(f, args)
     if plan is None:
         how = Choice(score, reduce, scope, where, round_to, dict(keep or {}), approximate)
         plan = planned(found, tree, wanted, how)
-    narrow = Narrow(_kept(found, plan))
-    apply = narrowed(first, plan, state if any(replaces(path, state) for path in found.traced[0].paths) else None)
-    report = _report(found, plan, narrow, relative_error(first, apply, plan, tree, given))
-    report.raise_if_wrong()
-    return Thin(apply, plan.cut(tree), plan, report)
+    narrow, small = Narrow(_kept(found, plan)), []
+    for (g, _), traced in zip(calls, found.traced):
+        small.append(narrowed(g, plan, state if any(replaces(path, state) for path in traced.paths) else None))
+    checks = worst(compared(g, thin, plan, tree, given) for (g, given), thin in zip(calls, small))
+    report = _report(found, plan, narrow, checks)
+    report.raise_if_wrong(approximate)
+    return Thin(small[0], plan.cut(tree), plan, report)
 
 
 def _kept(found: Groups, plan: Plan) -> dict[Any, np.ndarray]:
@@ -142,10 +144,11 @@ def _kept(found: Groups, plan: Plan) -> dict[Any, np.ndarray]:
     odd = [path for path in {**shapes, **plan.shapes} if shapes.get(path) != plan.shapes.get(path)]
     if odd:
         raise ValueError(f"the plan is of another model: {[(p, plan.shapes.get(p), shapes.get(p)) for p in odd[:3]]}")
+    plan.check()
     return kept(found.leaf_axes, plan)
 
 
-def _report(found: Groups, plan: Plan, narrow: Narrow, error: float) -> Report:
+def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found) -> Report:
     whole, dtypes = Narrow({}), {path: x.dtype for path, x in found.shapes.items()}
     both = lambda count: (count(whole), count(narrow))
     left = [int(np.count_nonzero(narrow.mask(v))) for v in found.variables]
@@ -159,6 +162,7 @@ def _report(found: Groups, plan: Plan, narrow: Narrow, error: float) -> Report:
         approximate={g.name: g.approximate for g, _ in cut if g.approximate},
         frozen=found.frozen,
         unknown=tuple(found.unknown),
-        error=error,
-        allowed=tolerance(dtypes.values()),
+        error=checked.error,
+        finite=checked.finite,
+        allowed=tolerance(found.programs),
     )

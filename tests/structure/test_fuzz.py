@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import jaxprune as jp
-from jaxprune.structure.check import relative_error
+from jaxprune.structure.check import compared
 from jaxprune.structure.narrowed import narrowed
 from jaxprune.structure.planning import plan_of
 from jaxprune.transforms.axes.narrow import Narrow
@@ -51,6 +51,13 @@ OPS = {
         lambda n, k, m: n,
         lambda p, x, y, k: jax.lax.scan(lambda c, v: (c * v, c + v), x[0], x)[1],
     ),
+    "pairs": (lambda n: n <= 12, lambda n, k, m: n, lambda p, x, y, k: jnp.abs(x[:, :, None] - x[:, None, :]).mean(2)),
+    "outer": (lambda n: n <= 12, lambda n, k, m: n, lambda p, x, y, k: (x[:, :, None] * jnp.cos(x)[:, None]).mean(1)),
+    "stack": (
+        lambda n: n <= 20,
+        lambda n, k, m: 2 * n,
+        lambda p, x, y, k: _stacked(x, k),
+    ),
     "cumsum": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: jnp.cumsum(x, k % 2)),
 }
 _pick = lambda options, k: options[k % len(options)]
@@ -59,6 +66,10 @@ _pick = lambda options, k: options[k % len(options)]
 def _swapped(x, heads, k):
     h = _pick(heads, k)
     return x.reshape(B, h, -1).swapaxes(1, 2).reshape(B, -1)
+
+
+def _stacked(x, k):
+    return jnp.stack([x, -x], k % 2 + 1).reshape(B, -1)
 
 
 def _mixed(x, w):
@@ -121,7 +132,7 @@ def cut_at_random(lines, widths, seed):
             keep[v] = rng.random(group.size) > 0.4
             keep[v][rng.integers(group.size)] = True
     plan = plan_of(found, Narrow(keep))
-    error = relative_error(f, narrowed(f, plan), plan, params, (x,))
+    error = compared(f, narrowed(f, plan), plan, params, (x,)).error
     cut = {v for v, mask in keep.items() if not mask.all()}
     return error, not any(g.approximate for g, v in zip(found.groups, found.variables) if v in cut), bool(plan.keep)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
 from jaxprune.structure.importance import importance
@@ -47,7 +47,7 @@ def test_what_looks_at_positions_freezes_them(name):
     f, why = FREEZES[name]
     found = jp.axes(lambda p, x: f(x @ p["w"])[:, : p["v"].shape[0]] @ p["v"], {"w": W, "v": V}, X)
     reasons = " ".join(found.frozen.get(name, "") for name in ("w[1]", "v[0]"))
-    assert why in reasons and not any(g.size == 12 for g in found.groups)
+    assert why in reasons and not any(m.path == "w" and g.size == 12 for g in found.groups for m in g.members)
 
 
 PASSES = {
@@ -55,10 +55,12 @@ PASSES = {
     "a swap of factors": (lambda y: y.reshape(4, 3, 4).swapaxes(1, 2).reshape(4, 12), [3, 4]),
     "halves": (lambda y: jnp.concatenate([y[:, 6:], y[:, :6]], 1), [6, 6]),
     "a recurrence": (lambda y: lax.scan(lambda h, _: (jnp.tanh(h + y), None), jnp.zeros((4, 12)), None, 2)[0], [12]),
-    "a gate": (lambda y: jnp.tile(y[:, :6] * jax.nn.sigmoid(y[:, 6:]), (1, 2)), [6]),
+    "pairs that are woven": (lambda y: jnp.stack([-y[:, 1::2], y[:, ::2]], -1).reshape(4, 12), [6]),
+    "a stack": (lambda y: jnp.stack([y[:, :6], y[:, 6:]], 1).reshape(4, 12), [6]),
+    "a gate": (lambda y: jnp.tile(y[:, :6] * jax.nn.sigmoid(y[:, 6:]), (1, 2)), [2, 6]),
     "softmax over others": (lambda y: jax.nn.softmax(y, 0), [12]),
     "a mean": (lambda y: y - y.mean(1, keepdims=True), [12]),
-    "padding": (lambda y: jnp.pad(y[:, :8], ((0, 0), (2, 2))), [8]),
+    "padding": (lambda y: jnp.pad(y[:, :8], ((0, 0), (2, 2))), [2, 2, 8]),
     "dropout": (lambda y: jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, y.shape), y, 0), [12]),
     "a constant array": (lambda y: y * TABLE, [12]),
     "positions": (lambda y: y * jnp.arange(12.0), [12]),
@@ -93,6 +95,16 @@ EXACT = {
     "sum of cosines": (lambda y: y * jnp.cos(y).sum(1, keepdims=True), False),
     "sum in a cond": (lambda y: lax.cond(y.sum() > -1e9, lambda y: y * jnp.cos(y).sum(), lambda y: y, y), False),
     "sum in a loop": (lambda y: lax.fori_loop(0, 3, lambda i, y: y + jnp.cos(y).sum(), y), False),
+    "differences of pairs": (lambda y: jnp.abs(y[:, :, None] - y[:, None]).sum(2), False),
+    "outer with cosines": (lambda y: (y[:, :, None] * jnp.cos(y)[:, None]).sum(2), False),
+    "outer by einsum": (lambda y: jnp.square(jnp.einsum("bi,bj->bij", y, jnp.cos(y))).sum(2), False),
+    "outer with itself": (lambda y: (y[:, :, None] * y[:, None]).sum(2), True),
+    "pairs in a product": (lambda y: jnp.abs(y[:, :, None] + y[:, None]).reshape(4, 144).sum(1)[:, None] * y, False),
+    "a broadcast along itself": (lambda y: (jnp.zeros((12, 12)) * y[:1] + y[0][:, None]).sum(1) * y, False),
+    "norms with eps": (lambda y: y / (1e-9 + jnp.linalg.norm(y, axis=0)), True),
+    "filled": (lambda y: y.at[jnp.array([0, 1, 2, 9])].get(mode="fill", fill_value=1.0), False),
+    "filled with nothing": (lambda y: y.at[jnp.array([0, 1, 2, 9])].get(mode="fill", fill_value=0.0), True),
+    "the larger of two numbers": (lambda y: y + lax.max(-1.0, -2.0), False),
     "a bias in a loop": (lambda y: lax.scan(lambda c, _: (c + 1.0, c.sum()), y, None, length=3)[1].sum() * y, False),
     "zeros in a loop": (lambda y: lax.scan(lambda c, _: (2 * c, c.sum()), y, None, length=3)[1].sum() * y, True),
 }
@@ -109,6 +121,90 @@ def test_zeros_are_followed(name):
     assert bool(group.approximate) != exact
     thin = jp.shrink(g, params, X, ratio=0.5, approximate=True)
     assert (thin.report.error < 1e-5) == exact
+
+
+def test_what_is_not_finite_with_zeros_is_said_and_may_be_allowed():
+    rng = np.random.default_rng(0)
+    params = {"w": draw(rng, 6, 12), "v": draw(rng, 12, 3)}
+    f = lambda p, x: (x @ (p["w"] / jnp.linalg.norm(p["w"], axis=0))) @ p["v"]
+    with pytest.raises(ValueError, match=r"would not be exact|not finite \(0 / 0"):
+        jp.shrink(f, params, X, ratio=0.5)
+    thin = jp.shrink(f, params, X, ratio=0.5, approximate=True)
+    assert np.isfinite(np.asarray(thin.apply(thin.params, X))).all() and not thin.report.finite
+    batch = lambda p, x: (lambda y: y / y.std(0))(x @ p["w"]) @ p["v"]
+    with pytest.raises(ValueError, match=r"would not be exact|not finite \(0 / 0"):
+        jp.shrink(batch, params, draw(rng, 4, 6), ratio=0.5)
+
+
+def test_every_function_is_checked():
+    """The second is not pure: the first alone would pass."""
+    rng, calls = np.random.default_rng(0), []
+    params = {"w": draw(rng, 6, 12), "v": draw(rng, 12, 3)}
+    fine = lambda p, x: x @ p["w"] @ p["v"]
+
+    def moody(p, x):
+        calls.append(1)
+        return fine(p, x) * len(calls)
+
+    with pytest.raises(ValueError, match="differs from f"):
+        jp.shrink([fine, moody], params, X, ratio=0.5)
+
+
+def test_derivatives_of_every_order_are_the_functions_own():
+    """The rule of sinc calls another function with a rule of its own."""
+    rng = np.random.default_rng(0)
+    params, x = {"w": draw(rng, 4, 6), "v": draw(rng, 6, 2)}, jnp.zeros((1, 4))
+    f = lambda p, x: jnp.sinc(x @ p["w"]) @ p["v"]
+    thin = jp.shrink(f, params, x, ratio=0.5, approximate=True)
+    second = lambda g, p: jax.hessian(lambda x: g(p, x).sum())(x)
+    assert np.abs(second(f, thin.params)).max() > 1
+    assert_allclose(second(thin.apply, thin.params), second(f, thin.params), rtol=1e-4, atol=1e-4)
+    third = lambda g, p: jax.jacfwd(jax.hessian(lambda x: g(p, x).sum()))(x + 0.3)
+    assert_allclose(third(thin.apply, thin.params), third(f, thin.params), rtol=1e-3, atol=1e-3)
+
+    @jax.custom_jvp
+    def through(x):
+        return jnp.round(x)
+
+    through.defjvp(lambda x, t: (through(*x), 3 * through(*x) * t[0]))
+    g = lambda p, x: through(x @ p["w"]) @ p["v"]
+    thin = jp.shrink(g, params, x, ratio=0.5)
+    second = lambda g, p: jax.hessian(lambda x: g(p, x).sum())(jnp.full((1, 4), 0.7))
+    assert np.abs(second(g, thin.params)).max() > 1
+    assert_allclose(second(thin.apply, thin.params), second(g, thin.params), rtol=1e-5)
+
+
+def test_static_arguments_that_are_equal_and_not_the_same():
+    params = {"w": W, "v": V}
+    f = lambda p, x, k: (jnp.copysign(x @ p["w"] @ p["v"], k), jnp.int32(3) * k)
+    thin = jp.shrink(lambda p, x: f(p, x, 1.0), params, X, ratio=0.5)
+    g = thin.of(f)
+    for k in (2, 2.0, 1, 1.0, True, 0.0, -0.0):
+        (ours, times), (theirs, expected) = g(thin.params, X, k), f(thin.params, X, k)
+        assert_array_equal(ours, theirs)
+        assert times.dtype == expected.dtype
+
+
+def test_numbers_as_params_and_complex_weights():
+    half = {"w": W.astype(jnp.bfloat16), "v": V.astype(jnp.bfloat16), "s": 2.0}
+    x = X.astype(jnp.bfloat16)
+    thin = jp.shrink(lambda p, x: (x @ p["w"]) * p["s"] @ p["v"], half, x, ratio=0.5)
+    assert thin.apply(thin.params, x).dtype == jnp.bfloat16
+    params = {"w": jnp.ones((6, 12), jnp.complex64).at[:, 3].set(9j), "v": V + 0j}
+    f = lambda p, x: x @ p["w"] @ p["v"]
+    thin = jp.shrink(f, params, X + 0j, ratio=1 / 12, score=lambda p: {"w": p["w"]})
+    assert_array_equal(thin.plan.keep["w"][1], [3])
+    with pytest.raises(ValueError, match="has a score"):  # complex numbers are none of where.weights
+        jp.shrink(f, params, X + 0j, ratio=0.5)
+
+
+def test_a_param_that_meets_itself_and_kernels_that_are_vmapped():
+    [group] = jp.axes(lambda p, x: x @ p @ p.T, W, X).groups
+    assert group.size == 12
+    mapped = lambda p, x: jax.vmap(conv, (None, 0))(x, p["k"]).mean((0, 2, 3)) @ p["v"]
+    params = {"k": draw(np.random.default_rng(0), 3, 1, 1, 2, 5), "v": jnp.ones((5, 2))}
+    thin = jp.shrink(mapped, params, jnp.ones((1, 4, 4, 2)), ratio=0.6, where="k")
+    assert thin.params["k"].size < params["k"].size and thin.report.error < 1e-5
 
 
 def test_importance_on_a_product():

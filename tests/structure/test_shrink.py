@@ -239,6 +239,8 @@ def printing(p, x):
 
 SMALL = {"w": jnp.ones((6, 4)), "v": jnp.ones((4, 2))}
 LINE = lambda p, x: x @ p["w"] @ p["v"]
+ODD = jp.Plan({"v": (4, 2), "w": (6, 4)}, {"w": {1: [3, 1]}, "v": {0: [3, 1]}})
+SYMBOLS = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 6"), jnp.float32)
 WRONG = {
     "no budget": (lambda: jp.shrink(LINE, SMALL, X), "give a budget"),
     "budget and plan": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, plan=jp.Plan({}, {})), "give a budget"),
@@ -255,13 +257,21 @@ WRONG = {
         lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, keep={"v": (3, 2)}),
         "3 at least and 2",
     ),
+    "no plan": (lambda: jp.shrink(LINE, SMALL, X, plan="plan.json"), "jp.Plan.load"),
+    "a plan out of order": (lambda: jp.shrink(LINE, SMALL, X, plan=ODD), "cannot keep"),
+    "where is no pattern": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, where="("), "no regular expression"),
+    "keep is no pattern": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, keep={"(": 2}), "no regular expression"),
+    "state is no pattern": (lambda: jp.axes(LINE, SMALL, X, state="("), "no regular expression"),
+    "half a unit": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, round_to=2.5), "round_to=2.5"),
+    "a string as a param": (lambda: jp.axes(LINE, SMALL | {"name": "net"}, X), "name is no array"),
+    "symbols": (lambda: jp.axes(LINE, SMALL, SYMBOLS), "symbolic"),
     "round": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, round_to=0), "round_to=0"),
     "reduce": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, reduce="sum"), "reduce is l2"),
     "score": (
         lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, score={"w": jnp.ones(3), "v": None}),
         r"score of w is \(3,\)",
     ),
-    "scores": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, score=[1.0]), "score has 1 leaves"),
+    "scores": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, score=[1.0]), "name them alike"),
     "NaN score": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, score={"w": SMALL["w"] * np.nan, "v": None}), "NaN"),
     "side effects": (lambda: jp.axes(printing, PARAMS, X), "printing has side effects"),
     "a string": (lambda: jp.axes(lambda p, x: "y", SMALL, X), "not an array"),

@@ -45,7 +45,8 @@ def while_(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 def custom_jvp(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     """Extra: [the function, the rule of its derivative (None inside such a rule), which tangents the rule leaves out].
 
-    A rule often calls the function that it is of (relu's does): there its own derivative is that of its equations.
+    A rule often calls the function that it is of (relu's does), so the rules inside it are walked when they are needed
+    (`Narrow`), for derivatives of a higher order.
     """
     floats = all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.invars)
     if not floats or eqn.params["num_consts"] or eqn.params["symbolic_zeros"]:

@@ -108,7 +108,9 @@ def axes(f: Any, params: Any, *args: Any, state: str | None = None, **kw: Any) -
              v[1]: an output of the function
              w[0]: an argument of the function
     """
-    calls = [call if isinstance(call, tuple) else (call, args) for call in _listed(f)]
+    if state is not None:
+        compiled("state", state)
+    calls = pairs(f, args)
     shapes = shapes_of(params)
     leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes.items()}
     walk, traced, programs = Walk(), [], []
@@ -119,8 +121,17 @@ def axes(f: Any, params: Any, *args: Any, state: str | None = None, **kw: Any) -
     return _grouped(shapes, leaf_axes, walk, programs, traced)
 
 
-def _listed(f: Any) -> Sequence[Any]:
-    return f if isinstance(f, list | tuple) else [f]
+def compiled(name: str, pattern: str) -> re.Pattern[str]:
+    """A regular expression, or what is wrong with it."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{name}={pattern!r} is no regular expression: {error}") from None
+
+
+def pairs(f: Any, args: tuple[Any, ...]) -> list[tuple[Any, tuple[Any, ...]]]:
+    """(function, its arguments) of one function or several."""
+    return [call if isinstance(call, tuple) else (call, args) for call in (f if isinstance(f, list) else [f])]
 
 
 def walked(walk: Walk, t: Traced, leaf_axes: dict[str, Axes], state: str | None) -> Walked:
@@ -173,13 +184,13 @@ def _grouped(
                     members.setdefault(v, []).append(Member(path, k, tuple(positions(e, v))))
                 elif v.why != UNIT:
                     frozen.setdefault(f"{path}[{k}]", v.why)
-    alone = [v for v, found in members.items() if len(found) == 1 and len(found[0].maps) == 1]
-    for v in alone:  # an axis that no other array shares is not used by the function
-        frozen.setdefault(f"{members[v][0].path}[{members[v][0].axis}]", "nothing else in the function has it")
-        del members[v]
     zeros = Zeros(members)
     for program in programs:
         zeros.run(program, [zeros.of(axes) for axes in program.ins])
+    alone = [v for v, found in members.items() if len(found) == 1 and len(found[0].maps) == 1 and v not in zeros.summed]
+    for v in alone:  # an axis that no other array shares is not used by the function
+        frozen.setdefault(f"{members[v][0].path}[{members[v][0].axis}]", "nothing else in the function has it")
+        del members[v]
     groups = tuple(
         Group(f"{m[0].path}[{m[0].axis}]{_part(m[0])}", v.size, tuple(m), tuple(sorted(zeros.approximate.get(v, ()))))
         for v, m in members.items()

@@ -9,9 +9,11 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
-from jaxprune.transforms.axes.index import Axis, size
-from jaxprune.transforms.axes.masks import Keep, mask
-from jaxprune.transforms.axes.walk import Axes, Record, Walked
+from jaxprune.transforms.axes.control import custom_jvp
+from jaxprune.transforms.axes.index import Axis, fresh, size
+from jaxprune.transforms.axes.masks import Keep, assign, mask
+from jaxprune.transforms.axes.places import place
+from jaxprune.transforms.axes.walk import Axes, Record, Walk, Walked
 from jaxprune.transforms.calls import ENTERED, enter
 from jaxprune.transforms.jaxpr import run_equations
 
@@ -80,18 +82,35 @@ class Narrow:
         return out if r.eqn.primitive.multiple_results else [out]
 
     def _custom_jvp(self, r: Record, values: list[Any]) -> Any:
-        inner, rule, zeros = r.extra
-        if rule is None:
-            return self.run(inner, values)
+        inner, rule, _ = r.extra
 
         def derivative(primals: Any, tangents: Any) -> Any:
-            found = self.run(rule, [*primals, *tangents])
+            narrow, program, zeros = (self, rule, r.extra[2]) if rule is not None else self._derivative(r)
+            found = narrow.run(program, [*primals, *tangents])
             outs, moved = found[: len(zeros)], iter(found[len(zeros) :])
             return tuple(outs), tuple(jnp.zeros_like(y) if zero else next(moved) for y, zero in zip(outs, zeros))
 
         f = jax.custom_jvp(lambda *args: tuple(self.run(inner, list(args))))
         f.defjvp(derivative)
         return f(*values)
+
+    def _derivative(self, r: Record) -> tuple["Narrow", Walked, tuple[bool, ...]]:
+        """The rule of a custom derivative inside another's: walked now, on axes of its own, cut as r's are.
+
+        Raises:
+          ValueError: the rule does not allow what the plan cuts.
+        """
+        axes = [[fresh(size(e)) for e in one] for one in r.ins]
+        outs, (_, rule, zeros) = custom_jvp(Walk(), r.eqn, axes)
+        keep: dict[Any, np.ndarray] = {}
+        pairs = [*zip(r.ins, axes), *zip(r.outs, outs)]
+        try:
+            for ours, fresh_ones in pairs:
+                for e, new in zip(ours, fresh_ones):
+                    assign(new, self.mask(e), keep)
+        except ValueError as error:
+            raise ValueError(f"a derivative of this order cannot be cut: {place(r.eqn)}: {error}") from None
+        return Narrow(keep), rule, zeros
 
     def params(self, r: Record) -> dict[str, Any]:
         """An equation's parameters, with the sizes that are left."""

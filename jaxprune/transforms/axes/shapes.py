@@ -62,9 +62,9 @@ def squeeze(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 def reshape(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     """Runs of axes with equal products are tied: (6, 4) -> (2, 3, 4) makes of the first axis a product 2 · 3."""
-    old, new, why = list(ins[0]), list(eqn.params["new_sizes"]), f"the parts do not line up: {walk.place(eqn)}"
-    if eqn.params.get("dimensions") is not None:
-        return walk.refuse(eqn, ins)
+    order = eqn.params.get("dimensions") or range(len(ins[0]))
+    old, new = [ins[0][k] for k in order], list(eqn.params["new_sizes"])
+    why = f"the parts do not line up: {walk.place(eqn)}"
     if 0 in new:
         return [[fresh(n, "empty") for n in new]], None
     out: list[Axis] = []
@@ -109,6 +109,20 @@ def concatenate(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     for axes in ins[1:]:
         walk.unify(eqn, rest(ins[0]), rest(axes))
     return [[concatenated([axes[d] for axes in ins]) if k == d else e for k, e in enumerate(ins[0])]], None
+
+
+def stack(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    """A new axis, a position an operand."""
+    for axes in ins[1:]:
+        walk.unify(eqn, ins[0], axes)
+    k = eqn.params["axis"]
+    return [[*ins[0][:k], concatenated([fresh(1) for _ in ins]), *ins[0][k:]]], None
+
+
+def unstack(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    k = eqn.params["axis"]
+    walk.freeze(eqn, [ins[0][k]], "its positions are taken apart")
+    return [[*ins[0][:k], *ins[0][k + 1 :]] for _ in eqn.outvars], None
 
 
 def split(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
@@ -182,6 +196,8 @@ RULES = {
     "tile": tile,
     "concatenate": concatenate,
     "split": split,
+    "stack": stack,
+    "unstack": unstack,
     "slice": slice_,
     "rev": rev,
     "pad": pad,

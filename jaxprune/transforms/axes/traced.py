@@ -38,10 +38,18 @@ def shapes_of(params: Any) -> dict[str, jax.ShapeDtypeStruct]:
     coded = [leaf_path(keys) for keys, x in flat if is_code(x)]
     if coded:
         raise ValueError(f"{coded[0]} is compressed: give jp.materialize(params), and compress what is left of it")
-    found = {leaf_path(keys): jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x)) for keys, x in flat}
+    odd = [leaf_path(keys) for keys, x in flat if not hasattr(x, "dtype") and not isinstance(x, int | float | complex)]
+    if odd:
+        raise ValueError(f"{odd[0]} is no array: params are arrays and numbers; close f over all else")
+    found = {leaf_path(keys): _shape_of(x) for keys, x in flat}
     if len(found) < max(1, len(flat)):
         raise ValueError(f"params of {len(flat)} leaves have {len(found)} different paths: each leaf needs its own")
     return found
+
+
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    weak = getattr(x, "weak_type", not hasattr(x, "dtype"))  # a Python number takes the dtype of what it meets
+    return jax.ShapeDtypeStruct(np.shape(x), jax.numpy.result_type(x), weak_type=weak)
 
 
 def trace(f: Callable[..., Any], params: Any, args: tuple[Any, ...], kw: dict[str, Any]) -> Traced:
@@ -69,6 +77,8 @@ def trace(f: Callable[..., Any], params: Any, args: tuple[Any, ...], kw: dict[st
             raise ValueError(f"{name} returns what is not an array: return arrays only. {error}") from error
         raise
     jaxpr, consts = open_jaxpr(closed)
+    if not all(isinstance(n, int) for v in jaxpr.invars for n in v.aval.shape):
+        raise ValueError(f"{name} is traced with symbolic shapes, and what can be cut depends on sizes: give numbers")
     if jaxpr.effects:
         raise ValueError(f"{name} has side effects ({', '.join(map(str, jaxpr.effects))}): give it without them")
     outs = jax.tree_util.tree_flatten_with_path(shape)[0]
