@@ -57,6 +57,10 @@ PASSES = {
     "a recurrence": (lambda y: lax.scan(lambda h, _: (jnp.tanh(h + y), None), jnp.zeros((4, 12)), None, 2)[0], [12]),
     "pairs that are woven": (lambda y: jnp.stack([-y[:, 1::2], y[:, ::2]], -1).reshape(4, 12), [6]),
     "a stack": (lambda y: jnp.stack([y[:, :6], y[:, 6:]], 1).reshape(4, 12), [6]),
+    "a carry that is replaced": (
+        lambda y: lax.scan(lambda h, _: (jnp.tanh(y), h.sum()), jnp.zeros((4, 12)), None, 2)[0],
+        [12],
+    ),
     "a gate": (lambda y: jnp.tile(y[:, :6] * jax.nn.sigmoid(y[:, 6:]), (1, 2)), [2, 6]),
     "softmax over others": (lambda y: jax.nn.softmax(y, 0), [12]),
     "a mean": (lambda y: y - y.mean(1, keepdims=True), [12]),
@@ -105,6 +109,10 @@ EXACT = {
     "filled": (lambda y: y.at[jnp.array([0, 1, 2, 9])].get(mode="fill", fill_value=1.0), False),
     "filled with nothing": (lambda y: y.at[jnp.array([0, 1, 2, 9])].get(mode="fill", fill_value=0.0), True),
     "the larger of two numbers": (lambda y: y + lax.max(-1.0, -2.0), False),
+    "tiles less repeats": (
+        lambda y: jnp.abs(jnp.tile(y, (1, 12)) - jnp.repeat(y, 12, axis=1)).sum(1)[:, None] * y,
+        False,
+    ),
     "a bias in a loop": (lambda y: lax.scan(lambda c, _: (c + 1.0, c.sum()), y, None, length=3)[1].sum() * y, False),
     "zeros in a loop": (lambda y: lax.scan(lambda c, _: (2 * c, c.sum()), y, None, length=3)[1].sum() * y, True),
 }
@@ -131,6 +139,8 @@ def test_what_is_not_finite_with_zeros_is_said_and_may_be_allowed():
         jp.shrink(f, params, X, ratio=0.5)
     thin = jp.shrink(f, params, X, ratio=0.5, approximate=True)
     assert np.isfinite(np.asarray(thin.apply(thin.params, X))).all() and not thin.report.finite
+    [group] = jp.axes(lambda p, x: (lambda y: y / jnp.linalg.norm(y, axis=0))(x @ p["w"]).sum(1), params, X).groups
+    assert group.approximate  # the sum leaves out 0 / 0
     batch = lambda p, x: (lambda y: y / y.std(0))(x @ p["w"]) @ p["v"]
     with pytest.raises(ValueError, match=r"would not be exact|not finite \(0 / 0"):
         jp.shrink(batch, params, draw(rng, 4, 6), ratio=0.5)
@@ -161,6 +171,10 @@ def test_derivatives_of_every_order_are_the_functions_own():
     assert_allclose(second(thin.apply, thin.params), second(f, thin.params), rtol=1e-4, atol=1e-4)
     third = lambda g, p: jax.jacfwd(jax.hessian(lambda x: g(p, x).sum()))(x + 0.3)
     assert_allclose(third(thin.apply, thin.params), third(f, thin.params), rtol=1e-3, atol=1e-3)
+
+    relu = lambda p, x: jnp.square(jax.nn.relu(x @ p["w"] + 0.1)) @ p["v"]  # relu's rule makes zeros of x's shape
+    thin = jp.shrink(relu, params, x, ratio=0.5, approximate=True)
+    assert_allclose(second(thin.apply, thin.params), second(relu, thin.params), rtol=1e-4, atol=1e-4)
 
     @jax.custom_jvp
     def through(x):
