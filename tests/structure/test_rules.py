@@ -109,8 +109,8 @@ EXACT = {
     "filled": (lambda y: y.at[jnp.array([0, 1, 2, 9])].get(mode="fill", fill_value=1.0), False),
     "filled with nothing": (lambda y: y.at[jnp.array([0, 1, 2, 9])].get(mode="fill", fill_value=0.0), True),
     "the larger of two numbers": (lambda y: y + lax.max(-1.0, -2.0), False),
-    "tiles less repeats": (
-        lambda y: jnp.abs(jnp.tile(y, (1, 12)) - jnp.repeat(y, 12, axis=1)).sum(1)[:, None] * y,
+    "tiles and products": (
+        lambda y: jnp.abs(jnp.tile(y, (1, 12)) + (y[:, :, None] * y[:, None]).reshape(4, 144)).sum(1)[:, None] * y,
         False,
     ),
     "a bias in a loop": (lambda y: lax.scan(lambda c, _: (c + 1.0, c.sum()), y, None, length=3)[1].sum() * y, False),
