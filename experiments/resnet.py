@@ -92,10 +92,8 @@ def forward(params: Any, x: Array, norm: Callable[[str, Array], Array]) -> Array
     return x.mean((1, 2)) @ params["linear"]["kernel"] + params["linear"]["bias"]
 
 
-def accuracy(params: Any, x: np.ndarray, y: np.ndarray, batch: int = 250) -> float:
+def accuracy(params: Any, x: np.ndarray, y: np.ndarray, batch: int = 250, apply: Callable[..., Array] = apply) -> float:
     """Percent right."""
-    run = jax.jit(apply)
-    right = [
-        np.argmax(run(params, normalised(x[i : i + batch])), 1) == y[i : i + batch] for i in range(0, len(y), batch)
-    ]
+    run, starts = jax.jit(apply), range(0, len(y), batch)
+    right = [np.argmax(run(params, normalised(x[i : i + batch])), 1) == y[i : i + batch] for i in starts]
     return 100 * float(np.concatenate(right).mean())

@@ -30,16 +30,8 @@ SETTINGS: dict[str, Any] = {"flops": [0.475], "images": 1024, "seeds": [0, 1, 2]
 
 
 def with_statistics(params: Any, x: Any) -> tuple[Any, Any]:
-    """Logits in train mode, and the mean and variance that each batch norm saw, under its own name."""
-    seen: dict[str, Any] = {}
-
-    def norm(name: str, y: Any) -> Any:
-        p = params[name]
-        mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
-        seen[name] = {"mean": mean, "var": var}
-        return (y - mean) * (jax.lax.rsqrt(var + 1e-5) * p["scale"]) + p["bias"]
-
-    return resnet.forward(params, x, norm), seen
+    """Logits in train mode, and the moments that each batch norm saw, under its own name."""
+    return resnet.training(params, resnet.parted(params)[1], x, momentum=1.0)
 
 
 def scores(arm: str, params: Any, images: Any, labels: Any, settings: Any, seed: int) -> Any:
@@ -65,18 +57,12 @@ def cut(arm: str, share: float, params: Any, data: Any, settings: Any, seed: int
     thin = jp.shrink(resnet.apply, params, images[:2], flops=share, score=score, reduce=reduce)
     took = time.process_time() - clock
     found = {"cut_cpu_s": took, "flops": thin.report.flops, "params": thin.report.params, "error": thin.report.error}
-    found["accuracy"] = accuracy(thin.apply, thin.params, *test)
-    new = thin.of(with_statistics, state=".*/(mean|var)")(thin.params, images)[1]
-    settled = {name: layer | new.get(name, {}) for name, layer in thin.params.items()}
-    return found | {"accuracy_settled": accuracy(thin.apply, settled, *test), "xla": xla_flops(thin, images)}
-
-
-def accuracy(apply: Any, params: Any, x: np.ndarray, y: np.ndarray, batch: int = 250) -> float:
-    """Percent right."""
-    run = jax.jit(apply)
-    parts = range(0, len(y), batch)
-    right = [np.argmax(run(params, resnet.normalised(x[i : i + batch])), 1) == y[i : i + batch] for i in parts]
-    return 100 * float(np.concatenate(right).mean())
+    found["accuracy"] = resnet.accuracy(thin.params, *test, apply=thin.apply)
+    settled = resnet.joined(thin.params, thin.of(with_statistics, state=".*/(mean|var)")(thin.params, images)[1])
+    return found | {
+        "accuracy_settled": resnet.accuracy(settled, *test, apply=thin.apply),
+        "xla": xla_flops(thin, images),
+    }
 
 
 def xla_flops(thin: Any, images: Any) -> float:
@@ -89,7 +75,7 @@ def measured(settings: Any, params: Any, data: Any, save: Any = lambda found: No
     (x, y), test = data
     images, labels = resnet.normalised(x[: settings["images"]]), y[: settings["images"]].astype(np.int32)
     dense = float(jax.jit(resnet.apply).lower(params, images[:1]).compile().cost_analysis()["flops"])
-    found: dict[str, Any] = {"dense": {"accuracy": accuracy(resnet.apply, params, *test), "xla": dense}, "arms": []}
+    found: dict[str, Any] = {"dense": {"accuracy": resnet.accuracy(params, *test), "xla": dense}, "arms": []}
     for share in settings["flops"]:
         for arm in ("l2", "fisher", "random"):
             for seed in settings["seeds"] if arm == "random" else settings["seeds"][:1]:

@@ -47,7 +47,7 @@ def test_every_arm_is_cut_and_counted():
 def test_statistics_are_those_of_the_images_that_are_given():
     params, x = network(), resnet.normalised(images(16, 3)[0])
     logits, seen = jax.jit(resnet56.with_statistics)(params, x)
-    settled = {name: layer | seen.get(name, {}) for name, layer in params.items()}
+    settled = resnet.joined(params, seen)
     assert set(seen) == {name for name in params if ".bn" in name or name == "bn1"}
     np.testing.assert_allclose(resnet.apply(settled, x), logits, rtol=1e-4, atol=1e-4)
     assert jp.axes(resnet56.with_statistics, params, x, state=".*/(mean|var)").groups

@@ -13,7 +13,8 @@ ELEMENTWISE = names(
     shift_right_arithmetic eq ne lt le gt ge eq_to lt_to le_to neg sign floor ceil round exp exp2 log expm1 log1p tanh
     sin cos tan asin acos atan sinh cosh asinh acosh atanh logistic sqrt rsqrt cbrt square integer_pow abs is_finite erf
     erfc erf_inv lgamma digamma igamma igammac bessel_i0e bessel_i1e convert_element_type reduce_precision real imag
-    conj complex select_n clamp add_any population_count clz mul_add"""
+    conj complex select_n clamp add_any population_count clz mul_add polynomial log2
+    one_minus_square polygamma zeta igamma_grad_a regularized_incomplete_beta"""
 )
 IDENTITY = names(
     """copy copy_p stop_gradient device_put sharding_constraint layout_constraint reshard pvary pcast name
