@@ -52,6 +52,8 @@ from jaxprune.storage.files import load as load
 from jaxprune.storage.files import save as save
 from jaxprune.storage.format import FormatError as FormatError
 from jaxprune.structure.plan import Plan as Plan
+from jaxprune.structure.reconstruct import Reconstruction as Reconstruction
+from jaxprune.structure.reconstruct import reconstruct as reconstruct
 from jaxprune.structure.shrink import shrink as shrink
 from jaxprune.training.attract import attract as attract
 from jaxprune.training.group_penalty import group_penalty as group_penalty

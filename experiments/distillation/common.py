@@ -49,9 +49,9 @@ def paired(better: Sequence[float], worse: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half], "values": difference.tolist()}
 
 
-def save(name: str, about: Mapping[str, Any], results: Mapping[str, Any]) -> pathlib.Path:
+def save(name: str, about: Mapping[str, Any], results: Mapping[str, Any], home: pathlib.Path = HERE) -> pathlib.Path:
     """Writes results/NAME/results.json."""
-    path = HERE / "results" / name / "results.json"
+    path = home / "results" / name / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     versions = {"jaxprune": jp.__version__, "machine": machine()}
     path.write_text(json.dumps({**versions, "settings": about, "results": results}, indent=1) + "\n")

@@ -1,20 +1,24 @@
-"""ResNet-56 on CIFAR-10 with fewer operations and no gradient step (DepGraph, Fang et al. 2023, arXiv:2301.12900).
+"""ResNet-56 on CIFAR-10 with fewer operations and no gradient step.
 
-Units are ranked by one number each and cut until a share of the operations is left. Then the means and variances of the
-batch norms are taken anew from 1,024 training images, on the small network. No label is used but by `fisher`, and no
-test image but for the accuracy, once an arm.
+Units are ranked by one number each and cut until a share of the operations is left (DepGraph, Fang et al. 2023,
+arXiv:2301.12900). Two repairs, apart, from 1,024 training images and without their labels: the moments of the batch
+norms taken anew; and the weights that are left fitted to what their layers gave (He et al. 2017, arXiv:1707.06168).
 
-    l2          √Σ w² over all weights of a unit
-    fisher      Σ ½ w² E[g²] over them, from 1,024 training images
-    random      the control
+    l2            √Σ w² over all weights of a unit; all groups
+    l2 inside     the same, of the channels inside the blocks only: the residual streams stay whole
+    fisher inside Σ ½ w² E[g²] over them, from the same images and their labels
+    random inside the control
 
-python -m experiments.structured.resnet56
+Nothing is chosen by the test set, which is looked at once for each figure.
+
+JAXPRUNE_DATA=data python -m experiments.structured.resnet56 [--folder FOLDER]      data holds resnet56.npz, too
 """
 
-import json
+import argparse
 import os
 import pathlib
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,10 +27,14 @@ import numpy as np
 
 import jaxprune as jp
 from experiments import resnet
-from experiments.benchmarks.common import machine
+from experiments.distillation.common import remembered, save, show
+from experiments.distillation.recovery_task import cifar
 
-OUT = pathlib.Path(__file__).parent / "results" / "resnet56"
-SETTINGS: dict[str, Any] = {"flops": [0.475], "images": 1024, "seeds": [0, 1, 2], "batch": 128}
+HERE = pathlib.Path(__file__).parent
+SETTINGS: dict[str, Any] = {"flops": 0.475, "images": 1024, "seeds": [0, 1, 2], "batch": 128, "ridge": 1e-3}
+STREAMS = {r".*bn2/scale": 1.0}
+"""Batch norms at the ends of the blocks: what is added to a residual stream."""
+STAGES = ("cut", "settled", "fitted")
 
 
 def with_statistics(params: Any, x: Any) -> tuple[Any, Any]:
@@ -34,72 +42,101 @@ def with_statistics(params: Any, x: Any) -> tuple[Any, Any]:
     return resnet.training(params, resnet.parted(params)[1], x, momentum=1.0)
 
 
+def kernels(tree: Any) -> Any:
+    """The scores of kernels; None elsewhere."""
+    return jax.tree_util.tree_map_with_path(lambda keys, s: s if keys[-1].key == "kernel" else None, tree)
+
+
 def scores(arm: str, params: Any, images: Any, labels: Any, settings: Any, seed: int) -> Any:
-    """One number a weight of the kernels, None elsewhere."""
-    kernels = lambda tree: jax.tree_util.tree_map_with_path(
-        lambda keys, s: s if keys[-1].key == "kernel" else None, tree
-    )
-    if arm == "random":
+    """One number a weight of the kernels."""
+    if arm.startswith("random"):
         return kernels(jp.scores.random(params, key=jax.random.key(seed)))
-    if arm == "l2":
+    if arm.startswith("l2"):
         return kernels(jp.scores.magnitude(params))
     loss = lambda p, x, y: -jax.nn.log_softmax(resnet.apply(p, x))[jnp.arange(len(y)), y].mean()
     n = settings["batch"]
-    batches = [(images[i : i + n], labels[i : i + n]) for i in range(0, len(images), n)]
-    return kernels(jp.scores.fisher(loss, params, batches))
+    return kernels(jp.scores.fisher(loss, params, [(images[i : i + n], labels[i : i + n]) for i in starts(images, n)]))
 
 
-def cut(arm: str, share: float, params: Any, data: Any, settings: Any, seed: int) -> dict[str, Any]:
-    """One network made smaller, its accuracy as it is, and with statistics taken anew."""
+def starts(x: Any, n: int) -> range:
+    """Of whole batches."""
+    return range(0, len(x) - n + 1, n)
+
+
+def shrunk(arm: str, params: Any, images: Any, labels: Any, settings: Any, seed: int = 0) -> Any:
+    """The network with a share of its operations left."""
+    keep = STREAMS if arm.endswith("inside") else {}
+    reduce = "l1" if arm.startswith("fisher") else "l2"
+    how = {"score": scores(arm, params, images, labels, settings, seed), "reduce": reduce, "keep": keep}
+    return jp.shrink(resnet.apply, params, images[:2], flops=settings["flops"], **how)
+
+
+def settled(thin: Any, images: Any) -> Any:
+    """The smaller params, with moments of their own."""
+    moments = thin.of(with_statistics, state=".*/(mean|var)")(thin.params, images)[1]
+    return resnet.joined(thin.params, moments)
+
+
+def fitted(thin: Any, params: Any, images: Any, settings: Any) -> jp.Reconstruction:
+    """The smaller params, fitted to the layers of the whole network."""
+    n = settings["batch"]
+    batches = [(images[i : i + n],) for i in starts(images, n)]
+    return jp.reconstruct(resnet.apply, params, thin.plan, batches, ridge=settings["ridge"])
+
+
+def cut(arm: str, params: Any, data: Any, settings: Any, seed: int) -> dict[str, Any]:
+    """One network made smaller: costs, and its accuracy as it is and after either repair."""
     (images, labels), test = data
-    clock = time.process_time()
-    score, reduce = scores(arm, params, images, labels, settings, seed), "l2" if arm == "l2" else "l1"
-    thin = jp.shrink(resnet.apply, params, images[:2], flops=share, score=score, reduce=reduce)
-    took = time.process_time() - clock
-    found = {"cut_cpu_s": took, "flops": thin.report.flops, "params": thin.report.params, "error": thin.report.error}
-    found["accuracy"] = resnet.accuracy(thin.params, *test, apply=thin.apply)
-    settled = resnet.joined(thin.params, thin.of(with_statistics, state=".*/(mean|var)")(thin.params, images)[1])
-    return found | {
-        "accuracy_settled": resnet.accuracy(settled, *test, apply=thin.apply),
-        "xla": xla_flops(thin, images),
-    }
+    seconds, clock = {}, time.process_time()
+    thin = shrunk(arm, params, images, labels, settings, seed)
+    seconds["cut"], clock = time.process_time() - clock, time.process_time()
+    made = {"cut": thin.params, "settled": settled(thin, images)}
+    seconds["settled"], clock = time.process_time() - clock, time.process_time()
+    made["fitted"] = fitted(thin, params, images, settings).params
+    seconds["fitted"] = time.process_time() - clock
+    found = {name: getattr(thin.report, name) for name in ("flops", "params", "bytes", "error")}
+    right = {stage: resnet.accuracy(made[stage], *test, apply=thin.apply) for stage in STAGES}
+    return found | {"accuracy": right, "cpu_s": seconds, "xla_flops": xla_flops(thin.apply, thin.params, images)}
 
 
-def xla_flops(thin: Any, images: Any) -> float:
+def xla_flops(apply: Any, params: Any, images: Any) -> float:
     """What XLA counts in the compiled program, of one image."""
-    return float(jax.jit(thin.apply).lower(thin.params, images[:1]).compile().cost_analysis()["flops"])
+    return float(jax.jit(apply).lower(params, images[:1]).compile().cost_analysis()["flops"])
 
 
-def measured(settings: Any, params: Any, data: Any, save: Any = lambda found: None) -> dict[str, Any]:
-    """Every figure; `save` is given what there is after each arm."""
+def measured(settings: Any, params: Any, data: Any, path: pathlib.Path | None = None) -> dict[str, Any]:
+    """Every figure; what is done stands in the file at `path`."""
     (x, y), test = data
     images, labels = resnet.normalised(x[: settings["images"]]), y[: settings["images"]].astype(np.int32)
-    dense = float(jax.jit(resnet.apply).lower(params, images[:1]).compile().cost_analysis()["flops"])
-    found: dict[str, Any] = {"dense": {"accuracy": resnet.accuracy(params, *test), "xla": dense}, "arms": []}
-    for share in settings["flops"]:
-        for arm in ("l2", "fisher", "random"):
-            for seed in settings["seeds"] if arm == "random" else settings["seeds"][:1]:
-                one = cut(arm, share, params, ((images, labels), test), settings, seed)
-                found["arms"].append({"arm": arm, "share": share, "seed": seed} | one)
-                print(
-                    f"{arm:>7} {share} seed {seed}: {one['accuracy']:.2f}%, settled {one['accuracy_settled']:.2f}%",
-                    flush=True,
-                )
-                save(found)
+    found: dict[str, Any] = {
+        "dense": remembered(path, "dense", lambda: resnet.accuracy(params, *test)),
+        "dense_xla_flops": xla_flops(resnet.apply, params, images),
+        "arms": [],
+    }
+    for arm in ("fisher inside", "l2 inside", "l2", "random inside"):
+        for seed in settings["seeds"] if arm.startswith("random") else settings["seeds"][:1]:
+            one = remembered(path, f"{arm} {seed}", partial(cut, arm, params, ((images, labels), test), settings, seed))
+            found["arms"].append({"arm": arm, "seed": seed} | one)
+            print(f"{arm} seed {seed}: {one['accuracy']}", flush=True)
     return found
 
 
 def main() -> None:
-    folder = pathlib.Path(os.environ.get("JAXPRUNE_DATA", "."))
-    with np.load(folder / "cifar10_train.npz") as a, np.load(folder / "cifar10_test.npz") as b:
-        data = (a["x"][: SETTINGS["images"]], a["y"][: SETTINGS["images"]]), (b["x"], b["y"])
-    OUT.mkdir(parents=True, exist_ok=True)
-
-    def save(found: Any) -> None:
-        about = {"jaxprune": jp.__version__, "machine": machine(), "settings": SETTINGS}
-        (OUT / "results.json").write_text(json.dumps(about | {"results": found}, indent=1) + "\n")
-
-    measured(SETTINGS, resnet.load(folder / "resnet56.npz"), data, save)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--folder", type=pathlib.Path, help="of what is done: the next call goes on")
+    folder, home = parser.parse_args().folder, pathlib.Path(os.environ["JAXPRUNE_DATA"])
+    data = cifar(home)
+    params = resnet.load(home / "resnet56.npz")
+    found = measured(SETTINGS, params, (data["train"], data["test"]), folder and folder / "cut.json")
+    path = save("resnet56", SETTINGS, found, HERE)
+    ratio = lambda one: f"{one['flops'][0] / one['flops'][1]:.2f} ({found['dense_xla_flops'] / one['xla_flops']:.2f})"
+    rows = [
+        (f"{one['arm']}, seed {one['seed']}", ratio(one), *(f"{one['accuracy'][stage]:.2f}" for stage in STAGES))
+        for one in found["arms"]
+    ]
+    columns = ["units", "fewer FLOPs (by XLA)", "cut", "moments anew", "weights fitted"]
+    show(f"ResNet-56, no gradient step: percent of CIFAR-10's test set; dense {found['dense']:.2f}", columns, rows)
+    print(path)
 
 
 if __name__ == "__main__":

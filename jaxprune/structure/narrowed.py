@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from jaxprune.structure.plan import Plan
 from jaxprune.transforms.axes.groups import refuse_unmatched, walked
-from jaxprune.transforms.axes.index import fresh
+from jaxprune.transforms.axes.index import fresh, size
 from jaxprune.transforms.axes.masks import assign
 from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.traced import Traced, shapes_of, trace
@@ -90,8 +90,12 @@ def kept(leaf_axes: dict[str, Any], plan: Plan) -> dict[Any, np.ndarray]:
     """What the plan keeps of the variables of a walk.
 
     Raises:
-      ValueError: the plan cuts what the function that was walked does not allow.
+      ValueError: the plan is of other params, or cuts what the function that was walked does not allow.
     """
+    shapes = {path: tuple(map(size, axes)) for path, axes in leaf_axes.items()}
+    odd = [path for path in {**shapes, **plan.shapes} if shapes.get(path) != plan.shapes.get(path)]
+    if odd:
+        raise ValueError(f"the plan is of another model: {[(p, plan.shapes.get(p), shapes.get(p)) for p in odd[:3]]}")
     keep: dict[Any, np.ndarray] = {}
     for path, axes in leaf_axes.items():
         for k, e in enumerate(axes):

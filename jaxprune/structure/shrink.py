@@ -130,22 +130,14 @@ def shrink(
     if plan is None:
         how = Choice(score, reduce, scope, where, round_to, dict(keep or {}), approximate)
         plan = planned(found, tree, wanted, how)
-    narrow, small = Narrow(_kept(found, plan)), []
+    plan.check()
+    narrow, small = Narrow(kept(found.leaf_axes, plan)), []
     for (g, _), traced in zip(calls, found.traced):
         small.append(narrowed(g, plan, state if any(replaces(path, state) for path in traced.paths) else None))
     checks = worst(compared(g, thin, plan, tree, given) for (g, given), thin in zip(calls, small))
     report = _report(found, plan, narrow, checks)
     report.raise_if_wrong(approximate)
     return Thin(small[0], plan.cut(tree), plan, report)
-
-
-def _kept(found: Groups, plan: Plan) -> dict[Any, np.ndarray]:
-    shapes = {path: x.shape for path, x in found.shapes.items()}
-    odd = [path for path in {**shapes, **plan.shapes} if shapes.get(path) != plan.shapes.get(path)]
-    if odd:
-        raise ValueError(f"the plan is of another model: {[(p, plan.shapes.get(p), shapes.get(p)) for p in odd[:3]]}")
-    plan.check()
-    return kept(found.leaf_axes, plan)
 
 
 def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found) -> Report:

@@ -59,10 +59,11 @@ class Narrow:
 
         for r in program.records:
             values = [read(v, axes) for v, axes in zip(r.eqn.invars, r.ins)]
-            env.update(zip(r.eqn.outvars, self._results(r, values, program.jaxpr.debug_info)))
+            env.update(zip(r.eqn.outvars, self.results(r, values, program.jaxpr.debug_info)))
         return [read(v, axes) for v, axes in zip(program.jaxpr.outvars, program.outs)]
 
-    def _results(self, r: Record, values: list[Any], info: Any) -> Any:
+    def results(self, r: Record, values: list[Any], info: Any) -> Any:
+        """What one equation makes of values that are cut; `info` is the debug info of its jaxpr."""
         name = r.eqn.primitive.name
         if name == "custom_jvp_call" and r.extra is not None:
             return self._custom_jvp(r, values)
