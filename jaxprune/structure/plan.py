@@ -136,19 +136,16 @@ class Plan(NamedTuple):
             if path not in self.shapes:
                 raise ValueError(f"{where}: {path!r} is cut and has no shape")
             for k, kept in ((k, np.asarray(kept)) for k, kept in axes.items()):
-                n = self.shapes[path][k] if 0 <= k < len(self.shapes[path]) else 0
-                fits = n and kept.size and (kept.ndim == 1 or _lines_up(kept.shape, self.small(path)))
-                order = np.diff(kept, axis=k if kept.ndim > 1 else 0) if fits else np.zeros(0)
-                if not fits or kept.min() < 0 or kept.max() >= n or (order <= 0).any():
+                rank = len(self.shapes[path])
+                n = self.shapes[path][k] if 0 <= k < rank else 0
+                order = np.diff(kept, axis=k if kept.ndim > 1 else 0) if n and kept.ndim in (1, rank) else np.zeros(1)
+                if not kept.size or kept.min() < 0 or kept.max() >= n or (order <= 0).any():
                     raise ValueError(f"{where}: {path}[{k}] of {n} positions cannot keep {kept.ravel()[:8].tolist()}")
             try:
                 in_turn(axes)
+                np.broadcast_shapes(self.small(path), *(x.shape for x in mesh(self.shapes[path], axes)))
             except ValueError as error:
                 raise ValueError(f"{where}: {path}: {error}") from None
-
-
-def _lines_up(shape: tuple[int, ...], small: tuple[int, ...]) -> bool:
-    return len(shape) == len(small) and all(a in (1, b) for a, b in zip(shape, small))
 
 
 def _positions(file: Any, path: str, axis: int, kept: list[Any]) -> np.ndarray:

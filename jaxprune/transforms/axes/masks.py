@@ -89,10 +89,17 @@ def kept_along(axes: Sequence[Axis], k: int, keep: Keep) -> np.ndarray:
         rows = [_carrier(axes, u, k, keep) for u in over]
         for at in (along(at, k, rank) for at in positions(e, v)):
             there = there & ((at < 0) | table[(*rows, at)])
-    if there.size == there.shape[k]:
-        return np.nonzero(there.reshape(-1))[0]
     count = int(np.count_nonzero(there, axis=k).max())
-    return np.argsort(~there, axis=k, kind="stable").take(range(count), axis=k)
+    at = _shortest(np.argsort(~there, axis=k, kind="stable").take(range(count), axis=k), k)
+    return at.reshape(-1) if at.size == count else at
+
+
+def _shortest(at: np.ndarray, k: int) -> np.ndarray:
+    """Positions along axis k, with size 1 along others where they are the same."""
+    for j in range(at.ndim):
+        if j != k and (at == at.take([0], axis=j)).all():
+            at = at.take([0], axis=j)
+    return at
 
 
 def _carrier(axes: Sequence[Axis], u: Var, k: int, keep: Keep) -> np.ndarray:
@@ -160,9 +167,11 @@ def assign(
                     _agree(v, told, keep)
         except ValueError as error:
             raise ValueError(f"[{k}]: {error}") from None
-    for k, at in kept.items():
-        if not np.array_equal(kept_along(axes, k, keep), at):
-            raise ValueError(f"[{k}]: its positions are {axes[k]!r}: cut whole rows and columns, not single ones")
+    back = mesh([size(e) for e in axes], {k: kept_along(axes, k, keep) for k in kept})
+    for k in kept:
+        if not np.array_equal(back[k], _shortest(old[k], k)):
+            wrong = f"its positions are {axes[k]!r}: cut whole rows and columns of that, not single ones"
+            raise ValueError(f"[{k}]: {'it must keep the same everywhere' if np.ndim(kept[k]) > 1 else wrong}")
 
 
 def _all_told(
