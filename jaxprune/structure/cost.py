@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxprune.report.costs import COSTS, OPAQUE, cost, plain
 from jaxprune.report.flops import operations
+from jaxprune.transforms.axes.carriers import WHOLE
 from jaxprune.transforms.axes.groups import Groups
-from jaxprune.transforms.axes.narrow import WHOLE, Narrow
+from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.walk import Record, Walked
 from jaxprune.transforms.calls import bodies
 

@@ -14,27 +14,44 @@ Units of different groups are made comparable by what they are ranked with:
                  arXiv:2407.04616)
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from jaxprune.transforms.axes.groups import Group, Member
+from jaxprune.transforms.axes.masks import along
 
 Reduce = Literal["l2", "l1", "mean", "max"]
 Scope = Literal["global", "group", "isomorphic"]
 
 
-def importance(group: Group, scores: Mapping[str, Any], reduce: Reduce = "l2") -> np.ndarray:
+class Beside(NamedTuple):
+    """Variables that a group always comes with.
+
+    Attributes:
+      sizes: of them.
+      places: path of a leaf -> their positions, arrays that broadcast over the leaf.
+    """
+
+    sizes: tuple[int, ...]
+    places: Mapping[str, Sequence[np.ndarray]]
+
+
+def importance(
+    group: Group, scores: Mapping[str, Any], reduce: Reduce = "l2", beside: Beside | None = None
+) -> np.ndarray:
     """One number a position, float64.
 
     Args:
       group: of `axes`.
       scores: path -> one number a weight; leaves that are missing or None do not count.
       reduce: "l2", "l1", "mean" or "max".
+      beside: one number for each position of these too.
 
     Returns:
-      [size]; zeros if none of its leaves has a score.
+      [*sizes of beside, size]; zeros if none of its leaves has a score.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -44,28 +61,32 @@ def importance(group: Group, scores: Mapping[str, Any], reduce: Reduce = "l2") -
       >>> print(importance(group, params))         # √(1 + 4 + 4), √(9 + 16)
       [3. 5.]
     """
-    total, count = np.zeros(group.size), np.zeros(group.size)
+    shape = (*(beside.sizes if beside else ()), group.size)
+    total, count = np.zeros(shape), np.zeros(shape)
     for member in group.members:
         s = scores.get(member.path)
         if s is None:
             continue
         start, step = _REDUCES[reduce]
         sizes = np.abs(np.asarray(s)).astype(np.float64)
-        flat = np.moveaxis(sizes, member.axis, 0).reshape(sizes.shape[member.axis], -1)
-        values, n = start(flat), flat.shape[1]
+        places = beside.places[member.path] if beside else ()
+        rest = tuple(k for k in range(sizes.ndim) if k != member.axis and all(at.shape[k] == 1 for at in places))
+        values, n = start(sizes, rest), math.prod(sizes.shape[k] for k in rest)
         for at in member.maps:
-            step.at(total, at[at >= 0], values[at >= 0])
-            np.add.at(count, at[at >= 0], n)
+            index = np.broadcast_arrays(*places, along(at, member.axis, sizes.ndim))
+            there = index[-1] >= 0
+            step.at(total, tuple(i[there] for i in index), values[there])
+            np.add.at(count, tuple(i[there] for i in index), n)
     if reduce == "mean":
         return total / np.maximum(count, 1)
     return np.sqrt(total) if reduce == "l2" else total
 
 
-_REDUCES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Any]] = {
-    "l2": (lambda flat: np.square(flat).sum(1), np.add),
-    "l1": (lambda flat: flat.sum(1), np.add),
-    "mean": (lambda flat: flat.sum(1), np.add),
-    "max": (lambda flat: flat.max(1, initial=0.0), np.maximum),
+_REDUCES: dict[str, tuple[Callable[[np.ndarray, tuple[int, ...]], np.ndarray], Any]] = {
+    "l2": (lambda s, rest: np.square(s).sum(rest, keepdims=True), np.add),
+    "l1": (lambda s, rest: s.sum(rest, keepdims=True), np.add),
+    "mean": (lambda s, rest: s.sum(rest, keepdims=True), np.add),
+    "max": (lambda s, rest: s.max(rest, keepdims=True, initial=0.0), np.maximum),
 }
 
 

@@ -1,13 +1,14 @@
 """A function on params that a plan has cut."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.core import Tracer
 
 from jaxprune.structure.plan import Plan
+from jaxprune.transforms.axes.carriers import Carriers
 from jaxprune.transforms.axes.groups import refuse_unmatched, walked
 from jaxprune.transforms.axes.index import fresh, size
 from jaxprune.transforms.axes.masks import assign
@@ -83,28 +84,24 @@ def _ready(f: Any, plan: Plan, state: str | None, params: Any, shapes: Any, args
     refuse_unmatched(state, [traced])
     leaf_axes = {path: [fresh(n) for n in shape] for path, shape in plan.shapes.items()}
     program = walked(Walk(), traced, leaf_axes, state)
-    return Ready(traced, program, Narrow(kept(leaf_axes, plan)))
+    return Ready(traced, program, Narrow(kept(leaf_axes, [program], plan)))
 
 
-def kept(leaf_axes: dict[str, Any], plan: Plan) -> dict[Any, np.ndarray]:
+def kept(leaf_axes: dict[str, Any], programs: Sequence[Walked], plan: Plan) -> dict[Any, Any]:
     """What the plan keeps of the variables of a walk.
 
     Raises:
-      ValueError: the plan is of other params, or cuts what the function that was walked does not allow.
+      ValueError: the plan is of other params, or cuts what the functions that were walked do not allow.
     """
     shapes = {path: tuple(map(size, axes)) for path, axes in leaf_axes.items()}
     odd = [path for path in {**shapes, **plan.shapes} if shapes.get(path) != plan.shapes.get(path)]
     if odd:
         raise ValueError(f"the plan is of another model: {[(p, plan.shapes.get(p), shapes.get(p)) for p in odd[:3]]}")
-    keep: dict[Any, np.ndarray] = {}
+    keep: dict[Any, Any] = {}
+    carriers = functools.cache(lambda: Carriers(leaf_axes, programs))  # only some plans ask for them
     for path, axes in leaf_axes.items():
-        for k, e in enumerate(axes):
-            there = np.ones(plan.shapes[path][k], bool)
-            if k in (cut := plan.keep.get(path, {})):
-                there[:] = False
-                there[cut[k]] = True
-            try:
-                assign(e, there, keep)
-            except ValueError as error:
-                raise ValueError(f"the plan does not fit this function: {path}[{k}]: {error}") from None
+        try:
+            assign(axes, plan.keep.get(path, {}), keep, lambda v: carriers()(v))
+        except ValueError as error:
+            raise ValueError(f"the plan does not fit this function: {path}{error}") from None
     return keep

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxprune.core.tree import nearest
 from jaxprune.core.where import leaf_path
+from jaxprune.transforms.axes.masks import in_turn, mesh, take
 
 FORMAT = "jaxprune plan 1"
 
@@ -25,7 +26,8 @@ class Plan(NamedTuple):
 
     Attributes:
       shapes: path -> the shape of the leaf before, for all leaves.
-      keep: path -> axis -> the positions that stay, in order; only axes that are cut.
+      keep: path -> axis -> the positions that stay, in order; only axes that are cut. They are one row; or, where they
+        differ along other axes, an array of the leaf's rank: as many at each position that those keep (`uneven=True`).
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -49,25 +51,25 @@ class Plan(NamedTuple):
             shape, keep = self.shapes[path], self.keep.get(path, {})
             if not keep:
                 return x
-            full = jnp.zeros(shape, jnp.result_type(x))
-            return full.at[np.ix_(*(keep.get(k, np.arange(n)) for k, n in enumerate(shape)))].set(x)
+            return jnp.zeros(shape, jnp.result_type(x)).at[tuple(mesh(shape, keep))].set(x)
 
         return self._over(one, tree, self.small)
 
     def cut_one(self, x: Any, path: str) -> Any:
         """What is kept of an array of the shape of the param at this path."""
-        for axis, kept in self.keep.get(path, {}).items():
-            x = jnp.take(jnp.asarray(x), np.asarray(kept), axis=axis)
-        return x
+        keep = self.keep.get(path)
+        return take(jnp.asarray(x), keep, jnp) if keep else x
 
     def mask(self, tree: Any) -> Any:
         """A tree of the old shapes, with zeros where a plan cuts."""
 
         def one(x: Any, path: str) -> Any:
-            for axis, kept in self.keep.get(path, {}).items():
-                there = np.zeros(x.shape[axis], bool)
-                there[kept] = True
-                x = jnp.where(there.reshape([-1 if k == axis else 1 for k in range(x.ndim)]), x, jnp.zeros_like(x))
+            keep = self.keep.get(path, {})
+            even = all(np.ndim(at) == 1 for at in keep.values())
+            for some in ({k: at} for k, at in keep.items()) if even else [keep]:
+                there = np.zeros([n if k in some or not even else 1 for k, n in enumerate(x.shape)], bool)
+                there[tuple(mesh(there.shape, some))] = True
+                x = jnp.where(there, x, jnp.zeros_like(x))
             return x
 
         return self._over(one, tree, lambda path: self.shapes[path])
@@ -75,7 +77,8 @@ class Plan(NamedTuple):
     def small(self, path: str) -> tuple[int, ...]:
         """The shape of a leaf after the cut."""
         keep = self.keep.get(path, {})
-        return tuple(len(keep[k]) if k in keep else n for k, n in enumerate(self.shapes[path]))
+        left = {k: len(at) if np.ndim(at) == 1 else np.shape(at)[k] for k, at in keep.items()}
+        return tuple(left.get(k, n) for k, n in enumerate(self.shapes[path]))
 
     def _over(self, one: Callable[..., Any], tree: Any, shape_of: Callable[[str], tuple[int, ...]]) -> Any:
         met = []
@@ -105,7 +108,7 @@ class Plan(NamedTuple):
 
     def save(self, path: Any) -> None:
         """Writes a JSON file."""
-        keep = {p: {str(k): [int(i) for i in kept] for k, kept in axes.items()} for p, axes in self.keep.items()}
+        keep = {p: {str(k): np.asarray(kept).tolist() for k, kept in axes.items()} for p, axes in self.keep.items()}
         text = msgspec.json.encode({"format": FORMAT, "shapes": dict(self.shapes), "keep": keep})
         pathlib.Path(path).write_bytes(msgspec.json.format(text, indent=0))
 
@@ -122,7 +125,7 @@ class Plan(NamedTuple):
             raise ValueError(f"{path} is not a plan: {error}") from error
         if file.format != FORMAT:
             raise ValueError(f"{path} is not a plan: its format is {file.format!r}, not {FORMAT!r}")
-        keep = {p: {k: np.array(kept, int) for k, kept in axes.items()} for p, axes in file.keep.items()}
+        keep = {p: {k: _positions(path, p, k, kept) for k, kept in axes.items()} for p, axes in file.keep.items()}
         plan = cls({p: tuple(shape) for p, shape in file.shapes.items()}, keep)
         plan.check(str(path))
         return plan
@@ -133,12 +136,29 @@ class Plan(NamedTuple):
             if path not in self.shapes:
                 raise ValueError(f"{where}: {path!r} is cut and has no shape")
             for k, kept in ((k, np.asarray(kept)) for k, kept in axes.items()):
-                n = self.shapes[path][k] if 0 <= k < len(self.shapes[path]) else 0
-                if not len(kept) or kept.min() < 0 or kept.max() >= n or (np.diff(kept) <= 0).any():
-                    raise ValueError(f"{where}: {path}[{k}] of {n} positions cannot keep {kept[:8].tolist()}")
+                rank = len(self.shapes[path])
+                n = self.shapes[path][k] if 0 <= k < rank else 0
+                order = np.diff(kept, axis=k if kept.ndim > 1 else 0) if n and kept.ndim in (1, rank) else np.zeros(1)
+                if not kept.size or kept.min() < 0 or kept.max() >= n or (order <= 0).any():
+                    raise ValueError(f"{where}: {path}[{k}] of {n} positions cannot keep {kept.ravel()[:8].tolist()}")
+            try:
+                in_turn(axes)
+                np.broadcast_shapes(self.small(path), *(x.shape for x in mesh(self.shapes[path], axes)))
+            except ValueError as error:
+                raise ValueError(f"{where}: {path}: {error}") from None
+
+
+def _positions(file: Any, path: str, axis: int, kept: list[Any]) -> np.ndarray:
+    try:
+        found = np.array(kept)
+    except ValueError:
+        found = np.array("ragged")
+    if found.size and found.dtype.kind != "i":
+        raise ValueError(f"{file}: {path}[{axis}] keeps {str(kept)[:80]}: give rows of positions, all of one length")
+    return found
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     format: str
     shapes: dict[str, list[int]]
-    keep: dict[str, dict[int, list[int]]]
+    keep: dict[str, dict[int, list[Any]]]

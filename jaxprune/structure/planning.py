@@ -8,9 +8,11 @@ import numpy as np
 
 from jaxprune.core.where import Slot, Where, leaf_path, weights
 from jaxprune.structure import budget, cost
-from jaxprune.structure.importance import Reduce, Scope, comparable, importance
+from jaxprune.structure.importance import Reduce, Scope, comparable
 from jaxprune.structure.plan import Plan
+from jaxprune.structure.uneven import ranked
 from jaxprune.transforms.axes.groups import Groups, compiled
+from jaxprune.transforms.axes.masks import kept_along
 from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.traced import shapes_of
 
@@ -25,6 +27,7 @@ class Choice(NamedTuple):
     round_to: int
     keep: Mapping[str, budget.Limit]
     approximate: bool
+    uneven: bool = False
 
 
 def planned(found: Groups, tree: Any, wanted: Mapping[str, float], how: Choice) -> Plan:
@@ -44,10 +47,11 @@ def planned(found: Groups, tree: Any, wanted: Mapping[str, float], how: Choice) 
     if not fit:
         raise ValueError(f"no weight that can be cut has a score; those that have one: {list(scores)[:5]}: give score=")
     groups = [found.groups[i] for i in fit]
-    ranks = comparable(groups, [importance(g, scores, how.reduce) for g in groups], how.scope)
+    units = ranked(found, fit, scores, how.reduce, how.uneven)
+    ranks = comparable(groups, [r.values for r in units], how.scope)
     order = budget.steps(ranks, budget.limits(groups, how.keep, how.round_to), how.round_to)
-    variables = [found.variables[i] for i in fit]
-    narrow = lambda m: Narrow(dict(zip(variables, budget.masks(groups, order[:m]))))
+    left = lambda m: zip(units, budget.masks(groups, order[:m]))
+    narrow = lambda m: Narrow({r.variable: r.keep(kept) for r, kept in left(m)})
     must = sum(step.rank == -np.inf for step in order)
     costs = _costs(found, narrow, sum(g.size for g in groups), order)
     taken = max(budget.fewest(name, costs[name], value, must, len(order)) for name, value in wanted.items())
@@ -70,9 +74,8 @@ def plan_of(found: Groups, narrow: Narrow) -> Plan:
     keep: dict[str, dict[int, np.ndarray]] = {}
     for path, leaf in found.leaf_axes.items():
         for k, e in enumerate(leaf):
-            there = narrow.mask(e)
-            if not there.all():
-                keep.setdefault(path, {})[k] = np.nonzero(there)[0]
+            if not narrow.mask(e).all():
+                keep.setdefault(path, {})[k] = kept_along(leaf, k, narrow.keep)
     return Plan({path: x.shape for path, x in found.shapes.items()}, keep)
 
 

@@ -106,7 +106,7 @@ def reconstruct(
     traced, shapes_there = trace(f, params, given[0], {}), shapes_of(params)
     leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes_there.items()}
     program, small = walked(Walk(), traced, leaf_axes, state), plan.cut(params)
-    fit = _Fit(Narrow(kept(leaf_axes, plan)), ridge, dict(zip(leaf_axes, jax.tree.leaves(small))))
+    fit = _Fit(Narrow(kept(leaf_axes, [program], plan)), ridge, dict(zip(leaf_axes, jax.tree.leaves(small))))
     paths = [*leaf_axes, *[None] * traced.inputs]
     fit.count(program, paths)
     arrays = [[x for x in jax.tree.leaves(batch) if hasattr(x, "dtype")] for batch in given]

@@ -1,5 +1,7 @@
 """What a function was and what it is, after `shrink`."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxprune.transforms.axes.groups import Group
@@ -18,6 +20,7 @@ class Report(NamedTuple):
       error: of the self-check: largest difference to f with zeros in place of what was cut, relative.
       finite: whether f with zeros is finite wherever the smaller function is.
       allowed: the largest that rounding explains.
+      uneven: if that was asked for: group -> what its units differ along, or why they do not.
     """
 
     leaves: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
@@ -31,6 +34,7 @@ class Report(NamedTuple):
     error: float
     finite: bool
     allowed: float
+    uneven: Mapping[str, str] = MappingProxyType({})
 
     def raise_if_wrong(self, approximate: bool) -> None:
         """A plan that is exact must compute the same; that f divides 0 by 0 where g does not, must be allowed."""
@@ -54,6 +58,7 @@ class Report(NamedTuple):
         lines += [_line(name, *getattr(self, name)) for name in ("flops", "params", "bytes")]
         kind = "approximate" if self.approximate else "exact"
         lines.append(f"{kind}: differs from f with zeros in place of what was cut by {self.error:.1e}, relative")
+        lines += [f"  {name} {what}" for name, what in self.uneven.items()]
         lines += [f"  approximate: {name}: {'; '.join(places)}" for name, places in self.approximate.items()]
         lines += [f"  not looked into: {name}" for name in self.unknown]
         return "\n".join(lines)

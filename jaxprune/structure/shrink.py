@@ -24,6 +24,7 @@ from jaxprune.structure.narrowed import kept, narrowed
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
 from jaxprune.structure.report import Report, differences
+from jaxprune.structure.uneven import told
 from jaxprune.transforms.axes.groups import Groups, axes, pairs, replaces
 from jaxprune.transforms.axes.narrow import Narrow
 
@@ -78,6 +79,7 @@ def shrink(
     round_to: int = 1,
     keep: Mapping[str, Limit] | None = None,
     approximate: bool = False,
+    uneven: bool = False,
     state: str | None = None,
 ) -> Thin:
     """f and its params, made smaller until a budget is met.
@@ -99,6 +101,8 @@ def shrink(
       round_to: groups keep a multiple of it; 8 suits hardware.
       keep: path pattern -> the least to keep, or (least, most): units as ints, shares as floats.
       approximate: allow groups for which sums would leave out what is not zero (the report names them).
+      uneven: let units differ where a group always comes with another axis: each head keeps head dimensions of its own,
+        each scanned layer or expert hidden units of its own, as many everywhere.
       state: outputs that are new values of params, as in `jp.axes`.
 
     Returns:
@@ -128,14 +132,14 @@ def shrink(
         raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
     found, calls = axes(f, tree, *args, state=state), pairs(f, args)
     if plan is None:
-        how = Choice(score, reduce, scope, where, round_to, dict(keep or {}), approximate)
+        how = Choice(score, reduce, scope, where, round_to, dict(keep or {}), approximate, uneven)
         plan = planned(found, tree, wanted, how)
     plan.check()
-    narrow, small = Narrow(kept(found.leaf_axes, plan)), []
+    narrow, small = Narrow(kept(found.leaf_axes, found.programs, plan)), []
     for (g, _), traced in zip(calls, found.traced):
         small.append(narrowed(g, plan, state if any(replaces(path, state) for path in traced.paths) else None))
     checks = worst(compared(g, thin, plan, tree, given) for (g, given), thin in zip(calls, small))
-    report = _report(found, plan, narrow, checks)
+    report = _report(found, plan, narrow, checks)._replace(uneven=told(found, narrow.keep) if uneven else {})
     report.raise_if_wrong(approximate)
     return Thin(small[0], plan.cut(tree), plan, report)
 

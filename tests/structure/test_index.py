@@ -77,7 +77,7 @@ def test_a_mask_can_be_read_back_and_positions_tell_it(e, seed):
         for at in positions(e, v):
             there &= np.where(at < 0, True, m[at])
     assert np.array_equal(there, whole)
-    assign(e, whole, back)
+    assign([e], {0: np.nonzero(whole)[0]}, back)
     assert np.array_equal(mask(e, back), whole)
 
 
@@ -112,13 +112,13 @@ def test_positions_of_a_factor():
 def test_what_cannot_be_is_said():
     rows, columns = fresh(2), fresh(3)
     with pytest.raises(ValueError, match="whole rows and columns"):
-        assign(product([rows, columns]), np.array([1, 1, 1, 1, 1, 0], bool), {})
+        assign([product([rows, columns])], {0: np.arange(5)}, {})
     v = fresh(4)
     freeze(v, "an output")
     with pytest.raises(ValueError, match="an output"):
-        assign(v, np.array([1, 1, 1, 0], bool), {})
+        assign([v], {0: np.arange(3)}, {})
     with pytest.raises(ValueError, match="other positions"):
-        assign(concatenated([rows, rows]), np.array([1, 0, 0, 1], bool), {})
+        assign([concatenated([rows, rows])], {0: np.array([0, 3])}, {})
     assert split(product([fresh(2), fresh(3)]), 2) is None
     assert reason(concatenated([v, fresh(2)])) == "an output"
     assert repr(Sum([Prod([rows, columns]), v])) == "((2 · 3) + frozen 4)"

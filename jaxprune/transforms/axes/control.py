@@ -22,14 +22,15 @@ def cond(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 
 def scan(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    """What is carried keeps its axes from turn to turn; the axis that is run along is frozen."""
+    """What is carried keeps its axes from turn to turn; the axis that is run along is frozen, and one for all."""
     [body] = bodies(eqn)
     consts, carry, slices = ([ins[k] for k in part] for part in scan_operands(eqn))
-    walk.freeze(eqn, [axes[0] for axes in slices], "a scan runs along it")
+    turn = fresh(body.times, f"a scan runs along it: {walk.place(eqn)}")
+    for axes in slices:
+        walk.unify(eqn, [turn], [axes[0]])
     inner = walk.program(body.jaxpr, body.consts, [*consts, *carry, *(axes[1:] for axes in slices)])
     _tie(walk, eqn, carry, inner.outs[: len(carry)])
-    along = lambda: fresh(body.times, f"a scan runs along it: {walk.place(eqn)}")
-    return [*carry, *([along(), *axes] for axes in inner.outs[len(carry) :])], [inner]
+    return [*carry, *([turn, *axes] for axes in inner.outs[len(carry) :])], [inner]
 
 
 def while_(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:

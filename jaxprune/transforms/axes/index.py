@@ -154,6 +154,8 @@ def unify(a: Axis, b: Axis, why: str) -> None:
     if is_frozen(a) or is_frozen(b):
         one, other = (a, b) if is_frozen(a) else (b, a)
         freeze(other, reason(one))
+        if isinstance(one, Var) and isinstance(other, Var) and one.size > 1:
+            other.bound = one  # still the same positions, for what they carry (`carriers`)
     elif isinstance(b, Var):
         b.bound = a
     elif isinstance(a, Var):

@@ -9,16 +9,14 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
+from jaxprune.transforms.axes.carriers import POINTWISE, WHOLE, inside
 from jaxprune.transforms.axes.control import custom_jvp
-from jaxprune.transforms.axes.index import Axis, fresh, size
-from jaxprune.transforms.axes.masks import Keep, assign, mask
+from jaxprune.transforms.axes.index import Axis, fresh, size, variables
+from jaxprune.transforms.axes.masks import Keep, Uneven, assign, kept_along, mask, take
 from jaxprune.transforms.axes.places import place
 from jaxprune.transforms.axes.walk import Axes, Record, Walk, Walked
 from jaxprune.transforms.calls import ENTERED, enter
 from jaxprune.transforms.jaxpr import run_equations
-
-WHOLE = frozenset({"iota", "random_bits"})
-"""What is made by position: whole, and then cut."""
 
 
 class Narrow:
@@ -29,7 +27,7 @@ class Narrow:
         self._masks: dict[int, tuple[np.ndarray, Axis]] = {}
 
     def mask(self, e: Axis) -> np.ndarray:
-        """Which positions of an axis stay; remembered by the expression, which is kept alive."""
+        """Which positions of an axis stay (see `mask`); remembered by the expression, which is kept alive."""
         if id(e) not in self._masks:
             self._masks[id(e)] = mask(e, self.keep), e
         return self._masks[id(e)][0]
@@ -42,12 +40,9 @@ class Narrow:
 
     def cut(self, x: Any, axes: Axes) -> Any:
         """What is kept of an array of the large program."""
-        for k, e in enumerate(axes):
-            if self.size(e) != size(e):
-                at = np.nonzero(self.mask(e))[0]
-                known = not isinstance(x, Tracer) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
-                x = np.take(np.asarray(x), at, axis=k) if known else jnp.take(x, at, axis=k)
-        return x
+        kept = {k: kept_along(axes, k, self.keep) for k, e in enumerate(axes) if self.size(e) != size(e)}
+        known = not isinstance(x, Tracer) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+        return take(np.asarray(x) if known and kept else x, kept, np if known else jnp)
 
     def run(self, program: Walked, args: list[Any]) -> list[Any]:
         """The results of a program, from inputs that are cut."""
@@ -103,12 +98,16 @@ class Narrow:
         """
         axes = [[fresh(size(e)) for e in one] for one in r.ins]
         outs, (_, rule, zeros) = custom_jvp(Walk(), r.eqn, axes)
-        keep: dict[Any, np.ndarray] = {}
-        pairs = [*zip(r.ins, axes), *zip(r.outs, outs)]
+        keep: dict[Any, Any] = {}
+        uneven = any(
+            isinstance(self.keep.get(v), Uneven) for one in (*r.ins, *r.outs) for e in one for v in variables(e)
+        )
         try:
-            for ours, fresh_ones in pairs:
-                for e, new in zip(ours, fresh_ones):
-                    assign(new, self.mask(e), keep)
+            for ours, new in zip((*r.ins, *r.outs), (*axes, *outs)):
+                kept = {k: np.nonzero(self.mask(e))[0] for k, e in enumerate(ours) if self.size(e) != size(e)}
+                assign(new, kept, keep)
+            if uneven and not _pointwise(rule):
+                raise ValueError("it is not elementwise, and heads, layers or experts keep other positions each")
         except ValueError as error:
             raise ValueError(f"a derivative of this order cannot be cut: {place(r.eqn)}: {error}") from None
         return Narrow(keep), rule, zeros
@@ -130,6 +129,12 @@ class Narrow:
             invars=[seen(v, axes) for v, axes in zip(r.eqn.invars, r.ins)],
             outvars=[seen(v, axes) for v, axes in zip(r.eqn.outvars, r.outs)],
         )
+
+
+def _pointwise(program: Walked) -> bool:
+    """Whether positions do not matter in a program."""
+    pure = all(bool(inside(r)) or r.eqn.primitive.name in POINTWISE for r in program.records)
+    return pure and not program.consts and all(_pointwise(w) for r in program.records for w in inside(r))
 
 
 def _iota(*, shape: tuple[int, ...], dimension: int, dtype: Any, **rest: Any) -> np.ndarray:
