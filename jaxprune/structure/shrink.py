@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jaxprune.structure import cost
 from jaxprune.structure.budget import Limit
 from jaxprune.structure.check import Found, compared, tolerance, worst
-from jaxprune.structure.importance import Reduce, Scope
+from jaxprune.structure.importance import Normalize, Reduce, Scope
 from jaxprune.structure.narrowed import kept, narrowed
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
@@ -74,6 +74,7 @@ def shrink(
     score: Any = None,
     reduce: Reduce = "l2",
     scope: Scope = "global",
+    normalize: Normalize = "mean",
     where: Any = None,
     round_to: int = 1,
     keep: Mapping[str, Limit] | None = None,
@@ -95,6 +96,7 @@ def shrink(
         by default the magnitude of `jp.where.weights`. Groups without any scored weight are not cut.
       reduce: of the scores of a unit's weights: "l2", "l1", "mean", "max".
       scope: what units are ranked with: "global", "group", "isomorphic".
+      normalize: what a unit's number is divided by before that: "mean" or "max" of its group, "lamp", "none".
       where: which groups: those with a leaf that this rule of `jp.where`, or regular expression of paths, selects.
       round_to: groups keep a multiple of it; 8 suits hardware.
       keep: path pattern -> the least to keep, or (least, most): units as ints, shares as floats.
@@ -128,7 +130,7 @@ def shrink(
         raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
     found, calls = axes(f, tree, *args, state=state), pairs(f, args)
     if plan is None:
-        how = Choice(score, reduce, scope, where, round_to, dict(keep or {}), approximate)
+        how = Choice(score, reduce, scope, normalize, where, round_to, dict(keep or {}), approximate)
         plan = planned(found, tree, wanted, how)
     narrow, small = Narrow(_kept(found, plan)), []
     for (g, _), traced in zip(calls, found.traced):
