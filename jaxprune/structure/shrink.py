@@ -10,7 +10,7 @@ elementwise; here it is of every equation, and an unknown one freezes what it to
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from jax.core import Tracer
 from jaxprune.structure import cost
 from jaxprune.structure.budget import Limit
 from jaxprune.structure.check import Found, compared, tolerance, worst
+from jaxprune.structure.fold import folded
 from jaxprune.structure.importance import Normalize, Reduce, Scope
 from jaxprune.structure.narrowed import kept, narrowed
 from jaxprune.structure.plan import Plan
@@ -78,7 +79,7 @@ def shrink(
     where: Any = None,
     round_to: int = 1,
     keep: Mapping[str, Limit] | None = None,
-    approximate: bool = False,
+    approximate: bool | Literal["fold", "mean"] = False,
     state: str | None = None,
 ) -> Thin:
     """f and its params, made smaller until a budget is met.
@@ -100,7 +101,9 @@ def shrink(
       where: which groups: those with a leaf that this rule of `jp.where`, or regular expression of paths, selects.
       round_to: groups keep a multiple of it; 8 suits hardware.
       keep: path pattern -> the least to keep, or (least, most): units as ints, shares as floats.
-      approximate: allow groups for which sums would leave out what is not zero (the report names them).
+      approximate: allow groups for which sums would leave out what is not zero (the report names them). "fold" also
+        adds what removed units send out when their own weights are 0 (a sigmoid 1/2) to the biases that follow, "mean"
+        what they send out on the examples on average.
       state: outputs that are new values of params, as in `jp.axes`.
 
     Returns:
@@ -130,14 +133,16 @@ def shrink(
         raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
     found, calls = axes(f, tree, *args, state=state), pairs(f, args)
     if plan is None:
-        how = Choice(score, reduce, scope, normalize, where, round_to, dict(keep or {}), approximate)
+        how = Choice(score, reduce, scope, normalize, where, round_to, dict(keep or {}), bool(approximate))
         plan = planned(found, tree, wanted, how)
-    narrow, small = Narrow(_kept(found, plan)), []
+    narrow, small, folds = Narrow(_kept(found, plan)), [], None
     for (g, _), traced in zip(calls, found.traced):
         small.append(narrowed(g, plan, state if any(replaces(path, state) for path in traced.paths) else None))
+    if isinstance(approximate, str):
+        tree, folds = folded(found, narrow, plan, tree, calls[0][1], approximate, small[0])
     checks = worst(compared(g, thin, plan, tree, given) for (g, given), thin in zip(calls, small))
-    report = _report(found, plan, narrow, checks)
-    report.raise_if_wrong(approximate)
+    report = _report(found, plan, narrow, checks)._replace(folds=folds)
+    report.raise_if_wrong(bool(approximate))
     return Thin(small[0], plan.cut(tree), plan, report)
 
 

@@ -98,7 +98,10 @@ def stacked(values: Sequence[Value]) -> Value:
     gaps = [v.gap for v in values]
     some = any(gap is not None for gap in gaps)
     whole = [jnp.zeros_like(v.x) if gap is None else gap for v, gap in zip(values, gaps)]
-    return Value(jnp.stack([jnp.asarray(v.x) for v in values]), None, jnp.stack(whole) if some else None)
+    known = [v.source for v in values if v.source is not None]
+    one = len(known) == len(values) and len({s.path for s in known}) == 1
+    source = Source(known[0].path, np.stack([s.at for s in known])) if one else None
+    return Value(jnp.stack([jnp.asarray(v.x) for v in values]), source, jnp.stack(whole) if some else None)
 
 
 def bind(r: Record, values: Sequence[Any], **changes: Any) -> list[Any]:
