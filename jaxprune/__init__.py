@@ -51,6 +51,7 @@ from jaxprune.storage.files import inspect as inspect
 from jaxprune.storage.files import load as load
 from jaxprune.storage.files import save as save
 from jaxprune.storage.format import FormatError as FormatError
+from jaxprune.structure.activation import input_rms as input_rms
 from jaxprune.structure.plan import Plan as Plan
 from jaxprune.structure.reconstruct import Reconstruction as Reconstruction
 from jaxprune.structure.reconstruct import reconstruct as reconstruct

@@ -4,10 +4,16 @@
     random      u ~ U[0, 1)      the control every method must beat
     saliency    |w·g|            Mozer & Smolensky 1989; SNIP, arXiv:1810.02340; Taylor, arXiv:1611.06440
     fisher      ½ w²·E[g²]       OBD with the empirical Fisher: LeCun et al. 1990; Theis et al., arXiv:1801.05787
+    obd         ½ w²·max(h, 0)   h = diag ∇²L by Hutchinson's probes: LeCun et al. 1990; Yao et al., arXiv:2006.00719
     movement    −Σₜ wₜ·gₜ        Sanh et al. 2020, arXiv:2005.07683
+    lamp        w² / Σ_{v² >= w²} v²   over the leaf: Lee et al. 2021, arXiv:2010.07611
+    wanda       |w|·√E[x²]       x: what w is multiplied with: Sun et al. 2023, arXiv:2306.11695
+    fpgm        Σⱼ ‖Fᵢ − Fⱼ‖     filters far from all others stay: He et al. 2019, arXiv:1811.00250
+    only        any of these, of some leaves: of scales of norms it is network slimming (Liu et al. 2017,
+                arXiv:1708.06519)
 
 A score is a plain function of dense params (and of keyword-only extras that `init` and `update` pass on), giving a tree
-of float arrays shaped like the params. Scores never prune.
+of float arrays shaped like the params; None where a leaf has no score. Scores never prune.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,8 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.core.tree import combine, fold_path, partition
-from jaxprune.core.where import is_float, leaf_path
+from jaxprune.core.tree import combine, fold_path, no_match, partition
+from jaxprune.core.where import Slot, Where, is_float, leaf_path, weights
 from jaxprune.numerics.precision import widen
 
 Score = Callable[..., Any]
@@ -98,6 +104,54 @@ def fisher(loss: Callable[..., Any], params: Any, batches: Iterable[tuple[Any, .
     return _over(lambda w, f: 0.5 * w**2 * f, params, mean)
 
 
+def obd(
+    loss: Callable[..., Any], params: Any, batches: Iterable[tuple[Any, ...]], *, key: jax.Array, probes: int = 1
+) -> Any:
+    """½ w²·max(h, 0) with h the diagonal of the Hessian: optimal brain damage.
+
+    h = E[r ∘ ∇²L r] over signs r, exact with one probe where the Hessian is diagonal (Hutchinson 1989; Bekas et al.
+    2007).
+
+    Args:
+      loss: (params, *batch) -> scalar.
+      params: dense params at which the Hessian is taken.
+      batches: tuples of the arguments after params.
+      key: of the signs.
+      probes: sign vectors a batch; the error falls as 1/√(probes · batches).
+
+    Returns:
+      A tree of scores, float32: pass it as `score=`.
+
+    Raises:
+      ValueError: no batches.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> loss = lambda w, x: jnp.sum(x * w**2)                       # h = 2 x
+      >>> print(jp.scores.obd(loss, jnp.array([2.0, 1.0]), [(jnp.array([1.0, 3.0]),)], key=jax.random.key(0)))
+      [4. 3.]
+    """
+    free, fixed = partition(params)
+
+    @jax.jit
+    def probed(p: Any, key: jax.Array, *batch: Any) -> Any:
+        leaves, tree = jax.tree.flatten(p)
+        keys = jax.random.split(key, len(leaves))
+        signs = [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves)]
+        gradient = jax.grad(lambda p: loss(combine(p, fixed), *batch))
+        bent = jax.jvp(gradient, (p,), (jax.tree.unflatten(tree, signs),))[1]
+        return jax.tree.map(lambda h, r: (h * r).astype(jnp.float32), bent, jax.tree.unflatten(tree, signs))
+
+    total, n = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), free), 0
+    for batch in batches:
+        for _ in range(probes):
+            total = jax.tree.map(jnp.add, total, probed(free, jax.random.fold_in(key, n), *batch))
+            n += 1
+    if n == 0:
+        raise ValueError("obd: there are no batches; it takes an iterable of tuples of the arguments after params")
+    return _over(lambda w, h: 0.5 * w**2 * jnp.maximum(h / n, 0), params, combine(total, fixed))
+
+
 def diagonal_fisher(loss: Callable[..., Any], params: Any, batches: Iterable[tuple[Any, ...]]) -> Any:
     """E[g²] over batches: the weights h of a weighted code, as `cluster(k, score=diagonal_fisher(…))`.
 
@@ -130,3 +184,84 @@ def movement(params: Any, *, grads: Any, so_far: Any = None) -> Any:
     if so_far is None:
         return _over(lambda w, g: -w * g, params, grads)
     return _over(lambda w, g, s: s - w * g, params, grads, so_far)
+
+
+def lamp(params: Any) -> Any:
+    """w² / Σ v² over the v of its leaf with v² >= w²: 1 for the largest weight of every leaf, whatever its scale.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> print(jp.scores.lamp(jnp.array([3.0, -4.0, 0.0])))          # 9 / (9 + 16), 16 / 16
+      [0.36 1.   0.  ]
+    """
+
+    def one(w: jax.Array) -> jax.Array:
+        square = jnp.square(w).reshape(-1)
+        order = jnp.argsort(square)
+        rest = jnp.cumsum(square[order][::-1])[::-1]
+        return jnp.zeros_like(square).at[order].set(square[order] / jnp.where(rest > 0, rest, 1)).reshape(w.shape)
+
+    return _over(one, params)
+
+
+def wanda(norms: Any) -> Score:
+    """|w|·√E[x²], with x what the weight is multiplied with; None where that is not known.
+
+    Args:
+      norms: √E[x²] of every weight, a tree like the params with None for leaves that multiply nothing: `jp.input_rms`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> print(jp.scores.wanda({"w": jnp.array([1.0, 10.0]), "b": None})({"w": jnp.array([-3.0, 2.0]), "b": 1.0}))
+      {'b': None, 'w': Array([ 3., 20.], dtype=float32)}
+    """
+    one = lambda n, w: None if n is None else jnp.abs(widen(w)) * n
+    return lambda params: jax.tree.map(one, norms, params, is_leaf=lambda n: n is None)
+
+
+def fpgm(params: Any, *, axis: int = -1) -> Any:
+    """Σⱼ ‖Fᵢ − Fⱼ‖ / √n for every weight of filter i: filters that the others can stand for have small ones.
+
+    n is the number of weights of a filter, so the L2 norm of a filter's scores is its distance to all others.
+
+    Args:
+      params: dense params; `jp.where.weights` of them get a score, the others None.
+      axis: that numbers the filters of a leaf.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> w = jnp.array([[0.0, 0.0, 3.0], [0.0, 0.0, 4.0]])            # filters (0, 0), (0, 0), (3, 4)
+      >>> print(jnp.linalg.norm(jp.scores.fpgm({"w": w})["w"], axis=0))
+      [ 5.  5. 10.]
+    """
+
+    def one(w: jax.Array) -> jax.Array:
+        filters = jnp.moveaxis(widen(w), axis, 0).reshape(w.shape[axis], -1)
+        apart = jax.lax.map(lambda one: jnp.sqrt(jnp.square(filters - one).sum(1)).sum(), filters)
+        along = [-1 if k == axis % w.ndim else 1 for k in range(w.ndim)]
+        return jnp.broadcast_to((apart / filters.shape[1] ** 0.5).reshape(along), w.shape)
+
+    return only(weights, lambda p: _over(lambda w: one(w) if w.ndim > 1 else w, p))(params)
+
+
+def only(where: Where, score: Score = magnitude) -> Score:
+    """A score of the leaves that a rule selects, None for all others.
+
+    Raises:
+      ValueError: the rule selects nothing.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> slimming = jp.scores.only(jp.where.path("(.*/)?scale"))
+      >>> print(slimming({"kernel": jnp.ones((2, 2)), "scale": jnp.array([0.5, -2.0])}))
+      {'kernel': None, 'scale': Array([0.5, 2. ], dtype=float32)}
+    """
+
+    def chosen(params: Any, **extra: Any) -> Any:
+        test = lambda keys, x, s: s if where.test(Slot(leaf_path(keys), x)) else None
+        found = jax.tree_util.tree_map_with_path(test, params, score(params, **extra))
+        if not jax.tree.leaves(found):
+            raise no_match(where, params)
+        return found
+
+    return chosen

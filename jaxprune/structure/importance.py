@@ -6,9 +6,14 @@ Any score of single weights becomes one of units: |w| gives group L2 or L1 (DepG
 arXiv:2301.12900), w·g Taylor, w²F Fisher and OBD; one that is not None for the scales of batch norms only gives network
 slimming (Liu et al. 2017, arXiv:1708.06519).
 
-Units of different groups are made comparable by what they are ranked with:
+Numbers of different groups are brought to one scale by what each is divided by:
 
-    global       all groups together, each unit over the mean of its group
+    mean   the mean of its group        max    the largest        none   nothing
+    lamp   v² over the sum of all v² of its group that are at least as large (Lee et al. 2021, arXiv:2010.07611)
+
+and are then ranked:
+
+    global       all groups together
     group        each group by itself: all lose the same share
     isomorphic   groups with equal members together: such a class loses the same share (Fang et al. 2024,
                  arXiv:2407.04616)
@@ -25,6 +30,7 @@ from jaxprune.transforms.axes.masks import along
 
 Reduce = Literal["l2", "l1", "mean", "max"]
 Scope = Literal["global", "group", "isomorphic"]
+Normalize = Literal["mean", "max", "lamp", "none"]
 
 
 class Beside(NamedTuple):
@@ -90,19 +96,23 @@ _REDUCES: dict[str, tuple[Callable[[np.ndarray, tuple[int, ...]], np.ndarray], A
 }
 
 
-def comparable(groups: list[Group], values: list[np.ndarray], scope: Scope) -> list[np.ndarray]:
+def comparable(
+    groups: list[Group], values: list[np.ndarray], scope: Scope, normalize: Normalize = "mean"
+) -> list[np.ndarray]:
     """The values as numbers that may be ranked over all groups.
 
     Args:
       groups: of `axes`.
       values: of `importance`, one array a group.
       scope: what a unit is ranked with.
+      normalize: how the values of a group are scaled before that.
 
     Returns:
       An array a group, in the order of its values.
     """
+    values = [_SCALES[normalize](v) for v in values]
     if scope == "global":
-        return [v / max(float(v.mean()), np.finfo(float).tiny) for v in values]
+        return values
     kinds = [i if scope == "group" else kind(g) for i, g in enumerate(groups)]
     ranks: list[np.ndarray] = [np.zeros(0)] * len(groups)
     for one in dict.fromkeys(kinds):
@@ -113,6 +123,21 @@ def comparable(groups: list[Group], values: list[np.ndarray], scope: Scope) -> l
         for i, part in zip(members, np.split(rank, np.cumsum([len(values[i]) for i in members])[:-1])):
             ranks[i] = part
     return ranks
+
+
+def _lamp(v: np.ndarray) -> np.ndarray:
+    order, found = np.argsort(v, kind="stable"), np.zeros(len(v))
+    square = v[order] ** 2
+    found[order] = square / np.maximum(np.cumsum(square[::-1])[::-1], np.finfo(float).tiny)
+    return found
+
+
+_SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda v: v / max(float(v.mean()), np.finfo(float).tiny),
+    "max": lambda v: v / max(float(v.max()), np.finfo(float).tiny),
+    "lamp": _lamp,
+    "none": lambda v: v,
+}
 
 
 def kind(group: Group) -> tuple[Any, ...]:

@@ -1,14 +1,14 @@
 """Which units go: scores of weights become ranks of units, and the lowest go until the budget is met."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
 
 from jaxprune.core.where import Slot, Where, leaf_path, weights
 from jaxprune.structure import budget, cost
-from jaxprune.structure.importance import Reduce, Scope, comparable
+from jaxprune.structure.importance import Normalize, Reduce, Scope, comparable
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.uneven import ranked
 from jaxprune.transforms.axes.groups import Groups, compiled
@@ -23,6 +23,7 @@ class Choice(NamedTuple):
     score: Any
     reduce: Reduce
     scope: Scope
+    normalize: Normalize
     where: Any
     round_to: int
     keep: Mapping[str, budget.Limit]
@@ -36,9 +37,9 @@ def planned(found: Groups, tree: Any, wanted: Mapping[str, float], how: Choice) 
     Raises:
       ValueError: a budget, a rule or a score that `shrink` says is wrong.
     """
-    if how.reduce not in ("l2", "l1", "mean", "max") or how.scope not in ("global", "group", "isomorphic"):
-        known = "reduce is l2, l1, mean or max; scope is global, group or isomorphic"
-        raise ValueError(f"shrink(reduce={how.reduce!r}, scope={how.scope!r}): {known}")
+    for name, known in (("reduce", Reduce), ("scope", Scope), ("normalize", Normalize)):
+        if getattr(how, name) not in get_args(known):
+            raise ValueError(f"shrink({name}={getattr(how, name)!r}): {name} is one of {', '.join(get_args(known))}")
     if not isinstance(how.round_to, int) or how.round_to < 1:
         raise ValueError(f"shrink(round_to={how.round_to}): a number of units from 1 on")
     fit = budget.chosen(found.groups, _test(how.where, tree), how.approximate)
@@ -48,7 +49,7 @@ def planned(found: Groups, tree: Any, wanted: Mapping[str, float], how: Choice) 
         raise ValueError(f"no weight that can be cut has a score; those that have one: {list(scores)[:5]}: give score=")
     groups = [found.groups[i] for i in fit]
     units = ranked(found, fit, scores, how.reduce, how.uneven)
-    ranks = comparable(groups, [r.values for r in units], how.scope)
+    ranks = comparable(groups, [r.values for r in units], how.scope, how.normalize)
     order = budget.steps(ranks, budget.limits(groups, how.keep, how.round_to), how.round_to)
     left = lambda m: zip(units, budget.masks(groups, order[:m]))
     narrow = lambda m: Narrow({r.variable: r.keep(kept) for r, kept in left(m)})

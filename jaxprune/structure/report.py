@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from jaxprune.structure.fold import Folds
 from jaxprune.transforms.axes.groups import Group
 
 
@@ -21,6 +22,7 @@ class Report(NamedTuple):
       finite: whether f with zeros is finite wherever the smaller function is.
       allowed: the largest that rounding explains.
       uneven: if that was asked for: group -> what its units differ along, or why they do not.
+      folds: what was folded into biases, with `approximate="fold"` or "mean".
     """
 
     leaves: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
@@ -35,6 +37,7 @@ class Report(NamedTuple):
     finite: bool
     allowed: float
     uneven: Mapping[str, str] = MappingProxyType({})
+    folds: Folds | None = None
 
     def raise_if_wrong(self, approximate: bool) -> None:
         """A plan that is exact must compute the same; that f divides 0 by 0 where g does not, must be allowed."""
@@ -50,6 +53,11 @@ class Report(NamedTuple):
                 f"largest output where {self.allowed:.0e} is rounding. Either f is not pure, or this is a defect of "
                 f"jaxprune: please report it with f. Groups cut: {names}"
             )
+        if self.folds is not None and self.folds.exact and not (self.folds.error or 0) <= self.allowed:
+            raise ValueError(
+                f"the smaller function differs from f with constants in place of what was cut, by "
+                f"{self.folds.error:.1e}, though all were folded: please report it with f. Groups cut: {names}"
+            )
 
     def __str__(self) -> str:
         shape = lambda s: "×".join(map(str, s))
@@ -61,6 +69,7 @@ class Report(NamedTuple):
         lines += [f"  {name} {what}" for name, what in self.uneven.items()]
         lines += [f"  approximate: {name}: {'; '.join(places)}" for name, places in self.approximate.items()]
         lines += [f"  not looked into: {name}" for name in self.unknown]
+        lines += [] if self.folds is None else [str(self.folds)]
         return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ elementwise; here it is of every equation, and an unknown one freezes what it to
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,8 @@ from jax.core import Tracer
 from jaxprune.structure import cost
 from jaxprune.structure.budget import Limit
 from jaxprune.structure.check import Found, compared, tolerance, worst
-from jaxprune.structure.importance import Reduce, Scope
+from jaxprune.structure.fold import folded
+from jaxprune.structure.importance import Normalize, Reduce, Scope
 from jaxprune.structure.narrowed import kept, narrowed
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
@@ -75,10 +76,11 @@ def shrink(
     score: Any = None,
     reduce: Reduce = "l2",
     scope: Scope = "global",
+    normalize: Normalize = "mean",
     where: Any = None,
     round_to: int = 1,
     keep: Mapping[str, Limit] | None = None,
-    approximate: bool = False,
+    approximate: bool | Literal["fold", "mean"] = False,
     uneven: bool = False,
     state: str | None = None,
 ) -> Thin:
@@ -97,10 +99,13 @@ def shrink(
         by default the magnitude of `jp.where.weights`. Groups without any scored weight are not cut.
       reduce: of the scores of a unit's weights: "l2", "l1", "mean", "max".
       scope: what units are ranked with: "global", "group", "isomorphic".
+      normalize: what a unit's number is divided by before that: "mean" or "max" of its group, "lamp", "none".
       where: which groups: those with a leaf that this rule of `jp.where`, or regular expression of paths, selects.
       round_to: groups keep a multiple of it; 8 suits hardware.
       keep: path pattern -> the least to keep, or (least, most): units as ints, shares as floats.
-      approximate: allow groups for which sums would leave out what is not zero (the report names them).
+      approximate: allow groups for which sums would leave out what is not zero (the report names them). "fold" also
+        adds what removed units send out when their own weights are 0 (a sigmoid 1/2) to the biases that follow, "mean"
+        what they send out on the examples on average.
       uneven: let units differ where a group always comes with another axis: each head keeps head dimensions of its own,
         each scanned layer or expert hidden units of its own, as many everywhere.
       state: outputs that are new values of params, as in `jp.axes`.
@@ -132,15 +137,18 @@ def shrink(
         raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
     found, calls = axes(f, tree, *args, state=state), pairs(f, args)
     if plan is None:
-        how = Choice(score, reduce, scope, where, round_to, dict(keep or {}), approximate, uneven)
+        how = Choice(score, reduce, scope, normalize, where, round_to, dict(keep or {}), bool(approximate), uneven)
         plan = planned(found, tree, wanted, how)
     plan.check()
-    narrow, small = Narrow(kept(found.leaf_axes, found.programs, plan)), []
+    narrow, small, folds = Narrow(kept(found.leaf_axes, found.programs, plan)), [], None
     for (g, _), traced in zip(calls, found.traced):
         small.append(narrowed(g, plan, state if any(replaces(path, state) for path in traced.paths) else None))
+    if isinstance(approximate, str):
+        tree, folds = folded(found, narrow, plan, tree, calls[0][1], approximate, small[0])
     checks = worst(compared(g, thin, plan, tree, given) for (g, given), thin in zip(calls, small))
-    report = _report(found, plan, narrow, checks)._replace(uneven=told(found, narrow.keep) if uneven else {})
-    report.raise_if_wrong(approximate)
+    report = _report(found, plan, narrow, checks)
+    report = report._replace(uneven=told(found, narrow.keep) if uneven else {}, folds=folds)
+    report.raise_if_wrong(bool(approximate))
     return Thin(small[0], plan.cut(tree), plan, report)
 
 

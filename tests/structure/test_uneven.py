@@ -113,7 +113,7 @@ def test_what_differs_is_lossless_where_each_has_dead_units_of_its_own(name):
         z, small_grads = value_and_grads(thin.apply, (x,))(thin.params)
         assert distance(y, z) <= 1e-12 and distance(thin.cut(grads), small_grads) <= 1e-12
         # a model that has these dead units is not changed by cutting as many, but if all must cut the same
-        how, found = Choice(None, "l2", "group", None, 1, {".*": 2}, False), jp.axes(f, params, x)
+        how, found = Choice(None, "l2", "group", "mean", None, 1, {".*": 2}, False), jp.axes(f, params, x)
         again, even = (planned(found, dead, {"ratio": 0.7}, how._replace(uneven=uneven)) for uneven in (True, False))
         assert all(again.small(path) == even.small(path) == thin.plan.small(path) for path in found.shapes)
         assert distance(dead, again.mask(dead)) == 0 and distance(y, full(even.mask(dead))[0]) > 0.01
@@ -261,3 +261,12 @@ def test_derivatives_of_higher_order():
     thin = jp.shrink(STACK, params, ROWS, ratio=0.5, score=at_random(params), uneven=True)
     second = lambda f, p: jax.jvp(jax.grad(lambda p: jnp.sum(f(p, ROWS) ** 2)), (p,), (p,))[1]
     assert distance(thin.cut(second(STACK, thin.plan.mask(params))), second(thin.apply, thin.params)) < 1e-5
+
+
+def test_units_that_differ_are_not_folded():
+    f, params = by_head(lambda z, p: jax.nn.sigmoid(z)), {"w": HEADS["w"], "o": HEADS["o"]}
+    kept = np.array([0, 1, 5, 6, 9, 10])
+    plan = jp.Plan({"o": (12, 5), "w": (8, 12)}, {"o": {0: kept}, "w": {1: kept}})
+    assert jp.shrink(f, params, ROWS, plan=plan).report.error < 1e-6
+    with pytest.raises(ValueError, match="approximate='fold' is for units that are cut alike"):
+        jp.shrink(f, params, ROWS, plan=plan, approximate="fold")
