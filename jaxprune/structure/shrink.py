@@ -24,6 +24,7 @@ from jaxprune.structure.importance import Normalize, Reduce, Scope
 from jaxprune.structure.narrowed import kept, narrowed
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
+from jaxprune.structure.rebuilt import agreement
 from jaxprune.structure.report import Report, differences
 from jaxprune.structure.uneven import told
 from jaxprune.transforms.axes.groups import Groups, axes, pairs, replaces
@@ -61,6 +62,20 @@ class Thin(NamedTuple):
     def widths(self) -> dict[str, tuple[int, ...]]:
         """path -> the smaller shape, of the leaves that were cut: what a module must be rebuilt with."""
         return {path: self.plan.small(path) for path in self.plan.keep}
+
+    def agrees(self, rebuilt: Callable[..., Any], *args: Any, own: Any = None) -> float:
+        """Whether a module built anew with `widths` computes what `apply` does: its largest relative difference.
+
+        Args:
+          rebuilt: (params, *args) -> outputs.
+          args: examples.
+          own: the params that it would make itself, or their shapes (`jax.eval_shape` of its init), to be compared.
+
+        Raises:
+          ValueError: it does not: params of other shapes, or the first equation that differs (a norm's divisor,
+            1/√(head size), the members of a group).
+        """
+        return agreement(self.apply, rebuilt, self.params, args, own, self.report.allowed)
 
 
 def shrink(
