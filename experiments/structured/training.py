@@ -98,9 +98,9 @@ def order(n: int, batch: int, seed: int) -> Any:
 
 
 def said(apply: Apply, params: Any, x: Any, batch: int, dtype: Any = np.float32) -> np.ndarray:
-    """The logits of all examples."""
-    run = jax.jit(lambda params, x: apply(params, x).astype(dtype))
-    return np.concatenate([np.asarray(run(params, x[i : i + batch])) for i in range(0, len(x), batch)])
+    """The logits of all examples; `apply` is best a compiled function."""
+    parts = (apply(params, x[i : i + batch]) for i in range(0, len(x), batch))
+    return np.concatenate([np.asarray(z).astype(dtype) for z in parts])
 
 
 def loss_of_labels(apply: Apply) -> Callable[..., Array]:
