@@ -11,6 +11,7 @@ All are trained for as many steps, with one rate, weight decay and order of the 
 until a share of the operations is left, the rest is trained, more go. Adam's moments are cut as the weights are.
 """
 
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ import numpy as np
 import jaxprune as jp
 from experiments.models import Model
 from experiments.structured.measures import costs, faster, judged
-from experiments.structured.training import Trained, anew, cosine, fitted, fresh, said, scores
+from experiments.structured.training import Trained, anew, cosine, fitted, fresh, kept, said, scores
+from jaxprune.core.where import leaf_path
 
 
 def of_its_own_size(net: Model) -> Callable[[jax.Array, Any], Any]:
@@ -34,7 +36,7 @@ class Task(NamedTuple):
 
     Attributes:
       settings: "batch", "decay"; "rate", "warmup", "steps" of the dense network; "recovery_rate" and "recovery", the
-        steps after each cut; "soft", "temperature"; "fisher", "cut" (keywords of `jp.shrink`), "arms".
+        steps after each cut; "soft", "temperature"; "fisher"; "cut", keywords of `jp.shrink` by ranking; "arms".
       net: the dense network.
       new: (key, small params) -> initial params of the small shapes.
       data: what is trained on: "x", "y", and "teacher", what the dense network says.
@@ -70,7 +72,18 @@ def task(settings: Any, net: Model, splits: Any, new: Any = None) -> Task:
 def dense(t: Task, seed: int) -> Trained:
     """The dense network."""
     rates = cosine(t.settings["rate"], t.settings["steps"], t.settings["warmup"])
-    return t.fit(t.net.apply, fresh(t.net.init(jax.random.key(seed)), t.settings["decay"]), rates, seed)
+    return t.fit(t.net.apply, start(t, t.net.init, seed), rates, seed)
+
+
+def start(t: Task, init: Callable[[jax.Array], Any], seed: int) -> Trained:
+    """Initial params, compiled at once."""
+    return jax.jit(lambda key: fresh(init(key), t.settings["decay"]))(jax.random.key(seed))
+
+
+def dense_or_kept(t: Task, seed: int, path: pathlib.Path | None, name: str) -> Trained:
+    """The same, or what an earlier run left beside `path`."""
+    like = jax.eval_shape(lambda: fresh(t.net.init(jax.random.key(0)), t.settings["decay"]))
+    return kept(path and path.with_suffix(f".{name}.npz"), like, lambda: dense(t, seed))
 
 
 def taught_by(t: Task, whole: Trained, dtype: Any = np.float32) -> Task:
@@ -94,8 +107,7 @@ def cut(t: Task, whole: Trained, arm: str, shares: Any, seed: int) -> tuple[Any,
     for share, part in zip(shares, rates, strict=True):
         score = scores(rank, apply, now.params, t.data, t.settings["fisher"], seed)
         left = share * jp.flops(t.net.apply, whole.params, example) / jp.flops(apply, now.params, example)
-        how = {"reduce": "l2" if rank == "magnitude" else "l1", **t.settings["cut"]}
-        thin = jp.shrink(apply, now.params, example, flops=left, score=score, **how)
+        thin = jp.shrink(apply, now.params, example, flops=left, score=score, **how(t, rank))
         apply, now = jax.jit(thin.apply), Trained(thin.params, thin.cut(now.state))
         path.append({"share": share, "check": thin.report.error, "cut": t.judged(apply, now)})
         now = t.fit(apply, now, part, seed + 1000 * len(path), arm)
@@ -103,12 +115,18 @@ def cut(t: Task, whole: Trained, arm: str, shares: Any, seed: int) -> tuple[Any,
     return apply, now, path
 
 
+def how(t: Task, rank: str) -> dict[str, Any]:
+    """How the scores of a unit's weights become its own, and what the settings say of this ranking."""
+    return {"reduce": "l2" if rank == "magnitude" else "l1", **t.settings["cut"].get(rank, {})}
+
+
 def scratch(t: Task, arm: str, apply: Any, small: Any, seed: int) -> dict[str, Any]:
     """A new network of the small shapes."""
     steps = sum(t.settings["recovery"]) + (t.settings["steps"] if arm == "scratch_long" else 0)
-    start = fresh(t.new(jax.random.key(seed + 500), small), t.settings["decay"])
+    shapes = jax.eval_shape(lambda: small)
+    begin = start(t, lambda key: t.new(key, shapes), seed + 500)
     rates = cosine(t.settings["rate"], steps, t.settings["warmup"])
-    return {"end": t.judged(apply, t.fit(apply, start, rates, seed + 1000, arm))}
+    return {"end": t.judged(apply, t.fit(apply, begin, rates, seed + 1000, arm))}
 
 
 def budgeted(t: Task, whole: Trained, shares: Any, seed: int) -> dict[str, Any]:
@@ -122,7 +140,7 @@ def budgeted(t: Task, whole: Trained, shares: Any, seed: int) -> dict[str, Any]:
             apply, now, path = cut(t, whole, arm, shares, seed)
             first = first or (apply, now)
             found[arm] = {"path": path, "end": path[-1]["trained"], **t.costs(apply, now)}
-            found[arm]["shapes"] = {jax.tree_util.keystr(k): v.shape for k, v in _leaves(now.params)}
+            found[arm]["shapes"] = {leaf_path(keys): a.shape for keys, a in _leaves(now.params)}
         print(f"seed {seed}, {shares[-1]}, {arm}: {found[arm]['end']}", flush=True)
     many = t.data["x"][: t.settings["speed_batch"]]
     return found | {"speed": faster((t.net.apply, whole.params), (first[0], first[1].params), many)}

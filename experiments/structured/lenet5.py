@@ -7,7 +7,9 @@ is chosen by the test images.
 python -m experiments.structured.lenet5 [--resume FILE] [--name FOLDER] [--set KEY=JSON]
 """
 
+import pathlib
 import time
+from functools import partial
 from typing import Any
 
 from experiments.data import mnist
@@ -23,9 +25,9 @@ SETTINGS: dict[str, Any] = {
     "rate": 2e-3,
     "warmup": 0,
     "decay": 0.1,
-    "steps": 2150,
+    "steps": 1500,
     "budgets": {"0.1": [0.3, 0.1]},
-    "recovery": [430, 1290],
+    "recovery": [150, 450],
     "recovery_rate": 2e-3,
     "soft": 0.9,
     "temperature": 4.0,
@@ -36,16 +38,18 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def one_seed(settings: Any, data: Any, seed: int) -> dict[str, Any]:
-    """Every figure of a seed."""
-    task = arms.task(settings, lenet5(settings["width"]), data)
-    whole = arms.dense(task, seed)
+def one_seed(settings: Any, data: Any, seed: int, resume: pathlib.Path | None = None) -> dict[str, Any]:
+    """Every figure of a seed; what a killed run had finished is taken from `resume`."""
+    clock, task = time.perf_counter(), arms.task(settings, lenet5(settings["width"]), data)
+    whole = arms.dense_or_kept(task, seed, resume, str(seed))
     task = arms.taught_by(task, whole)
     found = {"dense": {"end": task.judged(task.net.apply, whole), **task.costs(task.net.apply, whole)}}
     print(f"seed {seed}, dense: {found['dense']['end']}", flush=True)
-    found["control"] = arms.trained_on(task, whole, seed)
+    for name, shares in settings["budgets"].items():
+        found[name] = remembered(resume, f"{name} {seed}", partial(arms.budgeted, task, whole, shares, seed))
+    found["control"] = remembered(resume, f"control {seed}", partial(arms.trained_on, task, whole, seed))
     print(f"seed {seed}, control: {found['control']['end']}", flush=True)
-    return found | {name: arms.budgeted(task, whole, shares, seed) for name, shares in settings["budgets"].items()}
+    return found | {"wall_s": time.perf_counter() - clock}
 
 
 def plot(path: Any, found: Any, settings: Any) -> None:
@@ -60,9 +64,7 @@ def main() -> None:
     name, settings, resume = asked(__doc__, "lenet5", SETTINGS)
     data, runs = mnist(), []
     for seed in settings["seeds"]:
-        clock = time.perf_counter()
-        once = lambda seed=seed, clock=clock: one_seed(settings, data, seed) | {"wall_s": time.perf_counter() - clock}
-        runs.append(remembered(resume, f"seed {seed}", once))
+        runs.append(one_seed(settings, data, seed, resume))
         found = averaged(runs)
         path = save(name, settings, found)
     plot(path.with_name("error.png"), found, settings)

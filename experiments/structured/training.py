@@ -6,6 +6,7 @@ z are the logits, y the labels, t the logits of the dense network; s = 0 is labe
 XLA:CPU a convolution inside `lax.scan` takes ten times as long as the same one in a compiled step.
 """
 
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -95,6 +96,18 @@ def order(n: int, batch: int, seed: int) -> Any:
     rng = np.random.default_rng(seed)
     while True:
         yield from rng.permutation(n)[: n // batch * batch].reshape(-1, batch)
+
+
+def kept(path: pathlib.Path | None, like: Any, make: Callable[[], Any]) -> Any:
+    """make(), a tree as `like` is, or the arrays that an earlier run left in an .npz; no path: make()."""
+    leaves, tree = jax.tree.flatten(like)
+    if path is not None and path.exists():
+        with np.load(path) as file:
+            return tree.unflatten([jnp.asarray(file[f"arr_{i}"]) for i in range(len(leaves))])
+    found = make()
+    if path is not None:
+        np.savez(path, *map(np.asarray, jax.tree.leaves(found)))
+    return found
 
 
 def said(apply: Apply, params: Any, x: Any, batch: int, dtype: Any = np.float32) -> np.ndarray:

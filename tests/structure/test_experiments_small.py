@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxprune as jp
 from experiments.data import Data
-from experiments.structured import lenet5, measures, training
+from experiments.structured import char_lm, lenet5, measures, training
 from tests.helpers import digit_images
 
 
+@pytest.mark.slow
 def test_lenet5_is_cut_trained_and_compared(tmp_path):
     tiny = {"seeds": [0], "width": 0.2, "batch": 8, "steps": 2, "budgets": {"0.3": [0.6, 0.3]}, "speed_batch": 4}
     tiny |= {"recovery": [1, 2], "fisher": {"batches": 2, "batch": 4}, "arms": ["fisher", "scratch"]}
@@ -25,6 +27,52 @@ def test_lenet5_is_cut_trained_and_compared(tmp_path):
     assert arm["path"][1]["trained"] == arm["end"] != arm["path"][1]["cut"] != run["0.3"]["scratch"]["end"]
     lenet5.plot(tmp_path / "error.png", found, settings)
     assert (tmp_path / "error.png").stat().st_size > 1000
+
+
+def text(n, seed):
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 9, (n, 7)).astype(np.int32)
+    return ids[:, :-1], ids[:, 1:]
+
+
+TINY = {"seeds": [0], "vocabulary": 9, "length": 6, "batch": 2, "steps": 2, "recovery": [2], "speed_batch": 2}
+TINY |= {"models": {"transformer": {"layers": 1, "width": 8, "heads": 2}, "gru": {"embedding": 4, "width": 8}}}
+TINY |= {"dense_seed": 0, "fisher": {"batches": 2, "batch": 1}, "arms": ["fisher", "scratch"], "warmup": 1}
+
+
+@pytest.mark.parametrize("name", ["transformer", pytest.param("gru", marks=pytest.mark.slow)])
+def test_a_character_model_is_cut_trained_and_compared(name, tmp_path):
+    settings = char_lm.SETTINGS | TINY
+    settings["cuts"] = {k: settings["cuts"][k] for k in ("global", "group, stream")}
+    found = char_lm.model(name, settings, Data(text(8, 0), text(4, 1), text(4, 2)))
+    json.dumps(found)
+    losses = found["0.5"]["loss_after_each_cut"]["fisher"]
+    assert found["0.5"]["cut"]["fisher"] == min(losses, key=losses.get) and set(losses) == set(settings["cuts"])
+    arm = found["0.5"]["fisher"]
+    assert arm["path"][0]["cut"]["validation"]["loss"]["mean"] == pytest.approx(min(losses.values()), rel=1e-6)
+    assert arm["flops"]["mean"] <= 0.5 * found["dense"]["flops"] and len(arm["path"]) == 1
+    assert arm["end"] != found["0.5"]["scratch"]["end"] != found["control"]["end"]
+    char_lm.plot(tmp_path / "loss.png", {name: found}, settings)
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_a_tree_is_kept_and_read_again(tmp_path):
+    made = training.fresh({"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}, 0.1)
+    blank = jax.tree.map(jnp.zeros_like, made)
+    first = training.kept(tmp_path / "x.npz", blank, lambda: made)
+    again = training.kept(tmp_path / "x.npz", blank, lambda: pytest.fail("made anew"))
+    assert jax.tree.structure(first) == jax.tree.structure(again)
+    assert all(np.array_equal(*pair) for pair in zip(jax.tree.leaves(first), jax.tree.leaves(again)))
+    assert training.kept(None, blank, lambda: made) is made
+
+
+def test_the_recurrent_network_that_is_left_is_a_flax_module_of_its_widths():
+    net = char_lm.gru(4, 8, 9, 6)
+    params, x = net.init(jax.random.key(0)), text(2, 0)[0]
+    thin = jp.shrink(net.apply, params, x, flops=0.5)
+    module = char_lm.rebuilt(thin.params, 9, 6)
+    assert jax.tree.map(jnp.shape, module.init(jax.random.key(1))) == jax.tree.map(jnp.shape, thin.params)
+    np.testing.assert_allclose(module.apply(thin.params, x), thin.apply(thin.params, x), rtol=1e-5, atol=1e-6)
 
 
 def linear(n=40):
