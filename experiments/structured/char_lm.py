@@ -97,7 +97,10 @@ def tried(t: arms.Task, whole: Any, rank: str, share: float) -> dict[str, float]
     found, example = {}, t.data["x"][:2]
     score = scores(rank, t.net.apply, whole.params, t.data, t.settings["fisher"], t.settings["dense_seed"])
     validation = t._replace(splits={"validation": t.splits["validation"]})
+    inexact = any(g.approximate for g in jp.axes(t.net.apply, whole.params, example).groups)
     for name, options in t.settings["cuts"].items():
+        if "approximate" in options and not inexact:
+            continue
         now = t._replace(settings={**t.settings, "cut": {rank: options}})
         thin = jp.shrink(t.net.apply, whole.params, example, flops=share, score=score, **arms.how(now, rank))
         found[name] = validation.judged(jax.jit(thin.apply), whole._replace(params=thin.params))["validation"]["loss"]

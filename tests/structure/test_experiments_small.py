@@ -19,13 +19,14 @@ def test_lenet5_is_cut_trained_and_compared(tmp_path):
     tiny |= {"recovery": [1, 2], "fisher": {"batches": 2, "batch": 4}, "arms": ["fisher", "scratch"]}
     settings = lenet5.SETTINGS | tiny
     data = Data(digit_images(16, 0), digit_images(8, 1), digit_images(8, 2))
-    run = lenet5.one_seed(settings, data, 0)
+    run = lenet5.control(lenet5.one_seed(settings, data, 0))
     found = measures.averaged([run, run])
     json.dumps(found)
     arm = run["0.3"]["fisher"]
     assert arm["flops"] <= 0.3 * run["dense"]["flops"] and len(arm["path"]) == 2 and arm["path"][1]["check"] < 1e-5
     assert arm["path"][1]["trained"] == arm["end"] != arm["path"][1]["cut"] != run["0.3"]["scratch"]["end"]
-    lenet5.plot(tmp_path / "error.png", found, settings)
+    assert run["control"] != run["dense"]["end"] and found["dense"]["flops"]["values"] == [run["dense"]["flops"]] * 2
+    lenet5.plot(tmp_path / "error.png", found, settings, 2)
     assert (tmp_path / "error.png").stat().st_size > 1000
 
 
