@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxprune.transforms.axes.groups import Group, Member
-from jaxprune.transforms.axes.masks import along
+from jaxprune.transforms.axes.kept import along
 
 Reduce = Literal["l2", "l1", "mean", "max"]
 Scope = Literal["global", "group", "isomorphic"]

@@ -8,10 +8,10 @@ import jax
 from jax.core import Tracer
 
 from jaxprune.structure.plan import Plan
+from jaxprune.transforms.axes.assign import assign
 from jaxprune.transforms.axes.carriers import Carriers
 from jaxprune.transforms.axes.groups import refuse_unmatched, walked
 from jaxprune.transforms.axes.index import fresh, size
-from jaxprune.transforms.axes.masks import assign
 from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.traced import Traced, shapes_of, trace
 from jaxprune.transforms.axes.walk import Walk, Walked

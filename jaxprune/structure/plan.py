@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxprune.core.tree import nearest
 from jaxprune.core.where import leaf_path
-from jaxprune.transforms.axes.masks import in_turn, mesh, take
+from jaxprune.transforms.axes.kept import in_turn, mesh, take
 
 FORMAT = "jaxprune plan 1"
 

@@ -1,4 +1,4 @@
-"""Units that differ: each head keeps dimensions of its own, each layer and expert channels of its own, as many everywhere.
+"""Units that differ: each head keeps dimensions of its own, each layer or expert channels, as many everywhere.
 
 A group v that always comes with u (`transforms.axes.carriers`) has an importance s(u, v). At each position of u its
 positions are ranked among themselves; the t-th step takes the t-th least of each u, and its rank is their mean
@@ -18,7 +18,8 @@ from jaxprune.structure.importance import Beside, Reduce, importance
 from jaxprune.transforms.axes.carriers import Carriers
 from jaxprune.transforms.axes.groups import Groups
 from jaxprune.transforms.axes.index import Var, variables
-from jaxprune.transforms.axes.masks import Uneven, along, where
+from jaxprune.transforms.axes.kept import along
+from jaxprune.transforms.axes.masks import Uneven, where
 
 
 class Ranked(NamedTuple):

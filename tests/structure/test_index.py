@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from jaxprune.transforms.axes.assign import assign
 from jaxprune.transforms.axes.index import (
     Prod,
     Sum,
@@ -20,7 +21,7 @@ from jaxprune.transforms.axes.index import (
     unify,
     variables,
 )
-from jaxprune.transforms.axes.masks import assign, mask, positions
+from jaxprune.transforms.axes.masks import mask, positions
 
 
 @st.composite

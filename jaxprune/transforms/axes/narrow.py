@@ -9,10 +9,12 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex
 
+from jaxprune.transforms.axes.assign import assign
 from jaxprune.transforms.axes.carriers import POINTWISE, WHOLE, inside
 from jaxprune.transforms.axes.control import custom_jvp
 from jaxprune.transforms.axes.index import Axis, fresh, size, variables
-from jaxprune.transforms.axes.masks import Keep, Uneven, assign, kept_along, mask, take
+from jaxprune.transforms.axes.kept import take
+from jaxprune.transforms.axes.masks import Keep, Uneven, kept_along, mask
 from jaxprune.transforms.axes.places import place
 from jaxprune.transforms.axes.walk import Axes, Record, Walk, Walked
 from jaxprune.transforms.calls import ENTERED, enter
@@ -99,14 +101,12 @@ class Narrow:
         axes = [[fresh(size(e)) for e in one] for one in r.ins]
         outs, (_, rule, zeros) = custom_jvp(Walk(), r.eqn, axes)
         keep: dict[Any, Any] = {}
-        uneven = any(
-            isinstance(self.keep.get(v), Uneven) for one in (*r.ins, *r.outs) for e in one for v in variables(e)
-        )
+        met = {v for one in (*r.ins, *r.outs) for e in one for v in variables(e)}
         try:
             for ours, new in zip((*r.ins, *r.outs), (*axes, *outs)):
                 kept = {k: np.nonzero(self.mask(e))[0] for k, e in enumerate(ours) if self.size(e) != size(e)}
                 assign(new, kept, keep)
-            if uneven and not _pointwise(rule):
+            if any(isinstance(self.keep.get(v), Uneven) for v in met) and not _pointwise(rule):
                 raise ValueError("it is not elementwise, and heads, layers or experts keep other positions each")
         except ValueError as error:
             raise ValueError(f"a derivative of this order cannot be cut: {place(r.eqn)}: {error}") from None
