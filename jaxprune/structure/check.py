@@ -35,7 +35,7 @@ def compared(f: Callable[..., Any], g: Callable[..., Any], plan: Plan, tree: Any
       args: further arguments; where only shapes are given, normal noise and zeros stand in.
     """
     wide = lambda x: x.astype(jnp.float64) if jax.config.read("jax_enable_x64") and is_float(x) else x
-    tree, args = jax.tree.map(wide, tree), jax.tree.map(lambda x: wide(_concrete(x)), args)
+    tree, args = jax.tree.map(wide, tree), jax.tree.map(lambda x: wide(concrete(x)), args)
     large = jax.jit(lambda params: f(params, *args))(plan.mask(tree))
     small = jax.jit(lambda params: g(params, *args))(plan.cut(tree))
     outs = jax.tree_util.tree_flatten_with_path(large)[0]
@@ -61,7 +61,8 @@ def _one(path: str, large: Any, small: Any, plan: Plan) -> Found:
     return Found(error, bool(np.all(there | ~np.isfinite(b))))
 
 
-def _concrete(x: Any) -> Any:
+def concrete(x: Any) -> Any:
+    """Normal noise or zeros where only a shape is given."""
     if not isinstance(x, jax.ShapeDtypeStruct):
         return x
     noise = jnp.issubdtype(x.dtype, jnp.floating)

@@ -9,6 +9,7 @@ slimming (Liu et al. 2017, arXiv:1708.06519).
 Units of different groups are made comparable by what they are ranked with:
 
     global       all groups together, each unit over the mean of its group
+    absolute     all groups together, as they are: for scores that estimate the loss (Taylor, Fisher)
     group        each group by itself: all lose the same share
     isomorphic   groups with equal members together: such a class loses the same share (Fang et al. 2024,
                  arXiv:2407.04616)
@@ -22,7 +23,7 @@ import numpy as np
 from jaxprune.transforms.axes.groups import Group, Member
 
 Reduce = Literal["l2", "l1", "mean", "max"]
-Scope = Literal["global", "group", "isomorphic"]
+Scope = Literal["global", "absolute", "group", "isomorphic"]
 
 
 def importance(group: Group, scores: Mapping[str, Any], reduce: Reduce = "l2") -> np.ndarray:
@@ -80,6 +81,8 @@ def comparable(groups: list[Group], values: list[np.ndarray], scope: Scope) -> l
     Returns:
       An array a group, in the order of its values.
     """
+    if scope == "absolute":
+        return values
     if scope == "global":
         return [v / max(float(v.mean()), np.finfo(float).tiny) for v in values]
     kinds = [i if scope == "group" else kind(g) for i, g in enumerate(groups)]

@@ -10,7 +10,7 @@ elementwise; here it is of every equation, and an unknown one freezes what it to
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,8 @@ from jaxprune.structure.narrowed import kept, narrowed
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
 from jaxprune.structure.report import Report, differences
+from jaxprune.structure.speed import Pace, Stopwatch
+from jaxprune.structure.timings import Timings
 from jaxprune.transforms.axes.groups import Groups, axes, pairs, replaces
 from jaxprune.transforms.axes.narrow import Narrow
 
@@ -70,15 +72,17 @@ def shrink(
     params: float | None = None,
     bytes: float | None = None,
     ratio: float | None = None,
+    latency: float | None = None,
     plan: Plan | None = None,
     score: Any = None,
     reduce: Reduce = "l2",
     scope: Scope = "global",
     where: Any = None,
-    round_to: int = 1,
+    round_to: int | Literal["device"] | None = None,
     keep: Mapping[str, Limit] | None = None,
     approximate: bool = False,
     state: str | None = None,
+    timings: Timings | None = None,
 ) -> Thin:
     """f and its params, made smaller until a budget is met.
 
@@ -89,17 +93,23 @@ def shrink(
       args: examples of its further arguments; the result is checked on them.
       flops, params, bytes: what may be left, as a fraction of the whole: operations of one call of f, numbers in the
         params, their bytes. Of several the strictest counts.
+      latency: what may be left of the time of one call of f under `jax.jit` on `args`, here and now: the smaller
+        function is timed in turns with f until it meets this (see `structure/speed.py`). What saves most time for the
+        importance that it costs goes first, by a table of measured times. Time it on a quiet machine.
       ratio: the share of units (positions of all groups together) that may be left.
       plan: instead of a budget, a plan that was made before.
       score: of single weights: a tree like the params (None where a leaf does not count), or a function making one;
         by default the magnitude of `jp.where.weights`. Groups without any scored weight are not cut.
       reduce: of the scores of a unit's weights: "l2", "l1", "mean", "max".
-      scope: what units are ranked with: "global", "group", "isomorphic".
+      scope: what units are ranked with: "global", "absolute", "group", "isomorphic".
       where: which groups: those with a leaf that this rule of `jp.where`, or regular expression of paths, selects.
-      round_to: groups keep a multiple of it; 8 suits hardware.
+      round_to: groups keep a multiple of it. "device": widths that save time on this device, found as for `latency`,
+        and so is the default with `latency`, where a number says which widths are tried; 1 is that of other budgets.
       keep: path pattern -> the least to keep, or (least, most): units as ints, shares as floats.
       approximate: allow groups for which sums would leave out what is not zero (the report names them).
       state: outputs that are new values of params, as in `jp.axes`.
+      timings: what was measured before, for `latency` and for `round_to="device"`: `thin.report.timings` of another
+        call, or `jp.Timings.load`. What it lacks is measured, by its clock.
 
     Returns:
       A `Thin`.
@@ -120,27 +130,34 @@ def shrink(
     """
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(tree)):
         raise ValueError("shrink chooses shapes by values: call it outside of jit, on concrete params")
-    budgets = {"flops": flops, "params": params, "bytes": bytes, "ratio": ratio}
+    budgets = {"flops": flops, "params": params, "bytes": bytes, "ratio": ratio, "latency": latency}
     wanted = {name: value for name, value in budgets.items() if value is not None}
     if (plan is None) == (not wanted):
-        raise ValueError("shrink: give a budget (flops=, params=, bytes=, ratio=: fractions of the whole) or a plan=")
+        raise ValueError(
+            "shrink: give a budget (flops=, params=, bytes=, ratio=, latency=: fractions of the whole) or a plan="
+        )
     if plan is not None and not isinstance(plan, Plan):
         raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
     found, calls = axes(f, tree, *args, state=state), pairs(f, args)
+    if timings is not None and (plan is not None or (latency is None and round_to != "device")):
+        raise ValueError('timings= is for latency= or round_to="device", and there is neither')
+    states = [state if any(replaces(path, state) for path in t.paths) else None for t in found.traced]
+    pace = None
     if plan is None:
         how = Choice(score, reduce, scope, where, round_to, dict(keep or {}), approximate)
-        plan = planned(found, tree, wanted, how)
+        (g, given), watched = calls[0], (timings or Timings()).here()
+        watch = Stopwatch(g, lambda plan: narrowed(g, plan, states[0]), tree, tuple(given), watched)
+        plan, pace = planned(found, tree, wanted, how, watch)
     plan.check()
-    narrow, small = Narrow(kept(found.leaf_axes, plan)), []
-    for (g, _), traced in zip(calls, found.traced):
-        small.append(narrowed(g, plan, state if any(replaces(path, state) for path in traced.paths) else None))
+    narrow = Narrow(kept(found.leaf_axes, plan))
+    small = [narrowed(g, plan, one) for (g, _), one in zip(calls, states)]
     checks = worst(compared(g, thin, plan, tree, given) for (g, given), thin in zip(calls, small))
-    report = _report(found, plan, narrow, checks)
+    report = _report(found, plan, narrow, checks, pace)
     report.raise_if_wrong(approximate)
     return Thin(small[0], plan.cut(tree), plan, report)
 
 
-def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found) -> Report:
+def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found, pace: Pace | None) -> Report:
     whole, dtypes = Narrow({}), {path: x.dtype for path, x in found.shapes.items()}
     both = lambda count: (count(whole), count(narrow))
     left = [int(np.count_nonzero(narrow.mask(v))) for v in found.variables]
@@ -157,4 +174,5 @@ def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found) -> Report
         error=checked.error,
         finite=checked.finite,
         allowed=tolerance(found.programs),
+        pace=pace,
     )
