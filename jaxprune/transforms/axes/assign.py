@@ -61,7 +61,8 @@ def _is_product(e: Axis, at: np.ndarray) -> bool:
 
 def _told(v: Var, rows: list[tuple[Var, np.ndarray]], at: np.ndarray) -> np.ndarray | Uneven:
     """What is kept of v, by its position and those of others at every element; along others only if that matters."""
-    over, table = [u for u, _ in rows], np.zeros([*(u.size for u, _ in rows), v.size], bool)
+    over = [u for u, _ in rows]
+    table: Any = np.zeros([*(u.size for u, _ in rows), v.size], bool)
     index = np.broadcast_arrays(*(where for _, where in rows), at)
     table[tuple(i[index[-1] >= 0] for i in index)] = True
     for i in reversed(range(len(over))):
@@ -78,11 +79,11 @@ def _told(v: Var, rows: list[tuple[Var, np.ndarray]], at: np.ndarray) -> np.ndar
 def _agree(v: Var, told: np.ndarray | Uneven, keep: dict[Var, Any]) -> None:
     if v.why and not (isinstance(told, np.ndarray) and told.all()):
         raise ValueError(f"it cannot be cut: {v.why}")
-    known = keep.setdefault(v, told)
-    same = type(known) is type(told) and (
-        known.over == told.over and np.array_equal(known.mask, told.mask)
-        if isinstance(told, Uneven)
-        else np.array_equal(known, told)
-    )
-    if not same:
+    if not _same(keep.setdefault(v, told), told):
         raise ValueError("other arrays that are cut with it keep other positions")
+
+
+def _same(one: np.ndarray | Uneven, other: np.ndarray | Uneven) -> bool:
+    if isinstance(one, Uneven) and isinstance(other, Uneven):
+        return one.over == other.over and np.array_equal(one.mask, other.mask)
+    return not isinstance(one, Uneven) and not isinstance(other, Uneven) and np.array_equal(one, other)
