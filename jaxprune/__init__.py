@@ -56,6 +56,7 @@ from jaxprune.structure.plan import Plan as Plan
 from jaxprune.structure.reconstruct import Reconstruction as Reconstruction
 from jaxprune.structure.reconstruct import reconstruct as reconstruct
 from jaxprune.structure.shrink import shrink as shrink
+from jaxprune.structure.timings import Timings as Timings
 from jaxprune.training.attract import attract as attract
 from jaxprune.training.group_penalty import group_penalty as group_penalty
 from jaxprune.training.keep_pruned import keep_pruned as keep_pruned

@@ -93,6 +93,12 @@ def masks(groups: Sequence[Group], taken: Sequence[Step]) -> list[np.ndarray]:
     return kept
 
 
+def refuse_no_fraction(name: str, budget: float) -> None:
+    """A budget is one."""
+    if not 0 < budget <= 1:
+        raise ValueError(f"{name}={budget}: a budget is a fraction of the whole, in (0, 1]")
+
+
 def fewest(name: str, cost: Callable[[int], float], budget: float, must: int, most: int) -> int:
     """The smallest number of steps whose cost is at most the budget, a fraction of the whole's.
 
@@ -104,10 +110,8 @@ def fewest(name: str, cost: Callable[[int], float], budget: float, must: int, mo
       most: all steps.
 
     Raises:
-      ValueError: not a fraction, or one that cannot be met; the least that can is named.
+      ValueError: it cannot be met; the least that can is named.
     """
-    if not 0 < budget <= 1:
-        raise ValueError(f"{name}={budget}: a budget is a fraction of the whole, in (0, 1]")
     whole = cost(0)
     if cost(most) > budget * whole:
         raise ValueError(

@@ -1,17 +1,21 @@
 """Which units go: scores of weights become ranks of units, and the lowest go until the budget is met."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
 
 from jaxprune.core.where import Slot, Where, leaf_path, weights
 from jaxprune.structure import budget, cost
+from jaxprune.structure.greedy import Path
 from jaxprune.structure.importance import Normalize, Reduce, Scope, comparable
+from jaxprune.structure.latency import Model
 from jaxprune.structure.plan import Plan
-from jaxprune.structure.uneven import ranked
-from jaxprune.transforms.axes.groups import Groups, compiled
+from jaxprune.structure.progress import progress
+from jaxprune.structure.speed import Pace, Stopwatch, closed
+from jaxprune.structure.uneven import Ranked, ranked
+from jaxprune.transforms.axes.groups import Group, Groups, compiled
 from jaxprune.transforms.axes.masks import kept_along
 from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.traced import shapes_of
@@ -25,23 +29,78 @@ class Choice(NamedTuple):
     scope: Scope
     normalize: Normalize
     where: Any
-    round_to: int
+    round_to: int | Literal["device"] | None
     keep: Mapping[str, budget.Limit]
     approximate: bool
     uneven: bool = False
 
 
-def planned(found: Groups, tree: Any, wanted: Mapping[str, float], how: Choice) -> Plan:
-    """The plan that meets all budgets with the least important units gone.
+class Cuts(NamedTuple):
+    """What may be cut.
+
+    Attributes:
+      groups: of `axes`.
+      units: of each group.
+      ranks: of each group, the importance of its units, comparable with that of others.
+      bounds: the least and the most units that each may keep.
+    """
+
+    groups: list[Group]
+    units: list[Ranked]
+    ranks: list[np.ndarray]
+    bounds: list[tuple[int, int]]
+
+    def narrow(self, taken: Sequence[budget.Step]) -> Narrow:
+        """What is left after some steps."""
+        return Narrow({r.variable: r.keep(kept) for r, kept in zip(self.units, budget.masks(self.groups, taken))})
+
+
+def planned(
+    found: Groups, tree: Any, wanted: Mapping[str, float], how: Choice, watch: Stopwatch
+) -> tuple[Plan, Pace | None]:
+    """The plan that meets all budgets with the least important units gone; and its time, where that was asked for.
 
     Raises:
       ValueError: a budget, a rule or a score that `shrink` says is wrong.
     """
+    _refuse(wanted, how)
+    width = how.round_to if isinstance(how.round_to, int) else 1
+    cuts = _cuts(found, tree, how, width)
+    if "latency" in wanted or how.round_to == "device":
+        return _paced(found, cuts, wanted, how, watch)
+    order = budget.steps(cuts.ranks, cuts.bounds, width)
+    return plan_of(found, cuts.narrow(order[: _taken(found, cuts, order, wanted)])), None
+
+
+def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, watch: Stopwatch) -> tuple[Plan, Pace]:
+    """`planned`, with widths and an order that suit the device."""
+    others, measured = {name: value for name, value in wanted.items() if name != "latency"}, None
+    width = how.round_to if isinstance(how.round_to, int) else None
+    with progress() as tell:
+        whole, timings = watch.whole()
+        model = Model(found.programs[0], [r.variable for r in cuts.units], cuts.ranks, timings, whole)
+        shares = how.scope != "global" or how.normalize != "none"
+        path = Path(model, cuts.ranks, cuts.bounds, width, shares, tell)
+        plan, costs = lambda m: plan_of(found, cuts.narrow(path.steps[:m])), _costs(found, cuts, path.steps)
+        path.extend(lambda m: all(costs[name](m) <= value * costs[name](0) for name, value in others.items()))
+        taken = _taken(found, cuts, path.steps, others)
+        if "latency" in wanted:
+            race = watch.race()
+            taken, measured = closed(wanted["latency"], path, taken, lambda m: race(plan(m)))
+    return plan(taken), Pace(measured, (path.seconds[0], path.seconds[taken]), model.timings)
+
+
+def _refuse(wanted: Mapping[str, float], how: Choice) -> None:
     for name, known in (("reduce", Reduce), ("scope", Scope), ("normalize", Normalize)):
         if getattr(how, name) not in get_args(known):
             raise ValueError(f"shrink({name}={getattr(how, name)!r}): {name} is one of {', '.join(get_args(known))}")
-    if not isinstance(how.round_to, int) or how.round_to < 1:
-        raise ValueError(f"shrink(round_to={how.round_to}): a number of units from 1 on")
+    if how.round_to not in (None, "device") and (not isinstance(how.round_to, int) or how.round_to < 1):
+        raise ValueError(f"shrink(round_to={how.round_to!r}): a number of units from 1 on, or 'device'")
+    for name, value in wanted.items():
+        budget.refuse_no_fraction(name, value)
+
+
+def _cuts(found: Groups, tree: Any, how: Choice, width: int) -> Cuts:
     fit = budget.chosen(found.groups, _test(how.where, tree), how.approximate)
     scores = _scores(tree, how.score)
     fit = [i for i in fit if any(m.path in scores for m in found.groups[i].members)]
@@ -50,18 +109,19 @@ def planned(found: Groups, tree: Any, wanted: Mapping[str, float], how: Choice) 
     groups = [found.groups[i] for i in fit]
     units = ranked(found, fit, scores, how.reduce, how.uneven)
     ranks = comparable(groups, [r.values for r in units], how.scope, how.normalize)
-    order = budget.steps(ranks, budget.limits(groups, how.keep, how.round_to), how.round_to)
-    left = lambda m: zip(units, budget.masks(groups, order[:m]))
-    narrow = lambda m: Narrow({r.variable: r.keep(kept) for r, kept in left(m)})
-    must = sum(step.rank == -np.inf for step in order)
-    costs = _costs(found, narrow, sum(g.size for g in groups), order)
-    taken = max(budget.fewest(name, costs[name], value, must, len(order)) for name, value in wanted.items())
-    return plan_of(found, narrow(taken))
+    return Cuts(groups, units, ranks, budget.limits(groups, how.keep, width))
 
 
-def _costs(found: Groups, narrow: Any, units: int, order: list[budget.Step]) -> dict[str, Callable[[int], float]]:
+def _taken(found: Groups, cuts: Cuts, order: Sequence[budget.Step], wanted: Mapping[str, float]) -> int:
+    """The smallest number of steps that meets all budgets."""
+    must, costs = sum(step.rank == -np.inf for step in order), _costs(found, cuts, order)
+    return max([must, *(budget.fewest(name, costs[name], v, must, len(order)) for name, v in wanted.items())])
+
+
+def _costs(found: Groups, cuts: Cuts, order: Sequence[budget.Step]) -> dict[str, Callable[[int], float]]:
     """Of what is left after so many steps, by the name of the budget."""
     dtypes = {path: x.dtype for path, x in found.shapes.items()}
+    narrow, units = lambda m: cuts.narrow(order[:m]), sum(g.size for g in cuts.groups)
     return {
         "flops": lambda m: cost.flops(found.programs[0], narrow(m)),
         "params": lambda m: cost.elements(found, narrow(m)),

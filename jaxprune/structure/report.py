@@ -5,6 +5,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxprune.structure.fold import Folds
+from jaxprune.structure.speed import Pace, Seconds
+from jaxprune.structure.timings import Timings
 from jaxprune.transforms.axes.groups import Group
 
 
@@ -23,6 +25,7 @@ class Report(NamedTuple):
       allowed: the largest that rounding explains.
       uneven: if that was asked for: group -> what its units differ along, or why they do not.
       folds: what was folded into biases, with `approximate="fold"` or "mean".
+      pace: of the time, where `latency=` or widths for the device were asked for.
     """
 
     leaves: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
@@ -38,6 +41,17 @@ class Report(NamedTuple):
     allowed: float
     uneven: Mapping[str, str] = MappingProxyType({})
     folds: Folds | None = None
+    pace: Pace | None = None
+
+    @property
+    def latency(self) -> Seconds | None:
+        """Seconds (before, after) of a call, measured in turns; None where `latency=` was not asked for."""
+        return self.pace and self.pace.measured
+
+    @property
+    def timings(self) -> Timings | None:
+        """The table of what was measured, to be saved or given to the next `jp.shrink`."""
+        return self.pace and self.pace.timings
 
     def raise_if_wrong(self, approximate: bool) -> None:
         """A plan that is exact must compute the same; that f divides 0 by 0 where g does not, must be allowed."""
@@ -64,6 +78,9 @@ class Report(NamedTuple):
         wide = max([4, *(len(path) for path, *_ in self.leaves)])
         lines = [f"{path:<{wide}}  {shape(a):>16} -> {shape(b)}" for path, a, b in self.leaves]
         lines += [_line(name, *getattr(self, name)) for name in ("flops", "params", "bytes")]
+        if self.pace:
+            seen = {"measured": self.pace.measured, "predicted": self.pace.predicted}
+            lines += [f"{name:<9} {_seconds(*seconds)}" for name, seconds in seen.items() if seconds]
         kind = "approximate" if self.approximate else "exact"
         lines.append(f"{kind}: differs from f with zeros in place of what was cut by {self.error:.1e}, relative")
         lines += [f"  {name} {what}" for name, what in self.uneven.items()]
@@ -75,6 +92,10 @@ class Report(NamedTuple):
 
 def _line(name: str, before: int, after: int) -> str:
     return f"{name:<6} {before:>16,} -> {after:>14,}  ({before / max(after, 1):.2f}x fewer)"
+
+
+def _seconds(before: float, after: float) -> str:
+    return f"{1e3 * before:>10.3f} ms -> {1e3 * after:>11.3f} ms  ({before / after:.2f}x faster)"
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[tuple[str, Any, Any], ...]:

@@ -26,6 +26,8 @@ from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
 from jaxprune.structure.rebuilt import agreement
 from jaxprune.structure.report import Report, differences
+from jaxprune.structure.speed import Stopwatch
+from jaxprune.structure.timings import Timings
 from jaxprune.structure.uneven import told
 from jaxprune.transforms.axes.groups import Groups, axes, pairs, replaces
 from jaxprune.transforms.axes.narrow import Narrow
@@ -87,17 +89,19 @@ def shrink(
     params: float | None = None,
     bytes: float | None = None,
     ratio: float | None = None,
+    latency: float | None = None,
     plan: Plan | None = None,
     score: Any = None,
     reduce: Reduce = "l2",
     scope: Scope = "global",
     normalize: Normalize = "mean",
     where: Any = None,
-    round_to: int = 1,
+    round_to: int | Literal["device"] | None = None,
     keep: Mapping[str, Limit] | None = None,
     approximate: bool | Literal["fold", "mean"] = False,
     uneven: bool = False,
     state: str | None = None,
+    timings: Timings | None = None,
 ) -> Thin:
     """f and its params, made smaller until a budget is met.
 
@@ -108,6 +112,9 @@ def shrink(
       args: examples of its further arguments; the result is checked on them.
       flops, params, bytes: what may be left, as a fraction of the whole: operations of one call of f, numbers in the
         params, their bytes. Of several the strictest counts.
+      latency: what may be left of the time of one call of f under `jax.jit` on `args`, here and now: the smaller
+        function is timed in turns with f until it meets this (see `structure/speed.py`). What saves most time for the
+        importance that it costs goes first, by a table of measured times. Time it on a quiet machine.
       ratio: the share of units (positions of all groups together) that may be left.
       plan: instead of a budget, a plan that was made before.
       score: of single weights: a tree like the params (None where a leaf does not count), or a function making one;
@@ -116,7 +123,8 @@ def shrink(
       scope: what units are ranked with: "global", "group", "isomorphic".
       normalize: what a unit's number is divided by before that: "mean" or "max" of its group, "lamp", "none".
       where: which groups: those with a leaf that this rule of `jp.where`, or regular expression of paths, selects.
-      round_to: groups keep a multiple of it; 8 suits hardware.
+      round_to: groups keep a multiple of it. "device": widths that save time on this device, found as for `latency`,
+        and so is the default with `latency`, where a number says which widths are tried; 1 is that of other budgets.
       keep: path pattern -> the least to keep, or (least, most): units as ints, shares as floats.
       approximate: allow groups for which sums would leave out what is not zero (the report names them). "fold" also
         adds what removed units send out when their own weights are 0 (a sigmoid 1/2) to the biases that follow, "mean"
@@ -124,6 +132,8 @@ def shrink(
       uneven: let units differ where a group always comes with another axis: each head keeps head dimensions of its own,
         each scanned layer or expert hidden units of its own, as many everywhere.
       state: outputs that are new values of params, as in `jp.axes`.
+      timings: what was measured before, for `latency` and for `round_to="device"`: `thin.report.timings` of another
+        call, or `jp.Timings.load`. What it lacks is measured, by its clock.
 
     Returns:
       A `Thin`.
@@ -144,25 +154,31 @@ def shrink(
     """
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(tree)):
         raise ValueError("shrink chooses shapes by values: call it outside of jit, on concrete params")
-    budgets = {"flops": flops, "params": params, "bytes": bytes, "ratio": ratio}
+    budgets = {"flops": flops, "params": params, "bytes": bytes, "ratio": ratio, "latency": latency}
     wanted = {name: value for name, value in budgets.items() if value is not None}
     if (plan is None) == (not wanted):
-        raise ValueError("shrink: give a budget (flops=, params=, bytes=, ratio=: fractions of the whole) or a plan=")
+        names = ", ".join(f"{name}=" for name in budgets)
+        raise ValueError(f"shrink: give a budget ({names}: fractions of the whole) or a plan=")
+    if timings is not None and (plan is not None or (latency is None and round_to != "device")):
+        raise ValueError('timings= is for latency= or round_to="device", and there is neither')
     if plan is not None and not isinstance(plan, Plan):
         raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
     found, calls = axes(f, tree, *args, state=state), pairs(f, args)
+    states = [state if any(replaces(path, state) for path in t.paths) else None for t in found.traced]
+    pace = None
     if plan is None:
         how = Choice(score, reduce, scope, normalize, where, round_to, dict(keep or {}), bool(approximate), uneven)
-        plan = planned(found, tree, wanted, how)
+        (g, given), watched = calls[0], (timings or Timings()).here()
+        watch = Stopwatch(g, lambda plan: narrowed(g, plan, states[0]), tree, tuple(given), watched)
+        plan, pace = planned(found, tree, wanted, how, watch)
     plan.check()
-    narrow, small, folds = Narrow(kept(found.leaf_axes, found.programs, plan)), [], None
-    for (g, _), traced in zip(calls, found.traced):
-        small.append(narrowed(g, plan, state if any(replaces(path, state) for path in traced.paths) else None))
+    narrow, folds = Narrow(kept(found.leaf_axes, found.programs, plan)), None
+    small = [narrowed(g, plan, one) for (g, _), one in zip(calls, states)]
     if isinstance(approximate, str):
         tree, folds = folded(found, narrow, plan, tree, calls[0][1], approximate, small[0])
     checks = worst(compared(g, thin, plan, tree, given) for (g, given), thin in zip(calls, small))
     report = _report(found, plan, narrow, checks)
-    report = report._replace(uneven=told(found, narrow.keep) if uneven else {}, folds=folds)
+    report = report._replace(uneven=told(found, narrow.keep) if uneven else {}, folds=folds, pace=pace)
     report.raise_if_wrong(bool(approximate))
     return Thin(small[0], plan.cut(tree), plan, report)
 
