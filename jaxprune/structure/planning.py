@@ -40,8 +40,8 @@ class Cuts(NamedTuple):
 
     Attributes:
       groups: of `axes`.
-      units: of the groups.
-      ranks: of each group, the importance of its units.
+      units: of each group.
+      ranks: of each group, the importance of its units, comparable with that of others.
       bounds: the least and the most units that each may keep.
     """
 
@@ -52,8 +52,7 @@ class Cuts(NamedTuple):
 
     def narrow(self, taken: Sequence[budget.Step]) -> Narrow:
         """What is left after some steps."""
-        left = zip(self.units, budget.masks(self.groups, taken))
-        return Narrow({one.variable: one.keep(kept) for one, kept in left})
+        return Narrow({r.variable: r.keep(kept) for r, kept in zip(self.units, budget.masks(self.groups, taken))})
 
 
 def planned(
@@ -79,8 +78,9 @@ def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, 
     width = how.round_to if isinstance(how.round_to, int) else None
     with progress() as tell:
         whole, timings = watch.whole()
-        model = Model(found.programs[0], [one.variable for one in cuts.units], cuts.ranks, timings, whole)
-        path = Path(model, cuts.ranks, cuts.bounds, width, how.normalize != "none", tell)
+        model = Model(found.programs[0], [r.variable for r in cuts.units], cuts.ranks, timings, whole)
+        shares = how.scope != "global" or how.normalize != "none"
+        path = Path(model, cuts.ranks, cuts.bounds, width, shares, tell)
         plan, costs = lambda m: plan_of(found, cuts.narrow(path.steps[:m])), _costs(found, cuts, path.steps)
         path.extend(lambda m: all(costs[name](m) <= value * costs[name](0) for name, value in others.items()))
         taken = _taken(found, cuts, path.steps, others)

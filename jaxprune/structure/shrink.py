@@ -26,7 +26,7 @@ from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
 from jaxprune.structure.rebuilt import agreement
 from jaxprune.structure.report import Report, differences
-from jaxprune.structure.speed import Pace, Stopwatch
+from jaxprune.structure.speed import Stopwatch
 from jaxprune.structure.timings import Timings
 from jaxprune.structure.uneven import told
 from jaxprune.transforms.axes.groups import Groups, axes, pairs, replaces
@@ -157,14 +157,13 @@ def shrink(
     budgets = {"flops": flops, "params": params, "bytes": bytes, "ratio": ratio, "latency": latency}
     wanted = {name: value for name, value in budgets.items() if value is not None}
     if (plan is None) == (not wanted):
-        raise ValueError(
-            "shrink: give a budget (flops=, params=, bytes=, ratio=, latency=: fractions of the whole) or a plan="
-        )
+        names = ", ".join(f"{name}=" for name in budgets)
+        raise ValueError(f"shrink: give a budget ({names}: fractions of the whole) or a plan=")
+    if timings is not None and (plan is not None or (latency is None and round_to != "device")):
+        raise ValueError('timings= is for latency= or round_to="device", and there is neither')
     if plan is not None and not isinstance(plan, Plan):
         raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
     found, calls = axes(f, tree, *args, state=state), pairs(f, args)
-    if timings is not None and (plan is not None or (latency is None and round_to != "device")):
-        raise ValueError('timings= is for latency= or round_to="device", and there is neither')
     states = [state if any(replaces(path, state) for path in t.paths) else None for t in found.traced]
     pace = None
     if plan is None:
@@ -178,13 +177,13 @@ def shrink(
     if isinstance(approximate, str):
         tree, folds = folded(found, narrow, plan, tree, calls[0][1], approximate, small[0])
     checks = worst(compared(g, thin, plan, tree, given) for (g, given), thin in zip(calls, small))
-    report = _report(found, plan, narrow, checks, pace)
-    report = report._replace(uneven=told(found, narrow.keep) if uneven else {}, folds=folds)
+    report = _report(found, plan, narrow, checks)
+    report = report._replace(uneven=told(found, narrow.keep) if uneven else {}, folds=folds, pace=pace)
     report.raise_if_wrong(bool(approximate))
     return Thin(small[0], plan.cut(tree), plan, report)
 
 
-def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found, pace: Pace | None) -> Report:
+def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found) -> Report:
     whole, dtypes = Narrow({}), {path: x.dtype for path, x in found.shapes.items()}
     both = lambda count: (count(whole), count(narrow))
     left = [int(np.count_nonzero(narrow.mask(v))) for v in found.variables]
@@ -201,5 +200,4 @@ def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found, pace: Pac
         error=checked.error,
         finite=checked.finite,
         allowed=tolerance(found.programs),
-        pace=pace,
     )
