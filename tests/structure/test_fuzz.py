@@ -142,7 +142,7 @@ def programs(draw):
     """(operation, first operand, second operand, number) in turn, and the width of every value."""
     widths, lines = [6], []
     for _ in range(draw(st.integers(3, 11))):
-        name, k = draw(st.sampled_from(list(OPS))), draw(st.integers(0, 11))
+        name, k = draw(st.sampled_from(list(OPS))), draw(st.integers(0, 83))
         i = 0 if len(widths) == 1 else draw(st.integers(1, len(widths) - 1))
         name = "dense" if i == 0 else name
         fits, width, _ = OPS[name]
@@ -203,8 +203,8 @@ def cut_at_random(lines, widths, seed, uneven=False):
     return error, not any(g.approximate for g, v in zip(found.groups, found.variables) if v in cut), bool(plan.keep)
 
 
-def check(program, seed):
-    for uneven in (False, True):
+def check(program, seed, ways):
+    for uneven in ways:
         error, exact, _ = cut_at_random(*program, seed, uneven)
         assert error < 1e-4 or not exact, (error, uneven, program)
 
@@ -212,7 +212,7 @@ def check(program, seed):
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(programs(), st.integers(0, 1 << 20))
 def test_never_a_wrong_result(program, seed):
-    check(program, seed)
+    check(program, seed, [seed % 2 == 1])
 
 
 @pytest.mark.slow
@@ -221,23 +221,24 @@ def test_never_a_wrong_result(program, seed):
 )
 @given(programs(), st.integers(0, 1 << 20))
 def test_never_a_wrong_result_in_many_programs(program, seed):
-    check(program, seed)
+    check(program, seed, [False, True])
 
 
 def test_the_programs_are_worth_the_name():
-    """Most have something to cut, and some are approximate."""
-    rng, cut, inexact = np.random.default_rng(0), 0, 0
+    """Most have something to cut, some are approximate, and in some units differ."""
+    rng, cut, inexact, differ = np.random.default_rng(0), 0, 0, 0
     names = list(OPS)
-    for seed in range(12):
+    for seed in range(16):
         widths, lines = [6, 12], [("dense", 0, 0, 2)]
         for _ in range(6):
-            name, k = names[rng.integers(len(names))], int(rng.integers(12))
+            name, k = names[rng.integers(len(names))], int(rng.integers(84))
             i = int(rng.integers(1, len(widths)))
             if OPS[name][0](widths[i]) and (n := OPS[name][1](widths[i], k, widths[i])) <= LIMIT:
                 lines.append((name, i, i, k))
                 widths.append(n)
         f, params = function_of(lines), params_of(lines, widths, seed)
-        groups = jp.axes(f, params, jnp.ones((B, 6))).groups
-        cut += bool(groups)
-        inexact += any(g.approximate for g in groups)
-    assert cut >= 8 and inexact >= 1
+        found = jp.axes(f, params, jnp.ones((B, 6)))
+        cut += bool(found.groups)
+        inexact += any(g.approximate for g in found.groups)
+        differ += bool(carried(Carriers(found.leaf_axes, found.programs), found.variables))
+    assert cut >= 8 and inexact >= 1 and differ >= 2, (cut, inexact, differ)

@@ -61,14 +61,13 @@ def _is_product(e: Axis, at: np.ndarray) -> bool:
 
 def _told(v: Var, rows: list[tuple[Var, np.ndarray]], at: np.ndarray) -> np.ndarray | Uneven:
     """What is kept of v, by its position and those of others at every element; along others only if that matters."""
-    over = [u for u, _ in rows]
-    table: Any = np.zeros([*(u.size for u, _ in rows), v.size], bool)
-    index = np.broadcast_arrays(*(where for _, where in rows), at)
+    over, table = [u for u, _ in rows], np.zeros([*(u.size for u, _ in rows), v.size], bool)
+    index = np.broadcast_arrays(*(there for _, there in rows), at)
     table[tuple(i[index[-1] >= 0] for i in index)] = True
     for i in reversed(range(len(over))):
-        union = table.any(i, keepdims=True)
-        if np.array_equal(union & table.any(-1, keepdims=True), table):
-            table = union.squeeze(i)
+        union = np.any(table, axis=(i,), keepdims=True)
+        if np.array_equal(union & np.any(table, axis=(-1,), keepdims=True), table):
+            table = np.take(union, 0, axis=i)
             del over[i]
     counts = np.count_nonzero(table, axis=-1)
     if len({*counts[counts > 0].tolist()}) > 1:
@@ -77,13 +76,9 @@ def _told(v: Var, rows: list[tuple[Var, np.ndarray]], at: np.ndarray) -> np.ndar
 
 
 def _agree(v: Var, told: np.ndarray | Uneven, keep: dict[Var, Any]) -> None:
-    if v.why and not (isinstance(told, np.ndarray) and told.all()):
+    parts = lambda one: one if isinstance(one, Uneven) else Uneven((), one)
+    (over, table), known = parts(told), parts(keep.setdefault(v, told))
+    if v.why and not table.all():
         raise ValueError(f"it cannot be cut: {v.why}")
-    if not _same(keep.setdefault(v, told), told):
+    if over != known.over or not np.array_equal(table, known.mask):
         raise ValueError("other arrays that are cut with it keep other positions")
-
-
-def _same(one: np.ndarray | Uneven, other: np.ndarray | Uneven) -> bool:
-    if isinstance(one, Uneven) and isinstance(other, Uneven):
-        return one.over == other.over and np.array_equal(one.mask, other.mask)
-    return not isinstance(one, Uneven) and not isinstance(other, Uneven) and np.array_equal(one, other)
