@@ -32,10 +32,13 @@ def test_the_cached_teacher_runs_at_a_small_size(capsys):
 
 @pytest.mark.slow
 def test_the_inner_loop_is_measured_at_a_small_size():
-    sizes = inner_loop.Sizes((5, 4, 3), (9, 8, 3), (4, 8), examples=32, steps=(64, 10), rounds=1)
+    sizes = inner_loop.Sizes((5, 4, 3), (9, 8, 3), (4, 8), 32, (64, 10), 1, table=(((3, 2), 2),), chunk=5)
     rows, figures = inner_loop.measured(sizes)
     json.dumps(figures)
     assert all(row["measured"] > 0 for row in rows) and len(figures["milliseconds_a_step"]) == 7
+    [row], tried = figures["sizes"], figures["attempts"]
+    assert row["layers"] == [3, 2] and row["python over scan"] > 0
+    assert tried["as it is"]["of it"] == tried["python"]["python over"] == 1 and len(tried) == 7
 
 
 @pytest.mark.slow

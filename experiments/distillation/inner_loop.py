@@ -3,11 +3,13 @@
 A small MLP (64-32-10, batch 32, cached logits): steps a second of fit(inner="scan") against fit(inner="python"), with
 the loss and its terms as metrics, and with all metrics (the KL at temperature 1, agreement). An MLP
 of 784-800-800-10 (batch 128): fit against a Python loop over the bare jitted step that gathers the same batches. Times
-are taken between two writes of metrics, so compilation is not among them; contestants take turns.
+are taken between two writes of metrics, so compilation is not among them; contestants take turns. Then the two loops
+alone, without the rest of `fit`, at several sizes, and what the compiled step is made of (`inner_loop_parts`).
 
-python -m experiments.distillation.inner_loop
+python -m experiments.distillation.inner_loop [--rounds N]
 """
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ import optax
 import jaxprune as jp
 from experiments.benchmarks.common import at_least, at_most, shown
 from experiments.distillation.common import save, show
+from experiments.distillation.inner_loop_parts import at_sizes, attempts
 from experiments.models import mlp
 
 
@@ -32,6 +35,9 @@ class Sizes(NamedTuple):
       examples: of random data.
       steps: a turn of each.
       rounds: turns.
+      table: widths and batches at which the loops alone are compared.
+      chunk: steps of such a loop.
+      turns: of each of them.
     """
 
     small: tuple[int, ...] = (64, 32, 10)
@@ -40,6 +46,18 @@ class Sizes(NamedTuple):
     examples: int = 4096
     steps: tuple[int, int] = (4000, 100)
     rounds: int = 15
+    table: tuple[tuple[tuple[int, ...], int], ...] = (
+        ((4, 4, 2), 1),
+        ((8, 8, 4), 4),
+        ((16, 16, 4), 8),
+        ((32, 16, 10), 16),
+        ((64, 32, 10), 1),
+        ((64, 32, 10), 8),
+        ((64, 32, 10), 32),
+        ((64, 32, 10), 128),
+    )
+    chunk: int = 500
+    turns: int = 15
 
 
 class Clock:
@@ -131,14 +149,24 @@ def measured(sizes: Sizes) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         at_most("784-800-800-10: time of fit over the bare step", over("large, fit", "large, bare step"), 1.03),
     ]
     medians = {name: 1e3 * float(np.median([r[name] for r in rounds])) for name in contestants}
-    return rows, {"milliseconds_a_step": medians, "rounds_s": rounds}
+    rest = sizes.examples, sizes.chunk, sizes.turns
+    alone = {"sizes": at_sizes(sizes.table, *rest), "attempts": attempts(sizes.small, sizes.batch[0], *rest)}
+    return rows, {"milliseconds_a_step": medians, "rounds_s": rounds, **alone}
 
 
 def main() -> None:
-    rows, figures = measured(Sizes())
-    path = save("inner_loop", Sizes()._asdict(), {"rows": rows, **figures})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=Sizes().rounds)
+    sizes = Sizes()._replace(rounds=parser.parse_args().rounds)
+    rows, figures = measured(sizes)
+    path = save("inner_loop", sizes._asdict(), {"rows": rows, **figures})
     told = [(r["what"], f"{r['measured']:.3f}", r["goal"], {True: "yes", False: "NO"}.get(r["met"], "")) for r in rows]
     show("The inner loop", ["what", "measured", "goal", ""], told)
+    times = lambda r: [f"{r[f'{other} over scan']:.1f}" for other in ("python", "bare")]
+    ratios = [("-".join(map(str, r["layers"])), r["batch"], *times(r)) for r in figures["sizes"]]
+    show("Steps/s of the compiled loop, times those of", ["layers", "batch", "Python loop", "bare step"], ratios)
+    tried = [(n, f"{r['of it']:.2f}", f"{r['python over']:.1f}") for n, r in figures["attempts"].items()]
+    show("The compiled step of 64-32-10", ["how", "time", "Python loop over it"], tried)
     print(path)
 
 

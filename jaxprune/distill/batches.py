@@ -5,6 +5,7 @@ any iterable        each `iter()` is an epoch; a resumed run skips what was seen
 iterators with get_state and set_state (grain)          their state lies in the checkpoint
 """
 
+import base64
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
@@ -117,7 +118,7 @@ class Feed:
         self._iterator = iter(source)
         self._once = self._iterator is source
         if state is not None and hasattr(self._iterator, "set_state"):
-            self._iterator.set_state(state)
+            self._iterator.set_state(_from_json(state))
             self._seen = start
         else:
             for _ in range(start):
@@ -144,7 +145,7 @@ class Feed:
 
     def state(self) -> Any:
         """What the source says of its place; None if it cannot."""
-        return self._iterator.get_state() if hasattr(self._iterator, "get_state") else None
+        return _for_json(self._iterator.get_state()) if hasattr(self._iterator, "get_state") else None
 
     def _next(self) -> Any:
         for _ in range(2):
@@ -158,6 +159,16 @@ class Feed:
                 self._iterator = iter(self._source)
         once = "it can be iterated once only: give a list, or an object whose iter() starts an epoch anew"
         raise ValueError(f"the batches ended after {self._seen}: {once if self._seen else 'there are none'}") from None
+
+
+def _for_json(state: Any) -> Any:
+    """A state as JSON: grain's data sets say theirs in a dict, its `DataLoader` in bytes."""
+    return {"base64": base64.b64encode(state).decode()} if isinstance(state, bytes) else state
+
+
+def _from_json(state: Any) -> Any:
+    is_bytes = isinstance(state, Mapping) and set(state) == {"base64"}
+    return base64.b64decode(state["base64"]) if is_bytes else state
 
 
 def check_labels(batch: Any, what: str) -> None:

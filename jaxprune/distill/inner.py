@@ -2,9 +2,12 @@
 
     carry = (state, the metrics of the chunk);     metrics[i] ← step i's, for i < n ≤ K
 
-Small steps are dispatch-bound: compiled, a small network's step costs about a tenth. A convolution is the other way
-round on a CPU, where XLA runs it about ten times slower inside a compiled loop. Both run the same body, fetch the
-metrics once a chunk, and never wait for the device in between.
+Small steps are dispatch-bound: compiled, they cost a third to a tenth. A convolution is the other way round on a CPU,
+where XLA runs it about ten times slower inside a compiled loop. Both run the same body, fetch the metrics once a chunk,
+and never wait for the device in between.
+
+The compiled loop gathers small batches several at a time: one gather costs about what its first element does, and is
+up to a third of a small step (XLA:CPU hands a part of it to another thread).
 """
 
 from collections.abc import Callable
@@ -19,6 +22,8 @@ from jax import lax
 from jaxprune.transforms.calls import bodies
 from jaxprune.transforms.jaxpr import open_jaxpr
 
+BLOCK = 1 << 18  # bytes of batches that are gathered at once
+
 Inner = Literal["auto", "python", "scan"]
 Chunk = Callable[[Any, list[Any], Any, Any], tuple[Any, Any]]
 
@@ -28,7 +33,8 @@ def chunk_runner(step: Any, take: Any, inner: Inner, length: int, *args: Any) ->
 
     Args:
       step: (state, batch, teacher) -> (state, metrics).
-      take: (row, data) -> batch, inside the compiled step: what turns indices into examples.
+      take: (row, data) -> batch, inside the compiled step: what turns indices into examples. Of several rows, with a
+        leading axis, it gives several batches.
       inner: "auto" looks for convolutions in the step.
       length: K, the most rows.
       args: state, row, data and teacher, or their shapes.
@@ -46,26 +52,40 @@ def chunk_runner(step: Any, take: Any, inner: Inner, length: int, *args: Any) ->
     slow = jax.default_backend() == "cpu" and convolves(closed)
     kind = inner if inner != "auto" else "python" if slow else "scan"
     blank = {name: np.zeros((length, *x.shape), x.dtype) for name, x in shapes[1].items()}
-    return (_python if kind == "python" else _scan)(one, blank, length), kind
+    if kind == "python":
+        return _python(one, blank), kind
+    return _scan(step, take, blank, length, _block(take, length, *args[1:3])), kind
 
 
-def _scan(one: Any, blank: Any, length: int) -> Chunk:
-    def many(state: Any, rows: Any, n: Any, *rest: Any) -> tuple[Any, Any]:
-        pick = lambda i: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), rows)
-        body = lambda i, carry: _advance(one, carry, i, pick(i), *rest)
+def _block(take: Any, length: int, row: Any, data: Any) -> int:
+    """How many batches are gathered at once; 1 where the rows hold them already."""
+    batch = jax.tree.leaves(jax.eval_shape(take, row, data))
+    size = sum(x.size * x.dtype.itemsize for x in batch)
+    return max(1, min(BLOCK // max(1, size), length)) if jax.tree.leaves(data) else 1
+
+
+def _scan(step: Any, take: Any, blank: Any, length: int, block: int) -> Chunk:
+    def many(state: Any, rows: Any, n: Any, data: Any, teacher: Any) -> tuple[Any, Any]:
+        def some(j: Any, carry: Any) -> Any:
+            first = j * block
+            batches = take(jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, block), rows), data)
+            pick = lambda i: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), batches)
+            body = lambda i, carry: _advance(step, carry, first + i, pick(i), teacher)
+            return lax.fori_loop(0, jnp.minimum(block, n - first), body, carry)
+
         # The bound is traced: chunks of every length share one compilation.
-        return lax.fori_loop(0, n, body, (state, blank))
+        return lax.fori_loop(0, (n + block - 1) // block, some, (state, blank))
 
-    run = jax.jit(many, donate_argnums=0)
+    run, whole = jax.jit(many, donate_argnums=0), -(-length // block) * block
 
     def chunk(state: Any, rows: list[Any], *rest: Any) -> tuple[Any, Any]:
-        padded = rows + [rows[-1]] * (length - len(rows))
+        padded = rows + [rows[-1]] * (whole - len(rows))
         return run(state, jax.tree.map(_stack, *padded), np.int32(len(rows)), *rest)
 
     return chunk
 
 
-def _python(one: Any, blank: Any, length: int) -> Chunk:
+def _python(one: Any, blank: Any) -> Chunk:
     step = jax.jit(partial(_advance, one), donate_argnums=0)
 
     def chunk(state: Any, rows: list[Any], *rest: Any) -> tuple[Any, Any]:
@@ -81,9 +101,9 @@ def _stack(*rows: Any) -> Any:
     return (np if isinstance(rows[0], np.ndarray) else jnp).stack(rows)
 
 
-def _advance(one: Any, carry: tuple[Any, Any], i: Any, row: Any, *rest: Any) -> tuple[Any, Any]:
+def _advance(step: Any, carry: tuple[Any, Any], i: Any, batch: Any, *rest: Any) -> tuple[Any, Any]:
     state, metrics = carry
-    state, new = one(state, row, *rest)
+    state, new = step(state, batch, *rest)
     return state, {name: metrics[name].at[i].set(x) for name, x in new.items()}
 
 

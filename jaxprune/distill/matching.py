@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxprune.distill.losses.common import masked_mean
-from jaxprune.distill.terms import Pair, Term, scheduled
+from jaxprune.distill.terms import Pair, Term, required, scheduled
 
 
 class Projection(NamedTuple):
@@ -148,6 +148,23 @@ def evaluate(
             found_values, memory = term.loss.apply(own["loss"], memory, ours, theirs, **rest)
             after[pair.student] = jax.lax.stop_gradient(memory)
         else:
-            found_values = term.loss(ours, theirs, mask=context.mask, **settings)
+            told = _told(term, context, i)
+            found_values = term.loss(ours, theirs, mask=context.mask, **told, **settings)
+            if "labels" in told:
+                found_values = _no_class_is_nan(found_values, told["labels"], ours.shape[-1])
         values.append(masked_mean(found_values, context.mask))
     return jnp.stack(values).mean(), after
+
+
+def _told(term: Term, context: Context, i: int) -> dict[str, Any]:
+    """What a loss requires besides features: the batch's labels, a key of its own."""
+    wanted = required(term.loss)
+    if "labels" in wanted and "y" not in context.batch:
+        raise ValueError(f"{term.name} asks for labels, and the batch has no 'y'; it has {list(context.batch)}")
+    labels = {"labels": context.batch["y"]} if "labels" in wanted else {}
+    return labels | ({"key": jax.random.fold_in(context.key, i)} if "key" in wanted else {})
+
+
+def _no_class_is_nan(values: Array, labels: Array, classes: int) -> Array:
+    """A traced label out of range is dropped by the loss; no mean shall hide it. Masked ones are not looked at."""
+    return jnp.where((labels < 0) | (labels >= classes), jnp.nan, values)

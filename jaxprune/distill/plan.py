@@ -12,12 +12,13 @@ class Diverged(ValueError):
 
     Attributes:
       step: the first such step, counted from 0.
-      terms: what is not finite there; ("loss",) if only the sum is not.
+      terms: what is not finite there; ("loss",) if only the sum is not; ("update",) if the losses are, and the step's
+        update has left a NaN in the state.
     """
 
     def __init__(self, step: int, terms: dict[str, float], kept: str) -> None:
         self.step, self.terms = step, tuple(terms)
-        hint = "; a label out of range gives NaN" if "labels" in terms else ""
+        hint = "" if "update" in terms else "; a label out of range gives NaN"
         said = ", ".join(f"{name!r} is {value}" for name, value in terms.items())
         super().__init__(f"step {step}: {said}. {kept}{hint}")
 

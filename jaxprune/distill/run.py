@@ -111,7 +111,10 @@ class Run:
         # While the device works: reading its metrics waits for it.
         self._ready = self._rows(stop) if self._feeder.ahead and stop < self.plan.steps else []
         self._look(step, {name: x[: stop - step] for name, x in jax.device_get(metrics).items()})
-        if self.plan.evaluate and self.plan.due(stop, self.plan.evaluate_every):
+        judged = self.plan.due(stop, self.plan.evaluate_every)
+        if judged or self.plan.due(stop, self.plan.checkpoint_every) or self._signal.came:
+            self._refuse_spoilt(stop)
+        if self.plan.evaluate and judged:
             self._evaluate(stop)
         ended = self._out_of_patience()
         if self._store and (self.plan.due(stop, self.plan.checkpoint_every) or ended or self._signal.came):
@@ -129,15 +132,20 @@ class Run:
             i = int(np.argmax(bad))
             there = {name: float(x[i]) for name, x in metrics.items() if name not in ("loss", *COMPARED)}
             terms = {name: x for name, x in there.items() if not math.isfinite(x)}
-            kept = (
-                f"The last checkpoint, in {self._folder}, is from before" if self._store else "No folder, no checkpoint"
-            )
-            raise Diverged(step + i, terms or {"loss": float(metrics["loss"][i])}, kept)
+            raise Diverged(step + i, terms or {"loss": float(metrics["loss"][i])}, self._last_resort())
         n = len(metrics["loss"])
         means = {name: float(np.mean(x, dtype=np.float64)) for name, x in metrics.items()}
         if self._writer and jax.process_index() == 0:
             self._writer.write_scalars(step + n, means)
         self.progress.advance(step + n, means)
+
+    def _refuse_spoilt(self, step: int) -> None:
+        """What the last update broke is told now: its loss would be told after it had become the only checkpoint."""
+        if bool(_spoilt(self.state)):
+            raise Diverged(step - 1, {"update": math.nan}, self._last_resort())
+
+    def _last_resort(self) -> str:
+        return f"The last checkpoint, in {self._folder}, is from before" if self._store else "No folder, no checkpoint"
 
     def _evaluate(self, step: int) -> None:
         assert self.plan.evaluate
@@ -208,6 +216,14 @@ def _counted(f: Any, *args: Any) -> int | None:
         return flops(f, *args)
     except ValueError:
         return None
+
+
+@jax.jit
+def _spoilt(state: Any) -> Any:
+    """Whether a param is not finite, or anything is NaN; an optimizer's state may hold infinities of its own."""
+    of = lambda tree: [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    bad = [~jnp.isfinite(x) for x in of(getattr(state, "student", state).params)] + [jnp.isnan(x) for x in of(state)]
+    return jnp.any(jnp.stack([jnp.any(x) for x in bad])) if bad else jnp.zeros((), bool)
 
 
 def _kept(state: Any) -> Any:

@@ -65,8 +65,9 @@ def match(
     """A term: `loss` between the student's and the teacher's values.
 
     Args:
-      loss: of `jp.distill.losses`, its settings bound with `functools.partial`; called with `mask=`. Or a `Stateful`
-        (`vid`, `crd`, `dino` of `jp.distill`), which trains params or keeps a memory of its own.
+      loss: of `jp.distill.losses`, its settings bound with `functools.partial`; called with `mask=`, and where it
+        requires them with `labels=` (the batch's "y") and `key=` (another one each step). Or a `Stateful` (`vid_loss`,
+        `crd_loss`, `dino_loss` of `jp.distill`), which trains params or keeps a memory of its own.
       student: which taps of the student, by a regular expression for the whole name; None: what it returns.
       teacher: which taps of the teacher; as `student` if only that is given.
       project: None compares values as they are. "auto" maps the student's channels to the teacher's by a trained matrix
@@ -81,7 +82,7 @@ def match(
 
     Raises:
       ValueError: a teacher's pattern without the student's; patterns with unequal numbers of groups; a negative weight;
-        settings that the loss does not have.
+        settings that the loss does not have, or lacks.
 
     Example:
       >>> import functools, jaxprune as jp
@@ -107,13 +108,26 @@ def match(
     return Term(loss, student, teacher, project, weight, name or named, channel_axis, dict(settings))
 
 
+TOLD = ("mask", "labels", "key")
+
+
+def required(loss: Any) -> set[str]:
+    """The keywords that a loss must be given."""
+    found = inspect.signature(loss).parameters.values()
+    return {p.name for p in found if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
+
+
 def _check_settings(loss: Any, settings: Mapping[str, Any], name: str) -> None:
-    """A keyword that the loss has not is an error here, not a TypeError in a trace."""
+    """A keyword that the loss has not, or that it lacks, is an error here, not a TypeError in a trace."""
     known = {} if not settings else inspect.signature(getattr(loss, "apply", loss)).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     unknown = [] if takes_all else [s for s in settings if s not in known]
     if unknown:
         raise ValueError(f"{name} has no setting {unknown[0]!r}. The nearest: {nearest(unknown[0], known)}")
+    lacking = set() if hasattr(loss, "apply") else required(loss) - {*TOLD, *settings}
+    if lacking:
+        one = min(lacking)
+        raise ValueError(f"{name} needs {one}: give functools.partial({name}, {one}=…), or settings={{{one!r}: …}}")
 
 
 def pairs(term: Term, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> tuple[Pair, ...]:

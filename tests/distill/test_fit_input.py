@@ -122,6 +122,33 @@ def test_a_step_too_long_diverges_without_a_folder():
         fit(d=d, steps=20)
 
 
+@pytest.mark.parametrize("inner", ["python", "scan"])
+def test_an_update_that_spoils_the_params_is_no_checkpoint(tmp_path, inner):
+    """The loss of step 3 is finite and its update is not: what the checkpoint of step 4 would hold is of no use."""
+    breaking = optax.chain(optax.adam(0.02), optax.scale_by_schedule(lambda t: jnp.where(t == 3, jnp.inf, 1.0)))
+    said = {"folder": tmp_path, "checkpoint_every": 2, "inner": inner}
+    with pytest.raises(jp.distill.Diverged, match=r"step 3: 'update' is nan.*checkpoint.*before$") as e:
+        fit(d=distiller(optimizer=breaking), **said)
+    assert (e.value.step, e.value.terms) == (3, ("update",))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["2"]
+    sound = optax.chain(optax.adam(0.02), optax.scale_by_schedule(lambda t: 1.0))
+    assert same(fit(d=distiller(optimizer=sound), **said).state, fit(d=distiller(optimizer=sound), inner=inner).state)
+
+
+def test_infinities_that_an_optimizer_keeps_are_its_own():
+    """`reduce_on_plateau` begins with the best loss that it has seen, an infinite one."""
+    with_best = optax.GradientTransformation(lambda p: jnp.asarray(jnp.inf), lambda g, s, p=None: (g, s))
+    found = fit(d=distiller(optimizer=optax.chain(optax.sgd(0.1), with_best)))
+    assert int(found.state.step) == 6
+
+
+def test_a_label_out_of_range_is_told_of_a_term_too():
+    """The losses drop a traced label that is no class; in a step it would be hidden by the mean."""
+    d = distiller(terms=[jp.distill.match(losses.dkd)], labels=0.0)
+    with pytest.raises(jp.distill.Diverged, match=r"step 2: 'dkd' is nan.*a label out of range"):
+        fit(poisoned(2, "y", 3), d=d)
+
+
 def test_a_checkpoint_of_another_model_or_teacher(tmp_path):
     fit(folder=tmp_path)
     with pytest.raises(ValueError, match=r"checkpoint of another teacher .*another folder"):

@@ -85,10 +85,21 @@ class Stateful:
         self.rng.bit_generator.state = state
 
 
-def test_a_source_with_a_state_is_set_to_its_place_not_read_again(tmp_path):
-    whole = run(21, batches=Stateful())
-    run(14, tmp_path, batches=Stateful())
-    source = Stateful()
+class InBytes(Stateful):
+    """As the iterator of grain's `DataLoader`, which says its place in bytes."""
+
+    def get_state(self):
+        return json.dumps(super().get_state()).encode()
+
+    def set_state(self, state):
+        super().set_state(json.loads(state))
+
+
+@pytest.mark.parametrize("kind", [Stateful, InBytes])
+def test_a_source_with_a_state_is_set_to_its_place_not_read_again(tmp_path, kind):
+    whole = run(21, batches=kind())
+    run(14, tmp_path, batches=kind())
+    source = kind()
     assert same(run(21, tmp_path, batches=source).state, whole.state)
     assert source.asked == 7
 

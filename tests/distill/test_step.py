@@ -122,22 +122,24 @@ def test_straight_through_as_the_view():
     assert_allclose(new.params["a"], start["a"] - 0.1 * grads["a"], rtol=1e-5, atol=1e-6)
 
 
-def test_sparsity_bits_and_temperature_run_on_one_counter_in_one_compiled_step():
+def test_sparsity_bits_alpha_and_temperature_run_on_one_counter_in_one_compiled_step():
     sparse = jp.prune(jp.schedules.cubic(0.75, begin=0, end=12))
     arms = [jp.straight_through(jp.chain(sparse, jp.quantize(bits=b))) for b in (8, 4, 3)]
     bits_of = lambda step: jnp.sum(step >= jnp.array([4, 8]))
     view = lambda p, step: jax.lax.switch(bits_of(step), [lambda p, a=a: a(p, step=step) for a in arms], p)
-    cooling = optax.linear_schedule(8.0, 1.0, 12)
-    term = jp.distill.match(jp.distill.losses.soft_targets, settings={"temperature": cooling})
-    d = jp.distill.distiller(NET, [term], optax.adam(0.02), view=view)
+    cooling, alpha = optax.linear_schedule(8.0, 1.0, 12), optax.linear_schedule(0.0, 0.6, 12)
+    settings = {"temperature": cooling}
+    term = jp.distill.match(jp.distill.losses.soft_targets, weight=lambda t: 1 - alpha(t), settings=settings)
+    d = jp.distill.distiller(NET, [term], optax.adam(0.02), labels=alpha, view=view)
     state = d.init(jax.tree.map(jnp.asarray, params(16, 3)), BATCH, TEACHER, key=KEY)
     step = jax.jit(d.step)
     evaluate = jp.distill.Evaluator(NET, {"x": X, "y": np.zeros(len(X), np.int32)}, view=view)
     for t in range(14):
         seen = arms[0 if t < 4 else 1 if t < 8 else 2](state.params, step=t)
         soft = jp.distill.losses.soft_targets(mlp(seen, X), mlp(TEACHER.params, X), temperature=cooling(t))
+        hard = optax.softmax_cross_entropy_with_integer_labels(mlp(seen, X), Y)
         state, metrics = step(state, BATCH, TEACHER)
-        assert_allclose(metrics["loss"], soft.mean(), rtol=1e-5)
+        assert_allclose(metrics["loss"], (1 - alpha(t)) * soft.mean() + alpha(t) * hard.mean(), rtol=1e-5)
     hard = view(state.params, state.step)
     assert float(jnp.mean(hard["a"] == 0)) == 0.75 and step._cache_size() == 1
     assert max(len(np.unique(column)) for column in np.asarray(hard["a"]).T) <= 7

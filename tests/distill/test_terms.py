@@ -114,6 +114,26 @@ def test_a_projection_of_ones_own_and_one_of_linen():
         assert_allclose(evaluate(term, found, {"h": A}, theirs, made), by_hand, rtol=1e-5)
 
 
+def told(term, batch, key=None, mask=None):
+    """The value on a batch of its own."""
+    return matching.evaluate(term, pairs(term, {}, {}), {OUTPUT: A}, {OUTPUT: B}, {}, {}, Context(batch, key, mask))[0]
+
+
+def test_labels_and_a_key_come_to_losses_that_require_them():
+    y, mask = np.array([0, 2, 1, 1]), np.array([True, True, False, True])
+    term = match(partial(losses.dkd, temperature=2.0))
+    assert_allclose(told(term, {"y": y}), losses.dkd(A, B, labels=y, temperature=2.0).mean(), rtol=1e-6)
+    masked = told(term, {"y": np.where(mask, y, -1)}, mask=mask)
+    assert_allclose(masked, losses.dkd(A[mask], B[mask], labels=y[mask], temperature=2.0).mean(), rtol=1e-5)
+    assert np.isnan(jax.jit(lambda y: told(term, {"y": y}))(np.where(mask, y, 3)))
+    alone = told(match(losses.born_again), {"y": y})  # what may do without is not given them
+    assert_allclose(alone, losses.born_again(A, B).mean(), rtol=1e-6)
+    shuffled = lambda seed: float(told(match(losses.born_again_permuted), {}, jax.random.key(seed)))
+    assert shuffled(0) == shuffled(0) != shuffled(1)
+    with pytest.raises(ValueError, match=r"dkd asks for labels, and the batch has no 'y'; it has \['x'\]"):
+        told(term, {"x": A})
+
+
 def test_weights_are_numbers_or_schedules():
     import optax
 
@@ -146,11 +166,12 @@ def test_bad_patterns(case):
         ({"weight": -1.0}, "weight is a finite number"),
         ({"weight": float("nan")}, "weight is a finite number"),
         ({"project": "linear"}, "'auto', or an object with init and apply"),
+        ({"loss": losses.overhaul}, r"overhaul needs margin: give functools.partial\(overhaul, margin=…\)"),
     ],
 )
 def test_bad_terms(kw, message):
     with pytest.raises(ValueError, match=message):
-        match(mse, **kw)
+        match(**{"loss": mse, **kw})
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 3), (5, 3), (4, 2, 5)])
