@@ -1,7 +1,7 @@
 """The config of an experiment: TOML in, frozen structs out, and the name of its run.
 
     name = "digits"
-    model = "experiments.models:digits_mlp"        a factory; its keywords in [model_args]
+    model = "experiments.models:digits_mlp"        a factory, of a linen or NNX module too; keywords in [model_args]
     data = "experiments.data:digits"
     seeds = [0, 1, 2]                              one network each; tables show mean ± standard deviation
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxprune.app import results as out
 from jaxprune.app.config import Config, settings_of
+from jaxprune.app.models import model_of
 from jaxprune.app.progress import Progress
 from jaxprune.app.strict import closest
 from jaxprune.app.training import Program, evaluator, program
@@ -53,10 +54,12 @@ class Lab:
 
 def make_lab(config: Config, folder: Path, progress: Progress) -> Lab:
     """Loads the model and the data and builds the phases."""
-    model = factory(config.model, "model", config.model_args)
-    data = factory(config.data, "data", config.data_args)
+    data = called(config.data, "data", config.data_args, lambda f, args: f(**args))
     data = data._replace(train=jax.tree.map(jnp.asarray, data.train))
-    x = jax.ShapeDtypeStruct((2, *model.example), data.train[0].dtype)
+    x = data.train[0]
+    make = lambda f, args: model_of(f, args, x.shape[1:], x.dtype)
+    model = called(config.model, "model", config.model_args, make)
+    x = jax.ShapeDtypeStruct((2, *model.example), x.dtype)
     if x.shape[1:] != data.train[0].shape[1:]:
         raise ValueError(f"the model takes inputs of {x.shape[1:]}, and the data has {data.train[0].shape[1:]}")
     slow = convolves(jax.make_jaxpr(model.apply)(jax.eval_shape(model.init, jax.random.key(0)), x))
@@ -64,8 +67,8 @@ def make_lab(config: Config, folder: Path, progress: Progress) -> Lab:
     return Lab(config, folder, model, data, tuple(map(build, config.phase)), evaluator(model.apply), progress)
 
 
-def factory(name: str, what: str, args: dict[str, Any]) -> Any:
-    """Calls "package.module:function" with keywords; every failure to find it names the fix."""
+def called(name: str, what: str, args: dict[str, Any], call: Callable[..., Any]) -> Any:
+    """call("package.module:function", keywords); every failure to find the function names the fix."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ValueError(f"{what} = {name!r}: it must be package.module:function, as experiments.models:lenet300")
@@ -78,6 +81,6 @@ def factory(name: str, what: str, args: dict[str, Any]) -> Any:
         public = [n for n in dir(found) if not n.startswith("_")]
         raise ValueError(f"{what} = {name!r}: {module} has no {attribute!r}{closest(attribute, public)}")
     try:
-        return getattr(found, attribute)(**args)
+        return call(getattr(found, attribute), args)
     except TypeError as e:
         raise ValueError(f"{what} = {name!r}: {e}. Its keywords come from [{what}_args]") from e

@@ -20,6 +20,7 @@ from jaxprune.distill.networks import Parts as Parts
 from jaxprune.distill.networks import linen as linen
 from jaxprune.distill.networks import nnx as nnx
 from jaxprune.distill.networks import plain as plain
+from jaxprune.distill.placing import fsdp as fsdp
 from jaxprune.distill.plan import Diverged as Diverged
 from jaxprune.distill.remembering import crd_loss as crd_loss
 from jaxprune.distill.remembering import dino_loss as dino_loss

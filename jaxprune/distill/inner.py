@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.distill.placing import places
 from jaxprune.transforms.calls import bodies
 from jaxprune.transforms.jaxpr import open_jaxpr
 
@@ -53,8 +54,8 @@ def chunk_runner(step: Any, take: Any, inner: Inner, length: int, *args: Any) ->
     kind = inner if inner != "auto" else "python" if slow else "scan"
     blank = {name: np.zeros((length, *x.shape), x.dtype) for name, x in shapes[1].items()}
     if kind == "python":
-        return _python(one, blank), kind
-    return _scan(step, take, blank, length, _block(take, length, *args[1:3])), kind
+        return _python(one, blank, places(args[0])), kind
+    return _scan(step, take, blank, length, _block(take, length, *args[1:3]), places(args[0])), kind
 
 
 def _block(take: Any, length: int, row: Any, data: Any) -> int:
@@ -64,7 +65,7 @@ def _block(take: Any, length: int, row: Any, data: Any) -> int:
     return max(1, min(BLOCK // max(1, size), length)) if jax.tree.leaves(data) else 1
 
 
-def _scan(step: Any, take: Any, blank: Any, length: int, block: int) -> Chunk:
+def _scan(step: Any, take: Any, blank: Any, length: int, block: int, stay: Any) -> Chunk:
     def many(state: Any, rows: Any, n: Any, data: Any, teacher: Any) -> tuple[Any, Any]:
         def some(j: Any, carry: Any) -> Any:
             first = j * block
@@ -76,7 +77,7 @@ def _scan(step: Any, take: Any, blank: Any, length: int, block: int) -> Chunk:
         # The bound is traced: chunks of every length share one compilation.
         return lax.fori_loop(0, (n + block - 1) // block, some, (state, blank))
 
-    run, whole = jax.jit(many, donate_argnums=0), -(-length // block) * block
+    run, whole = jax.jit(many, donate_argnums=0, out_shardings=(stay, None)), -(-length // block) * block
 
     def chunk(state: Any, rows: list[Any], *rest: Any) -> tuple[Any, Any]:
         padded = rows + [rows[-1]] * (whole - len(rows))
@@ -85,8 +86,8 @@ def _scan(step: Any, take: Any, blank: Any, length: int, block: int) -> Chunk:
     return chunk
 
 
-def _python(one: Any, blank: Any) -> Chunk:
-    step = jax.jit(partial(_advance, one), donate_argnums=0)
+def _python(one: Any, blank: Any, stay: Any) -> Chunk:
+    step = jax.jit(partial(_advance, one), donate_argnums=0, out_shardings=(stay, None))
 
     def chunk(state: Any, rows: list[Any], *rest: Any) -> tuple[Any, Any]:
         carry = (state, jax.tree.map(jnp.asarray, blank))

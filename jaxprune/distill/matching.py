@@ -162,7 +162,9 @@ def _told(term: Term, context: Context, i: int) -> dict[str, Any]:
     if "labels" in wanted and "y" not in context.batch:
         raise ValueError(f"{term.name} asks for labels, and the batch has no 'y'; it has {list(context.batch)}")
     labels = {"labels": context.batch["y"]} if "labels" in wanted else {}
-    return labels | ({"key": jax.random.fold_in(context.key, i)} if "key" in wanted else {})
+    if "key" not in wanted or context.key is None:
+        return labels
+    return labels | {"key": jax.random.fold_in(context.key, i)}
 
 
 def _no_class_is_nan(values: Array, labels: Array, classes: int) -> Array:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def on_mesh(tree: Any, sharding: NamedSharding | None) -> Any:
@@ -15,6 +15,52 @@ def on_mesh(tree: Any, sharding: NamedSharding | None) -> Any:
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())
     placed = lambda x: isinstance(getattr(x, "sharding", None), NamedSharding)
     return jax.tree.map(lambda x: x if placed(x) else _copied(x, everywhere), tree)
+
+
+def fsdp(tree: Any, mesh: Mesh, axis: str, *, least: int = 2**14) -> Any:
+    """Params spread over the devices, one part each (FSDP; ZeRO-3, Rajbhandari et al. 2020, arXiv:1910.02054).
+
+    Of each leaf the longest axis that the devices divide is laid along the mesh; what has none, or fewer elements than
+    `least`, is copied to all. A state that starts from such params keeps its moments and gradients likewise; XLA
+    gathers a layer's weights where they are used.
+
+    Args:
+      tree: params, or a tree of compressed arrays.
+      mesh: whose `axis` is of type Auto.
+      axis: of the mesh, the batch's too.
+      least: elements of a leaf that is worth spreading.
+
+    Raises:
+      ValueError: a mesh without this axis.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxprune as jp
+      >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> jp.distill.fsdp({"w": jnp.ones((8, 64)), "b": jnp.ones(64)}, mesh, "data", least=512)["w"].sharding.spec
+      PartitionSpec(None, 'data')
+    """
+    if axis not in mesh.shape:
+        raise ValueError(f"fsdp: the mesh has {dict(mesh.shape)}, and no axis {axis!r}")
+
+    def one(x: Any) -> jax.Array:
+        fit = [k for k, n in enumerate(x.shape) if n and n % mesh.shape[axis] == 0] if x.size >= least else []
+        k = max(fit, key=lambda k: x.shape[k], default=None)
+        spec = PartitionSpec() if k is None else PartitionSpec(*[None] * k, axis)
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, tree)
+
+
+def places(state: Any) -> Any:
+    """Where each array lies, for `jax.jit(out_shardings=)`, so that it stays there; None where its type says it."""
+    return jax.tree.map(_place, state)
+
+
+def _place(x: Any) -> NamedSharding | None:
+    place = getattr(x, "sharding", None)
+    if not isinstance(place, NamedSharding) or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return None
+    return place if all(kind == AxisType.Auto for kind in place.mesh.axis_types) else None
 
 
 def _copied(x: Any, everywhere: NamedSharding) -> jax.Array:

@@ -1,6 +1,8 @@
 """A problem that trains in a second: three Gaussian blobs in eight dimensions, and a small network."""
 
+import flax.linen as nn
 import numpy as np
+from flax import nnx
 
 from experiments.data import Data
 from experiments.models import Model, mlp
@@ -18,6 +20,26 @@ def blobs(n: int = 240, spread: float = 0.6) -> Data:
 def net(hidden: int = 24) -> Model:
     """8-hidden-3."""
     return mlp((8, hidden, 3))
+
+
+class Linen(nn.Module):
+    """The same of Flax linen."""
+
+    hidden: int = 24
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(nn.Dense(self.hidden)(x)))
+
+
+class Nnx(nnx.Module):
+    """The same of Flax NNX."""
+
+    def __init__(self, hidden: int = 24, *, rngs: nnx.Rngs):
+        self.up, self.down = nnx.Linear(8, hidden, rngs=rngs), nnx.Linear(hidden, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.down(nnx.relu(self.up(x)))
 
 
 CONFIG = """

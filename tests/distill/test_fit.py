@@ -239,6 +239,27 @@ def test_on_eight_devices_it_is_the_same(kind, inner, tmp_path):
         assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("inner", ["python", "scan"])
+def test_params_that_are_spread_by_rule_learn_the_same(inner):
+    d, mesh = distiller(), jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    wide = {"a": np.float32(np.random.default_rng(0).normal(size=(4, 24))), "b": np.ones((24, 3), np.float32) / 9}
+    make = lambda p: d.init(jax.tree.map(jnp.asarray, p), DATA, TEACHER, key=KEY)
+    one = fit(d, make(wide), Shuffled(DATA, 16), TEACHER, steps=6, inner=inner, **QUIET)
+    spread = jp.distill.fsdp(wide, mesh, "data", least=80)
+    specs = {"a": PartitionSpec(None, "data"), "b": PartitionSpec()}
+    assert {k: x.sharding.spec for k, x in spread.items()} == specs
+    assert jp.distill.fsdp(wide, mesh, "data", least=0)["b"].sharding.spec == PartitionSpec("data")
+    batches = NamedSharding(mesh, PartitionSpec("data"))
+    many = fit(d, make(spread), Shuffled(DATA, 16), TEACHER, steps=6, inner=inner, sharding=batches, **QUIET)
+    for name, x in many.state.params.items():
+        assert_allclose(one.state.params[name], x, rtol=1e-4, atol=1e-5)
+        moments = [m for m in jax.tree.leaves(many.state.opt_state) if getattr(m, "shape", None) == x.shape]
+        part = spread[name].addressable_shards[0].data.shape
+        assert moments and all(m.addressable_shards[0].data.shape == part for m in (x, *moments))
+    with pytest.raises(ValueError, match=r"the mesh has \{'data': 8\}, and no axis 'model'"):
+        jp.distill.fsdp(wide, mesh, "model")
+
+
 def test_a_compressed_student_in_the_loop():
     codes = jp.chain(jp.prune(0.5), jp.quantize(bits=8)).init(jax.tree.map(jnp.asarray, params(8, 3)))
     d = distiller()
