@@ -9,7 +9,8 @@ import pytest
 
 import jaxprune as jp
 from experiments.data import Data
-from experiments.structured import char_lm, lenet5, measures, training
+from experiments.models import mlp
+from experiments.structured import arms, char_lm, lenet5, measures, training
 from tests.helpers import digit_images
 
 
@@ -30,6 +31,28 @@ def test_lenet5_is_cut_trained_and_compared(tmp_path):
     assert (tmp_path / "error.png").stat().st_size > 1000
 
 
+def test_every_arm_starts_from_its_own_network_and_is_trained():
+    settings = lenet5.SETTINGS | {"batch": 8, "steps": 3, "recovery": [1, 2], "fisher": {"batches": 2, "batch": 4}}
+    settings |= {"cut": {}, "arms": ["fisher", "labels", "scratch"], "speed_batch": 4}
+    rng = np.random.default_rng(0)
+    split = lambda n: (rng.normal(size=(n, 6)).astype(np.float32), rng.integers(0, 3, n).astype(np.int32))
+    task = arms.task(settings, mlp((6, 12, 3)), Data(split(16), split(8), split(8)))
+    whole = arms.dense(task, 0)
+    task = arms.taught_by(task, whole)
+    found = arms.budgeted(task, whole, [0.6, 0.3], 0)
+    dense = task.costs(task.net.apply, whole)["flops"]
+    for arm in ("fisher", "labels"):
+        first, last = found[arm]["path"]
+        assert found[arm]["flops"] <= 0.3 * dense and last["check"] < 1e-5 and last["trained"] == found[arm]["end"]
+        assert len({one[when]["test"]["loss"] for one in (first, last) for when in ("cut", "trained")}) == 4
+    units = found["fisher"]["shapes"]["dense1/bias"][0]
+    assert units * (2 * 6 + 2 * 3 + 2) <= 0.3 * dense < (units + 2) * (2 * 6 + 2 * 3 + 2)
+    ends = [found[arm]["end"]["test"]["loss"] for arm in settings["arms"]]
+    ends.append(arms.trained_on(task, whole, 0)["end"]["test"]["loss"])
+    assert len(set(ends)) == 4 and found["fisher"]["path"][0]["cut"] == found["labels"]["path"][0]["cut"]
+    assert found["speed"]["times_faster"] > 0
+
+
 def text(n, seed):
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 9, (n, 7)).astype(np.int32)
@@ -41,7 +64,8 @@ TINY |= {"models": {"transformer": {"layers": 1, "width": 8, "heads": 2}, "gru":
 TINY |= {"dense_seed": 0, "fisher": {"batches": 2, "batch": 1}, "arms": ["fisher", "scratch"], "warmup": 1}
 
 
-@pytest.mark.parametrize("name", ["transformer", pytest.param("gru", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transformer", "gru"])
 def test_a_character_model_is_cut_trained_and_compared(name, tmp_path):
     settings = char_lm.SETTINGS | TINY
     settings["cuts"] = {k: settings["cuts"][k] for k in ("global", "group, stream")}
