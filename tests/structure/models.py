@@ -1,4 +1,4 @@
-"""Architectures to be cut: each is (f, params, args, state), small, with weights of all sizes.
+"""Architectures to be cut: each is (f, params, args), small, with weights of all sizes; some give new params (STATE).
 
 A wrong index is always seen: every weight is drawn anew, normal and scaled by its position, so no two units are alike.
 """
@@ -232,13 +232,15 @@ class ScannedLayer(nn.Module):
 
 
 class Scanned(nn.Module):
-    """A scan over rematerialised layers, then a cond."""
+    """A scan over rematerialised layers, then a cond and a loop."""
 
     @nn.compact
     def __call__(self, x):
         layers = nn.scan(nn.remat(ScannedLayer), variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
         x, _ = layers()(nn.Dense(8)(x), None)
-        return nn.Dense(4)(jax.lax.cond(x.sum() > 0, nn.tanh, lambda z: z * 0.5, x))
+        x = jax.lax.cond(x.sum() > 0, nn.tanh, lambda z: z * 0.5, x)
+        x = jax.lax.fori_loop(0, 3, lambda _, z: jnp.sin(z * 0.9), x)
+        return nn.Dense(4)(x)
 
 
 class Experts(nn.Module):
@@ -266,6 +268,32 @@ class Dropped(nn.Module):
         return nn.Dense(3)(a * nn.sigmoid(b))
 
 
+class Cached(nn.Module):
+    """One token more, beside the keys and values of those before it."""
+
+    @nn.compact
+    def __call__(self, t):
+        x = nn.Embed(30, 12)(t)
+        attend = nn.MultiHeadDotProductAttention(3, decode=True)
+        x = x + attend(nn.RMSNorm()(x))
+        return nn.Dense(5)(nn.relu(nn.Dense(10)(nn.RMSNorm()(x))))
+
+
+def trained():
+    """Batch norm in train mode, which returns its new statistics."""
+    module, x = CNN(train=True), image(4, 8, 8, 3)
+    _, variables, _ = linen(module, x)
+    return lambda v, x: module.apply(v, x, mutable=["batch_stats"]), variables, (x,)
+
+
+def decoding():
+    """A step of a decoder: the cache is among the params, and its new value among the outputs."""
+    module, past, t = Cached(), tokens(6), tokens(1)
+    variables = drawn(jax.eval_shape(lambda: module.init(jax.random.key(0), past)))
+    cache = jax.tree.map(lambda x: x if x.ndim else jnp.full_like(x, 3), variables["cache"])
+    return lambda v, t: module.apply(v, t, mutable=["cache"]), dict(variables) | {"cache": cache}, (t,)
+
+
 MODELS = {
     "mlp": lambda: linen(MLP(), image(4, 6)),
     "cnn": lambda: linen(CNN(), image(2, 8, 8, 3)),
@@ -284,4 +312,7 @@ MODELS = {
     "scanned": lambda: linen(Scanned(), image(4, 6)),
     "experts": lambda: linen(Experts(), image(4, 6)),
     "dropout": lambda: linen(Dropped(), image(4, 6), jax.random.key(7)),
+    "batch norm in train mode": trained,
+    "decoding with a cache": decoding,
 }
+STATE = {"batch norm in train mode": "1/batch_stats/.*", "decoding with a cache": "1/cache/.*"}

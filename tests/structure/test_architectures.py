@@ -7,9 +7,9 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.core.where import leaf_path
-from tests.structure.models import MODELS
+from tests.structure.models import MODELS, STATE
 
-SLOW = {"resnet A", "resnet B", "mobilenet", "vit", "densenet", "recurrent", "shufflenet", "encoder"}
+SLOW = {"resnet A", "resnet B", "mobilenet", "vit", "densenet", "recurrent", "shufflenet", "encoder", *STATE}
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
 
 
@@ -21,7 +21,12 @@ def distance(a, b):
 
 
 def value_and_grads(f, args):
-    return jax.jit(lambda p: (f(p, *args), jax.grad(lambda p: jnp.sum(jnp.cos(f(p, *args))))(p)))
+    total = lambda outs: sum(jnp.cos(x).sum() for x in jax.tree.leaves(outs))
+    return jax.jit(lambda p: (f(p, *args), jax.grad(lambda p: total(f(p, *args)), allow_int=True)(p)))
+
+
+def floats(tree):
+    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -29,23 +34,28 @@ def test_values_and_gradients_are_those_of_the_masked_model(name):
     f, params, args = MODELS[name]()
     rng = np.random.default_rng(0)
     score = jax.tree.map(lambda x: rng.random(x.shape), params)  # at random: no order hides a wrong index
-    thin = jp.shrink(f, params, *args, ratio=0.5, score=score, scope="group")
+    thin = jp.shrink(f, params, *args, ratio=0.5, score=score, scope="group", state=STATE.get(name))
     y, grads = value_and_grads(f, args)(thin.plan.mask(params))
     small = value_and_grads(thin.apply, args)
     z, small_grads = small(thin.params)
+    y = thin.cut(y) if name in STATE else y  # new values of params are cut as they are
     assert thin.report.error < 5e-6 and distance(y, z) < 5e-6
-    assert distance(thin.cut(grads), small_grads) < 2e-5
+    assert distance(floats(thin.cut(grads)), floats(small_grads)) < 2e-5
     assert thin.report.params[1] < 0.75 * thin.report.params[0] and not thin.report.unknown
     flops, (before, after) = jp.flops(thin.apply, thin.params, *args), thin.report.flops
     assert before == jp.flops(f, params, *args) and abs(after / flops - 1) < 0.02 and after < 0.8 * before
-    seen = []
+    steep = max(float(jnp.abs(g).max()) for g in floats(small_grads))
+    leaves = jax.tree_util.tree_leaves_with_path(small_grads)
+    slope = {leaf_path(k): float(jnp.abs(g).max()) / steep for k, g in leaves if g.dtype != jax.dtypes.float0}
+    seen, unseen = 0, []
     for path, axes in thin.plan.keep.items():
         for axis in (k for k in axes if thin.plan.small(path)[k] > 1):
             roll = lambda keys, w, path=path, axis=axis: jnp.roll(w, 1, axis) if leaf_path(keys) == path else w
-            shifted = jax.tree_util.tree_map_with_path(roll, thin.params)
-            seen.append(distance(y, small(shifted)[0]) > 1e-5)
-    # A shifted index is seen, but for what the output does not feel at all: a bias of keys, a gate that is shut.
-    assert seen and np.mean(seen) > 0.85
+            moved = small(jax.tree_util.tree_map_with_path(roll, thin.params))[0]
+            seen += (there := distance(y, moved) > 1e-5)
+            unseen += [] if there else [f"{path}[{axis}]"]
+    # A shifted index is seen, but of what the output does not feel at all: a bias of keys, under a softmax.
+    assert seen and all(slope[index.rsplit("[")[0]] < 1e-5 for index in unseen), unseen
 
 
 @pytest.mark.slow
@@ -56,7 +66,8 @@ def test_in_float64_nothing_but_rounding_is_left(name):
         f, params, args = MODELS[name]()
         params, args = jax.tree.map(wide, params), jax.tree.map(wide, args)
         with pytest.raises(ValueError, match="cannot be met") as caught:
-            jp.shrink(f, params, *args, ratio=1e-6, scope="group")
+            jp.shrink(f, params, *args, ratio=1e-6, scope="group", state=STATE.get(name))
         least = float(str(caught.value).split("Nearest: ratio=")[1].split(",")[0]) + 1e-4
         for ratio in (0.9, least):
-            assert jp.shrink(f, params, *args, ratio=ratio, scope="group").report.error <= 1e-12
+            thin = jp.shrink(f, params, *args, ratio=ratio, scope="group", state=STATE.get(name))
+            assert thin.report.error <= 1e-12

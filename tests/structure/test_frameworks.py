@@ -1,7 +1,8 @@
-"""Whatever wrote the function: NNX, Equinox, linen in train mode; and the small one is trained on."""
+"""Whatever wrote the function: NNX, Equinox, Haiku, linen in train mode; and the small one is trained on."""
 
 import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,23 @@ def test_equinox_after_a_partition():
     thin = jp.shrink(f, arrays, X, flops=0.5)
     assert thin.params.layers[0].weight.shape[0] == thin.params.layers[1].weight.shape[1] < 12
     assert_allclose(thin.apply(thin.params, X), f(thin.plan.mask(arrays), X), rtol=1e-5, atol=1e-6)
+
+
+def test_haiku_with_its_state():
+    def f(x, train):
+        x = jax.nn.relu(hk.BatchNorm(True, True, 0.9)(hk.Linear(12)(x), train))
+        return hk.Linear(3)(x)
+
+    net = hk.transform_with_state(f)
+    params, state = net.init(jax.random.key(0), X, True)
+    train = lambda v, x: net.apply(v["params"], v["state"], None, x, True)
+    variables = {"params": params, "state": train({"params": params, "state": state}, X)[1]}
+    evaluate = lambda v, x: net.apply(v["params"], v["state"], None, x, False)[0]
+    calls = [evaluate, lambda v, x: (lambda y, new: {"y": y, "state": new})(*train(v, x))]
+    thin = jp.shrink(calls, variables, X, ratio=0.5, state="state/.*")
+    assert thin.params["params"]["linear"]["w"].shape == (5, 6)
+    assert thin.params["state"]["batch_norm/~/mean_ema"]["average"].shape == (1, 6)
+    assert_allclose(thin.apply(thin.params, X), evaluate(thin.plan.mask(variables), X), rtol=1e-5, atol=1e-6)
 
 
 class Trained(nn.Module):

@@ -310,3 +310,12 @@ def test_a_function_that_is_not_pure_is_caught():
 
     with pytest.raises(ValueError, match=r"differs from f with zeros.*not pure"):
         jp.shrink(moody, {"w": draw(6, 4), "v": draw(4, 2)}, X, ratio=0.5)
+
+
+def test_an_argument_that_cannot_be_hashed_is_given_as_it_is():
+    options = type("Options", (), {"scale": 2.0, "__hash__": None})()
+    f = lambda p, x, options: options.scale * LINE(p, x)
+    thin = jp.shrink(f, {"w": draw(6, 4), "v": draw(4, 2)}, X, options, ratio=0.5)
+    once = thin.apply(thin.params, X, options)
+    options.scale = 4.0  # nothing is remembered that would not see it
+    assert_allclose(thin.apply(thin.params, X, options), 2 * once, rtol=1e-6)
