@@ -128,8 +128,9 @@ def kept(leaf_axes: dict[str, Any], programs: Sequence[Walked], plan: Plan) -> d
     if odd:
         raise ValueError(f"the plan is of another model: {[(p, plan.shapes.get(p), shapes.get(p)) for p in odd[:3]]}")
     keep: dict[Any, Any] = {}
-    for leaves in plan.blocks:
-        keep |= {v: np.zeros(1, bool) for program in programs for v in _switches(program, leaves, list(leaf_axes))}
+    for program in programs if plan.blocks else ():
+        uses = used(program, list(leaf_axes))
+        keep |= {v: np.zeros(1, bool) for leaves in plan.blocks for v in _switch(program, leaves, uses)}
     carriers = functools.cache(lambda: Carriers(leaf_axes, programs))  # only some plans ask for them
     for path, axes in leaf_axes.items():
         try:
@@ -139,9 +140,9 @@ def kept(leaf_axes: dict[str, Any], programs: Sequence[Walked], plan: Plan) -> d
     return keep
 
 
-def _switches(program: Walked, leaves: tuple[str, ...], paths: list[str]) -> list[Var]:
+def _switch(program: Walked, leaves: tuple[str, ...], uses: set[str]) -> list[Var]:
     """Of the block that alone uses these params, as far as a program uses them at all."""
-    there = set(leaves) & used(program, paths)
+    there = set(leaves) & uses
     same = [settled(b.switch) for b in program.blocks if set(b.leaves) == there]
     if not there or (same and same[0].why is None):
         return same[:1]
