@@ -52,6 +52,8 @@ from jaxprune.storage.files import load as load
 from jaxprune.storage.files import save as save
 from jaxprune.storage.format import FormatError as FormatError
 from jaxprune.structure.activation import input_rms as input_rms
+from jaxprune.structure.depth import Depth as Depth
+from jaxprune.structure.depth import blocks as blocks
 from jaxprune.structure.plan import Plan as Plan
 from jaxprune.structure.reconstruct import Reconstruction as Reconstruction
 from jaxprune.structure.reconstruct import reconstruct as reconstruct

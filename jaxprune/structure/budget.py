@@ -29,19 +29,19 @@ class Step(NamedTuple):
     rank: float
 
 
-def limits(groups: Sequence[Group], keep: Mapping[str, Limit], round_to: int) -> list[tuple[int, int]]:
+def limits(groups: Sequence[Group], keep: Mapping[str, Limit], round_to: Sequence[int]) -> list[tuple[int, int]]:
     """The least and the most units that each group may keep.
 
     Args:
       groups: that may be cut.
       keep: a regular expression for whole paths of leaves -> the least to keep, or (least, most); as a number of units
         (int) or a share of them (float). A group obeys all that match any of its leaves.
-      round_to: the least, where there are as many.
+      round_to: of each, the least, where there are as many; 0: it may go whole.
 
     Raises:
       ValueError: a pattern that matches no group, a limit that is none.
     """
-    low = [min(g.size, max(1, round_to)) for g in groups]
+    low = [min(g.size, n) for g, n in zip(groups, round_to)]
     high = [g.size for g in groups]
     paths = [{m.path for m in g.members} for g in groups]
     for pattern, limit in keep.items():
@@ -68,16 +68,16 @@ def _units(pattern: str, limit: float | None, size: int, default: int) -> int:
     return min(units, size)
 
 
-def steps(ranks: Sequence[np.ndarray], bounds: Sequence[tuple[int, int]], round_to: int) -> list[Step]:
+def steps(ranks: Sequence[np.ndarray], bounds: Sequence[tuple[int, int]], round_to: Sequence[int]) -> list[Step]:
     """All steps in the order in which they are taken.
 
-    A group of 20 with `round_to=8` goes to 16 first and to 8 then. The rank of a step is the mean of its units', and no
-    less than that of the step before it.
+    A group of 20 that is rounded to 8 goes to 16 first and to 8 then. The rank of a step is the mean of its units',
+    and no less than that of the step before it.
     """
     found = []
-    for i, (rank, (low, high)) in enumerate(zip(ranks, bounds)):
+    for i, (rank, (low, high), n) in enumerate(zip(ranks, bounds, np.maximum(round_to, 1).tolist())):
         order, kept, last = np.argsort(rank, kind="stable"), len(rank), -np.inf
-        while (after := (kept - 1) // round_to * round_to) >= low:
+        while (after := (kept - 1) // n * n) >= low:
             positions = order[len(rank) - kept : len(rank) - after]
             last = -np.inf if kept > high else max(last, float(rank[positions].mean()))
             found.append(Step(i, positions, last))
@@ -125,18 +125,18 @@ def fewest(name: str, cost: Callable[[int], float], budget: float, must: int, mo
     return low
 
 
-def chosen(groups: Sequence[Group], where: Any, approximate: bool) -> list[int]:
+def chosen(groups: Sequence[Group], where: Any, approximate: bool, needed: bool = True) -> list[int]:
     """Numbers of the groups that may be cut.
 
     Raises:
-      ValueError: there are none; the reasons are listed.
+      ValueError: there are none, though some are needed; the reasons are listed.
     """
     hits = [i for i, g in enumerate(groups) if where is None or any(where(m.path) for m in g.members)]
-    if not hits:
+    if not hits and needed:
         what = "nothing can be cut" if where is None else "where matches no group"
         raise ValueError(f"{what}. There are {[g.name for g in groups][:20]}")
     fit = [i for i in hits if approximate or not groups[i].approximate]
-    if not fit:
+    if not fit and needed:
         reasons = sorted({groups[i].approximate[0] for i in hits})
         raise ValueError(f"cutting would not be exact ({'; '.join(reasons[:5])}): give approximate=True to allow it")
     return fit

@@ -5,14 +5,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from jaxprune.structure.plan import Plan
 from jaxprune.transforms.axes.assign import assign
+from jaxprune.transforms.axes.blocks import used
 from jaxprune.transforms.axes.carriers import Carriers
 from jaxprune.transforms.axes.groups import refuse_unmatched, walked
-from jaxprune.transforms.axes.index import fresh, size
+from jaxprune.transforms.axes.index import Var, fresh, settled, size
 from jaxprune.transforms.axes.narrow import Narrow
+from jaxprune.transforms.axes.switched import switched
 from jaxprune.transforms.axes.traced import Traced, shapes_of, trace
 from jaxprune.transforms.axes.walk import Walk, Walked
 
@@ -28,8 +32,9 @@ class Ready(NamedTuple):
 def narrowed(f: Callable[..., Any], plan: Plan, state: str | None = None) -> Callable[..., Any]:
     """f on smaller params: g(plan.cut(params), *args) = f(plan.mask(params), *args), where cutting is exact.
 
-    g is pure, and works under jit, grad, vmap, `jax.export`. It traces f at the old shapes of the params for whatever
-    shapes its arguments have, so a plan made for one batch size or length serves all.
+    Where a plan leaves out blocks or layers, g is as f with streams that pass them by (`bypassed`). g is pure, and
+    works under jit, grad, vmap, `jax.export`. It traces f at the old shapes of the params for whatever shapes its
+    arguments have, so a plan made for one batch size or length serves all.
 
     Args:
       f: a pure function f(params, *args, **kw): the one that the plan is of, or another that shares its params.
@@ -39,18 +44,42 @@ def narrowed(f: Callable[..., Any], plan: Plan, state: str | None = None) -> Cal
     Raises:
       ValueError: params that are not of the plan's smaller shapes; a plan that f does not allow, when it is called.
     """
+    return _remembered(f, plan, state, lambda ready, values: ready.narrow.run(ready.program, values))
+
+
+def bypassed(f: Callable[..., Any], plan: Plan, state: str | None = None) -> Callable[..., Any]:
+    """f on params of the old shapes, where streams pass by the blocks and layers that a plan leaves out.
+
+    All else is computed as f does it, what is left out too: that its result is not used is what `narrowed` must match.
+    """
+    whole = Plan(plan.shapes, {})
+
+    def run(ready: Ready, values: list[Any]) -> list[Any]:
+        outs, _ = switched(ready.program, values, lambda e: jnp.asarray(ready.narrow.mask(e)))
+        lost = ready.narrow.lost(ready.program)
+        return [None if k in lost else x for k, x in enumerate(outs)]
+
+    return _remembered(f, plan, state, run, whole)
+
+
+def _remembered(
+    f: Callable[..., Any], plan: Plan, state: str | None, run: Callable[..., Any], given: Plan | None = None
+) -> Callable[..., Any]:
+    """f run by its walked program, which is made once for arguments of the same shapes; params are as `given` says."""
     seen: dict[Any, Ready] = {}
+    given = given or plan
 
     def g(params: Any, *args: Any, **kw: Any) -> Any:
+        _check(shapes_of(params), given)
+        params = given.filled(params)
         shapes = shapes_of(params)
-        _check(shapes, plan)
         leaves, tree = jax.tree.flatten((args, kw))
         arrays = [x for x in leaves if hasattr(x, "dtype")]
         key = _key(shapes, leaves, tree)
         ready = seen.get(key) or _ready(f, plan, state, params, shapes, args, kw)
         if key is not None and not any(isinstance(c, Tracer) for c in jax.tree.leaves(ready.program.consts)):
             seen[key] = ready
-        outs = ready.narrow.run(ready.program, [*jax.tree.leaves(params), *arrays])
+        outs = run(ready, [*jax.tree.leaves(params), *arrays])
         return jax.tree.unflatten(ready.traced.tree, outs)
 
     return g
@@ -70,8 +99,9 @@ def _key(shapes: Any, leaves: list[Any], tree: Any) -> Any:
 
 
 def _check(shapes: dict[str, Any], plan: Plan) -> None:
-    if list(shapes) != list(plan.shapes):
-        odd = sorted(set(shapes) ^ set(plan.shapes))
+    there = [path for path in plan.shapes if path not in plan.dropped]
+    if list(shapes) != there:
+        odd = sorted(set(shapes) ^ set(there))
         raise ValueError(f"params and plan are not of one model: only one of them has {odd[:5]}")
     for path, x in shapes.items():
         if x.shape != plan.small(path):
@@ -83,7 +113,7 @@ def _ready(f: Any, plan: Plan, state: str | None, params: Any, shapes: Any, args
     traced = trace(f, jax.tree.unflatten(jax.tree.structure(params), like), args, kw)
     refuse_unmatched(state, [traced])
     leaf_axes = {path: [fresh(n) for n in shape] for path, shape in plan.shapes.items()}
-    program = walked(Walk(), traced, leaf_axes, state)
+    program = walked(Walk(depth=True), traced, leaf_axes, state)
     return Ready(traced, program, Narrow(kept(leaf_axes, [program], plan)))
 
 
@@ -98,10 +128,23 @@ def kept(leaf_axes: dict[str, Any], programs: Sequence[Walked], plan: Plan) -> d
     if odd:
         raise ValueError(f"the plan is of another model: {[(p, plan.shapes.get(p), shapes.get(p)) for p in odd[:3]]}")
     keep: dict[Any, Any] = {}
+    for program in programs if plan.blocks else ():
+        uses = used(program, list(leaf_axes))
+        keep |= {v: np.zeros(1, bool) for leaves in plan.blocks for v in _switch(program, leaves, uses)}
     carriers = functools.cache(lambda: Carriers(leaf_axes, programs))  # only some plans ask for them
     for path, axes in leaf_axes.items():
         try:
-            assign(axes, plan.keep.get(path, {}), keep, lambda v: carriers()(v))
+            assign(axes if path not in plan.dropped else [], plan.keep.get(path, {}), keep, lambda v: carriers()(v))
         except ValueError as error:
             raise ValueError(f"the plan does not fit this function: {path}{error}") from None
     return keep
+
+
+def _switch(program: Walked, leaves: tuple[str, ...], uses: set[str]) -> list[Var]:
+    """Of the block that alone uses these params, as far as a program uses them at all."""
+    there = set(leaves) & uses
+    same = [settled(b.switch) for b in program.blocks if set(b.leaves) == there]
+    if not there or (same and same[0].why is None):
+        return same[:1]
+    why = same[0].why if same else "its params are used elsewhere too, or it is no branch of an addition"
+    raise ValueError(f"the plan does not fit this function: the block of {', '.join(leaves[:3])} is left out: {why}")

@@ -3,6 +3,8 @@
 cut      params -> smaller params; also gradients, Adam's moments, masks, another checkpoint
 expand   smaller params -> params of the old shapes, zeros where something was cut
 mask     params -> params of the old shapes, with zeros there
+
+Where a block was left out, a leaf that nothing uses any more is None in the smaller params: they are a tree without it.
 """
 
 import pathlib
@@ -15,7 +17,7 @@ import msgspec
 import numpy as np
 
 from jaxprune.core.tree import nearest
-from jaxprune.core.where import leaf_path
+from jaxprune.core.where import is_float, leaf_path
 from jaxprune.transforms.axes.kept import in_turn, mesh, take
 
 FORMAT = "jaxprune plan 1"
@@ -28,10 +30,14 @@ class Plan(NamedTuple):
       shapes: path -> the shape of the leaf before, for all leaves.
       keep: path -> axis -> the positions that stay, in order; only axes that are cut. They are one row; or, where they
         differ along other axes, an array of the leaf's rank: as many at each position that those keep (`uneven=True`).
+      blocks: that are left out, each by the paths of the params that it alone uses.
+      dropped: path -> dtype of the leaves that nothing uses any more.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     keep: Mapping[str, Mapping[int, np.ndarray]]
+    blocks: tuple[tuple[str, ...], ...] = ()
+    dropped: Mapping[str, Any] = {}
 
     def cut(self, tree: Any) -> Any:
         """A smaller copy of a tree whose leaves are params, or are named as they are (`opt_state[0].mu["dense"]`).
@@ -49,6 +55,8 @@ class Plan(NamedTuple):
 
         def one(x: Any, path: str) -> Any:
             shape, keep = self.shapes[path], self.keep.get(path, {})
+            if x is None:
+                return jnp.zeros(shape, self.dtype(path, tree))
             if not keep:
                 return x
             return jnp.zeros(shape, jnp.result_type(x)).at[tuple(mesh(shape, keep))].set(x)
@@ -56,14 +64,16 @@ class Plan(NamedTuple):
         return self._over(one, tree, self.small)
 
     def cut_one(self, x: Any, path: str) -> Any:
-        """What is kept of an array of the shape of the param at this path."""
+        """What is kept of an array of the shape of the param at this path; None of one that is dropped."""
         keep = self.keep.get(path)
-        return take(jnp.asarray(x), keep, jnp) if keep else x
+        return None if path in self.dropped else take(jnp.asarray(x), keep, jnp) if keep else x
 
     def mask(self, tree: Any) -> Any:
         """A tree of the old shapes, with zeros where a plan cuts."""
 
         def one(x: Any, path: str) -> Any:
+            if path in self.dropped:
+                return jnp.zeros_like(x)
             keep = self.keep.get(path, {})
             even = all(np.ndim(at) == 1 for at in keep.values())
             for some in ({k: at} for k, at in keep.items()) if even else [keep]:
@@ -74,28 +84,47 @@ class Plan(NamedTuple):
 
         return self._over(one, tree, lambda path: self.shapes[path])
 
-    def small(self, path: str) -> tuple[int, ...]:
-        """The shape of a leaf after the cut."""
+    def filled(self, tree: Any) -> Any:
+        """The smaller params with the shapes of the leaves that are dropped, in place of None."""
+
+        def one(keys: Any, x: Any) -> Any:
+            gone = x is None and (path := leaf_path(keys)) in self.dropped
+            return jax.ShapeDtypeStruct(self.shapes[path], self.dtype(path, tree)) if gone else x
+
+        return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda x: x is None)
+
+    def dtype(self, path: str, tree: Any) -> Any:
+        """Of a leaf that is dropped, if it were in this tree: a float is as all the others, where these are alike."""
+        own = jnp.dtype(self.dropped[path])
+        others = {jnp.result_type(x) for x in jax.tree.leaves(tree) if is_float(x)}
+        return others.pop() if len(others) == 1 and jnp.issubdtype(own, jnp.floating) else own
+
+    def small(self, path: str) -> tuple[int, ...] | None:
+        """The shape of a leaf after the cut; None if it is dropped."""
+        if path in self.dropped:
+            return None
         keep = self.keep.get(path, {})
         left = {k: len(at) if np.ndim(at) == 1 else np.shape(at)[k] for k, at in keep.items()}
         return tuple(left.get(k, n) for k, n in enumerate(self.shapes[path]))
 
-    def _over(self, one: Callable[..., Any], tree: Any, shape_of: Callable[[str], tuple[int, ...]]) -> Any:
+    def _over(self, one: Callable[..., Any], tree: Any, shape_of: Callable[[str], tuple[int, ...] | None]) -> Any:
         met = []
 
         def leaf(keys: Any, x: Any) -> Any:
             name = leaf_path(keys)
             path = self.named(name)
-            if path is None or (np.ndim(x) == 0 and self.shapes[path]):
+            if path is None or (x is None and path not in self.dropped):
                 return x
-            if np.shape(x) != shape_of(path):
+            if x is not None and np.ndim(x) == 0 and self.shapes[path]:
+                return x
+            if x is not None and np.shape(x) != shape_of(path):
                 raise ValueError(
                     f"plan: {name} is {np.shape(x)}, and the plan is for {shape_of(path)}: give a tree without it"
                 )
             met.append(path)
             return one(x, path)
 
-        made = jax.tree_util.tree_map_with_path(leaf, tree)
+        made = jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: x is None)
         if self.shapes and not met:
             names = [leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
             raise ValueError(f"plan: no leaf is named as a param of the plan. It has {nearest('', names)}")
@@ -109,7 +138,9 @@ class Plan(NamedTuple):
     def save(self, path: Any) -> None:
         """Writes a JSON file."""
         keep = {p: {str(k): np.asarray(kept).tolist() for k, kept in axes.items()} for p, axes in self.keep.items()}
-        text = msgspec.json.encode({"format": FORMAT, "shapes": dict(self.shapes), "keep": keep})
+        dropped = {p: jnp.dtype(dtype).name for p, dtype in self.dropped.items()}
+        deep = {"blocks": self.blocks, "dropped": dropped} if self.blocks else {}
+        text = msgspec.json.encode({"format": FORMAT, "shapes": dict(self.shapes), "keep": keep} | deep)
         pathlib.Path(path).write_bytes(msgspec.json.format(text, indent=0))
 
     @classmethod
@@ -126,12 +157,16 @@ class Plan(NamedTuple):
         if file.format != FORMAT:
             raise ValueError(f"{path} is not a plan: its format is {file.format!r}, not {FORMAT!r}")
         keep = {p: {k: _positions(path, p, k, kept) for k, kept in axes.items()} for p, axes in file.keep.items()}
-        plan = cls({p: tuple(shape) for p, shape in file.shapes.items()}, keep)
+        plan = cls({p: tuple(s) for p, s in file.shapes.items()}, keep, tuple(map(tuple, file.blocks)), file.dropped)
         plan.check(str(path))
         return plan
 
     def check(self, where: str = "plan") -> None:
         """Refuses a plan that contradicts itself."""
+        gone = {*self.dropped, *(path for leaves in self.blocks for path in leaves)}
+        odd = [path for path in gone if path not in self.shapes or path in self.keep]
+        if odd:
+            raise ValueError(f"{where}: {odd[0]!r} is left out, and has no shape or is cut")
         for path, axes in self.keep.items():
             if path not in self.shapes:
                 raise ValueError(f"{where}: {path!r} is cut and has no shape")
@@ -143,7 +178,7 @@ class Plan(NamedTuple):
                     raise ValueError(f"{where}: {path}[{k}] of {n} positions cannot keep {kept.ravel()[:8].tolist()}")
             try:
                 in_turn(axes)
-                np.broadcast_shapes(self.small(path), *(x.shape for x in mesh(self.shapes[path], axes)))
+                np.broadcast_shapes(self.small(path) or (), *(x.shape for x in mesh(self.shapes[path], axes)))
             except ValueError as error:
                 raise ValueError(f"{where}: {path}: {error}") from None
 
@@ -162,3 +197,5 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     format: str
     shapes: dict[str, list[int]]
     keep: dict[str, dict[int, list[Any]]]
+    blocks: list[list[str]] = []
+    dropped: dict[str, str] = {}

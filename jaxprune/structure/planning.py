@@ -1,13 +1,15 @@
 """Which units go: scores of weights become ranks of units, and the lowest go until the budget is met."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
 
 from jaxprune.core.where import Slot, Where, leaf_path, weights
-from jaxprune.structure import budget, cost
+from jaxprune.structure import budget, cost, depth
+from jaxprune.structure.depth import Depth
 from jaxprune.structure.greedy import Path
 from jaxprune.structure.importance import Normalize, Reduce, Scope, comparable
 from jaxprune.structure.latency import Model
@@ -33,6 +35,17 @@ class Choice(NamedTuple):
     keep: Mapping[str, budget.Limit]
     approximate: bool
     uneven: bool = False
+    depth: Depth | None = None
+
+    @property
+    def width(self) -> int:
+        """What widths are multiples of."""
+        return self.round_to if isinstance(self.round_to, int) else 1
+
+    @property
+    def paced(self) -> bool:
+        """Whether widths are found by the device's times."""
+        return self.round_to == "device"
 
 
 class Cuts(NamedTuple):
@@ -42,33 +55,49 @@ class Cuts(NamedTuple):
       groups: of `axes`.
       units: of each group.
       ranks: of each group, the importance of its units, comparable with that of others.
-      bounds: the least and the most units that each may keep.
+      rounded: what the units of each group that stay are a multiple of.
     """
 
     groups: list[Group]
     units: list[Ranked]
     ranks: list[np.ndarray]
-    bounds: list[tuple[int, int]]
+    rounded: list[int]
 
     def narrow(self, taken: Sequence[budget.Step]) -> Narrow:
         """What is left after some steps."""
         return Narrow({r.variable: r.keep(kept) for r, kept in zip(self.units, budget.masks(self.groups, taken))})
 
+    def bounds(self, keep: Mapping[str, budget.Limit]) -> list[tuple[int, int]]:
+        """The least and the most units that each group may keep."""
+        return budget.limits(self.groups, keep, self.rounded)
+
 
 def planned(
-    found: Groups, tree: Any, wanted: Mapping[str, float], how: Choice, watch: Stopwatch
+    found: Groups,
+    tree: Any,
+    wanted: Mapping[str, float],
+    how: Choice,
+    watch: Stopwatch | None,
+    calls: Sequence[Any] = (),
 ) -> tuple[Plan, Pace | None]:
     """The plan that meets all budgets with the least important units gone; and its time, where that was asked for.
+
+    Args:
+      found: of `axes`.
+      tree: the params.
+      wanted: budgets, by name.
+      how: units are chosen.
+      watch: measures time, if that is asked for.
+      calls: (function, its arguments) of each, for the scores of blocks.
 
     Raises:
       ValueError: a budget, a rule or a score that `shrink` says is wrong.
     """
     _refuse(wanted, how)
-    width = how.round_to if isinstance(how.round_to, int) else 1
-    cuts = _cuts(found, tree, how, width)
-    if "latency" in wanted or how.round_to == "device":
+    cuts = _cuts(found, tree, how, calls)
+    if watch is not None and ("latency" in wanted or how.paced):
         return _paced(found, cuts, wanted, how, watch)
-    order = budget.steps(cuts.ranks, cuts.bounds, width)
+    order = budget.steps(cuts.ranks, cuts.bounds(how.keep), cuts.rounded)
     return plan_of(found, cuts.narrow(order[: _taken(found, cuts, order, wanted)])), None
 
 
@@ -80,7 +109,7 @@ def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, 
         whole, timings = watch.whole()
         model = Model(found.programs[0], [r.variable for r in cuts.units], cuts.ranks, timings, whole)
         shares = how.scope != "global" or how.normalize != "none"
-        path = Path(model, cuts.ranks, cuts.bounds, width, shares, tell)
+        path = Path(model, cuts.ranks, cuts.bounds(how.keep), width, shares, tell)
         plan, costs = lambda m: plan_of(found, cuts.narrow(path.steps[:m])), _costs(found, cuts, path.steps)
         path.extend(lambda m: all(costs[name](m) <= value * costs[name](0) for name, value in others.items()))
         taken = _taken(found, cuts, path.steps, others)
@@ -96,20 +125,48 @@ def _refuse(wanted: Mapping[str, float], how: Choice) -> None:
             raise ValueError(f"shrink({name}={getattr(how, name)!r}): {name} is one of {', '.join(get_args(known))}")
     if how.round_to not in (None, "device") and (not isinstance(how.round_to, int) or how.round_to < 1):
         raise ValueError(f"shrink(round_to={how.round_to!r}): a number of units from 1 on, or 'device'")
+    if how.depth is not None and ("latency" in wanted or how.paced):
+        raise ValueError(
+            "shrink: the table of times is of widths: leave out blocks by another budget, and shrink again"
+        )
     for name, value in wanted.items():
         budget.refuse_no_fraction(name, value)
 
 
-def _cuts(found: Groups, tree: Any, how: Choice, width: int) -> Cuts:
-    fit = budget.chosen(found.groups, _test(how.where, tree), how.approximate)
+def _cuts(found: Groups, tree: Any, how: Choice, calls: Sequence[Any]) -> Cuts:
+    test = _test(how.where, tree)
+    parts = [_deep(found, tree, how, test, calls)] if how.depth is not None else []
+    if how.depth is None or not how.depth.only:
+        parts.append(_wide(found, tree, how, test, bool(parts and parts[0].groups)))
+    return Cuts(*(list(chain.from_iterable(part)) for part in zip(*parts)))
+
+
+def _wide(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | None, others: bool) -> Cuts:
+    """Units of widths; there may be none, if there is something else to cut."""
+    wide = [i for i, g in enumerate(found.groups) if not g.layers]
     scores = _scores(tree, how.score)
+    fit = [wide[i] for i in budget.chosen([found.groups[i] for i in wide], test, how.approximate, needed=not others)]
     fit = [i for i in fit if any(m.path in scores for m in found.groups[i].members)]
-    if not fit:
+    if not fit and not others:
         raise ValueError(f"no weight that can be cut has a score; those that have one: {list(scores)[:5]}: give score=")
-    groups = [found.groups[i] for i in fit]
-    units = ranked(found, fit, scores, how.reduce, how.uneven)
+    groups, units = [found.groups[i] for i in fit], ranked(found, fit, scores, how.reduce, how.uneven)
     ranks = comparable(groups, [r.values for r in units], how.scope, how.normalize)
-    return Cuts(groups, units, ranks, budget.limits(groups, how.keep, width))
+    return Cuts(groups, units, ranks, [how.width] * len(groups))
+
+
+def _deep(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | None, calls: Sequence[Any]) -> Cuts:
+    """Blocks and layers."""
+    assert how.depth is not None
+    there = depth.chosen(found, how.depth)
+    there = [u for u in there if test is None or any(test(m.path) for m in u.group.members)]
+    if not there:
+        if how.depth.only:
+            raise ValueError("where matches no block. jp.blocks(f, params, x) lists them")
+        return Cuts([], [], [], [])
+    made = depth.scored(found, there, how.depth, tree, calls)
+    units = [Ranked(u.variable, values) for u, values in made]
+    ranks = depth.ranks([r.values for r in units], how.scope)
+    return Cuts([u.group for u, _ in made], units, ranks, [int(not u.block) for u, _ in made])
 
 
 def _taken(found: Groups, cuts: Cuts, order: Sequence[budget.Step], wanted: Mapping[str, float]) -> int:
@@ -133,11 +190,14 @@ def _costs(found: Groups, cuts: Cuts, order: Sequence[budget.Step]) -> dict[str,
 def plan_of(found: Groups, narrow: Narrow) -> Plan:
     """What is kept of every leaf, when this is kept of the variables."""
     keep: dict[str, dict[int, np.ndarray]] = {}
+    lost = cost.unused(found, narrow)
     for path, leaf in found.leaf_axes.items():
-        for k, e in enumerate(leaf):
+        for k, e in enumerate(leaf if path not in lost else ()):
             if not narrow.mask(e).all():
                 keep.setdefault(path, {})[k] = kept_along(leaf, k, narrow.keep)
-    return Plan({path: x.shape for path, x in found.shapes.items()}, keep)
+    blocks = tuple(b.leaves for b in found.blocks if narrow.off(b.switch))
+    dropped = {path: x.dtype for path, x in found.shapes.items() if path in lost}
+    return Plan({path: x.shape for path, x in found.shapes.items()}, keep, blocks, dropped)
 
 
 def _test(where: Any, tree: Any) -> Callable[[str], bool] | None:

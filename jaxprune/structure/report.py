@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxprune.structure.fold import Folds
 from jaxprune.structure.speed import Pace, Seconds
 from jaxprune.structure.timings import Timings
+from jaxprune.transforms.axes.blocks import Block
 from jaxprune.transforms.axes.groups import Group
 
 
@@ -14,8 +15,9 @@ class Report(NamedTuple):
     """Numbers of the whole and of what is left.
 
     Attributes:
-      leaves: (path, shape before, shape after) of the leaves that were cut.
+      leaves: (path, shape before, shape after) of the leaves that were cut; None of those that are gone.
       groups: (group, how many units are kept) of the groups that were cut.
+      blocks: that were left out.
       flops, params, bytes: (before, after).
       approximate: groups that were cut though sums leave out what may not be zero: name -> places.
       frozen: "path[axis]" -> why it could not be cut.
@@ -28,8 +30,9 @@ class Report(NamedTuple):
       pace: of the time, where `latency=` or widths for the device were asked for.
     """
 
-    leaves: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    leaves: tuple[tuple[str, tuple[int, ...], tuple[int, ...] | None], ...]
     groups: tuple[tuple[Group, int], ...]
+    blocks: tuple[Block, ...]
     flops: tuple[int, int]
     params: tuple[int, int]
     bytes: tuple[int, int]
@@ -55,7 +58,7 @@ class Report(NamedTuple):
 
     def raise_if_wrong(self, approximate: bool) -> None:
         """A plan that is exact must compute the same; that f divides 0 by 0 where g does not, must be allowed."""
-        names = [g.name for g, _ in self.groups][:10]
+        names = [*(b.leaves[0] for b in self.blocks), *(g.name for g, _ in self.groups)][:10]
         if not self.finite and not approximate:
             raise ValueError(
                 "with zeros in place of what was cut f is not finite (0 / 0, log 0), and the smaller function is: give "
@@ -74,9 +77,11 @@ class Report(NamedTuple):
             )
 
     def __str__(self) -> str:
-        shape = lambda s: "×".join(map(str, s))
+        shape = lambda s: "gone" if s is None else "×".join(map(str, s))
         wide = max([4, *(len(path) for path, *_ in self.leaves)])
         lines = [f"{path:<{wide}}  {shape(a):>16} -> {shape(b)}" for path, a, b in self.leaves]
+        lines += [f"left out: the block of {', '.join(b.leaves[:3])}: {b.place}" for b in self.blocks]
+        lines += [f"left out: {g.size - n} of {g.size} layers: {g.layers}" for g, n in self.groups if g.layers]
         lines += [_line(name, *getattr(self, name)) for name in ("flops", "params", "bytes")]
         if self.pace:
             seen = {"measured": self.pace.measured, "predicted": self.pace.predicted}

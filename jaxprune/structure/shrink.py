@@ -19,9 +19,10 @@ from jax.core import Tracer
 from jaxprune.structure import cost
 from jaxprune.structure.budget import Limit
 from jaxprune.structure.check import Found, compared, tolerance, worst
+from jaxprune.structure.depth import Depth
 from jaxprune.structure.fold import folded
 from jaxprune.structure.importance import Normalize, Reduce, Scope
-from jaxprune.structure.narrowed import kept, narrowed
+from jaxprune.structure.narrowed import bypassed, kept, narrowed
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.planning import Choice, planned
 from jaxprune.structure.rebuilt import agreement
@@ -63,7 +64,7 @@ class Thin(NamedTuple):
     @property
     def widths(self) -> dict[str, tuple[int, ...]]:
         """path -> the smaller shape, of the leaves that were cut: what a module must be rebuilt with."""
-        return {path: self.plan.small(path) for path in self.plan.keep}
+        return {path: shape for path in self.plan.keep if (shape := self.plan.small(path)) is not None}
 
     def agrees(self, rebuilt: Callable[..., Any], *args: Any, own: Any = None) -> float:
         """Whether a module built anew with `widths` computes what `apply` does: its largest relative difference.
@@ -102,6 +103,7 @@ def shrink(
     uneven: bool = False,
     state: str | None = None,
     timings: Timings | None = None,
+    depth: bool | Depth = False,
 ) -> Thin:
     """f and its params, made smaller until a budget is met.
 
@@ -132,6 +134,9 @@ def shrink(
       uneven: let units differ where a group always comes with another axis: each head keeps head dimensions of its own,
         each scanned layer or expert hidden units of its own, as many everywhere.
       state: outputs that are new values of params, as in `jp.axes`.
+      depth: also leave out residual blocks and layers that a scan runs over (`jp.blocks` lists them), ranked with the
+        units by how much they change the stream; a `jp.Depth` says otherwise. The result is then checked against f
+        whose streams pass them by, and leaves of the params that nothing uses any more are None.
       timings: what was measured before, for `latency` and for `round_to="device"`: `thin.report.timings` of another
         call, or `jp.Timings.load`. What it lacks is measured, by its clock.
 
@@ -163,20 +168,27 @@ def shrink(
         raise ValueError('timings= is for latency= or round_to="device", and there is neither')
     if plan is not None and not isinstance(plan, Plan):
         raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
-    found, calls = axes(f, tree, *args, state=state), pairs(f, args)
+    found, calls = axes(f, tree, *args, state=state, depth=bool(depth) or plan is not None), pairs(f, args)
     states = [state if any(replaces(path, state) for path in t.paths) else None for t in found.traced]
     pace = None
     if plan is None:
-        how = Choice(score, reduce, scope, normalize, where, round_to, dict(keep or {}), bool(approximate), uneven)
+        deep, limits = Depth() if depth is True else depth or None, dict(keep or {})
+        how = Choice(score, reduce, scope, normalize, where, round_to, limits, bool(approximate), uneven, deep)
         (g, given), watched = calls[0], (timings or Timings()).here()
         watch = Stopwatch(g, lambda plan: narrowed(g, plan, states[0]), tree, tuple(given), watched)
-        plan, pace = planned(found, tree, wanted, how, watch)
+        plan, pace = planned(found, tree, wanted, how, watch, calls)
     plan.check()
     narrow, folds = Narrow(kept(found.leaf_axes, found.programs, plan)), None
+    passed = plan.blocks or any(g.layers and narrow.size(v) < g.size for g, v in zip(found.groups, found.variables))
     small = [narrowed(g, plan, one) for (g, _), one in zip(calls, states)]
+    whole = [bypassed(g, plan, one) if passed else g for (g, _), one in zip(calls, states)]
     if isinstance(approximate, str):
+        if passed:
+            raise ValueError(
+                f"approximate={approximate!r} with depth: leave out blocks first, then shrink what is left"
+            )
         tree, folds = folded(found, narrow, plan, tree, calls[0][1], approximate, small[0])
-    checks = worst(compared(g, thin, plan, tree, given) for (g, given), thin in zip(calls, small))
+    checks = worst(compared(g, thin, plan, tree, given) for g, thin, (_, given) in zip(whole, small, calls))
     report = _report(found, plan, narrow, checks)
     report = report._replace(uneven=told(found, narrow.keep) if uneven else {}, folds=folds, pace=pace)
     report.raise_if_wrong(bool(approximate))
@@ -191,6 +203,7 @@ def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found) -> Report
     return Report(
         leaves=differences(dict(plan.shapes), {path: plan.small(path) for path in plan.shapes}),
         groups=tuple(cut),
+        blocks=tuple(b for b in found.blocks if narrow.off(b.switch)),
         flops=both(lambda n: cost.flops(found.programs[0], n)),
         params=both(lambda n: cost.elements(found, n)),
         bytes=both(lambda n: cost.octets(found, n, dtypes)),

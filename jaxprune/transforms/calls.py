@@ -105,6 +105,7 @@ def _scan(eqn: Any, values: list[Any], run: Run, body: Body, given: Any) -> tupl
         return list(outs[: len(carry)]), (list(outs[len(carry) :]), brought)
 
     again = {k: p[k] for k in ("length", "reverse", "unroll")}
+    again["length"] = slices[0].shape[0] if slices else p["length"]  # of fewer layers, fewer turns
     last, (ys, brought) = lax.scan(turn, carry, (slices, given), **again)
     return [*last, *ys], brought
 

@@ -23,7 +23,7 @@ from jaxprune.transforms.axes.shapes import ELEMENTWISE, IDENTITY
 from jaxprune.transforms.axes.walk import Axes, Record, Walked
 from jaxprune.transforms.calls import scan_operands
 
-WHOLE = names("iota random_bits")
+WHOLE = names("iota random_bits random_split")
 """What is made by position: whole, and then cut."""
 POINTWISE = ELEMENTWISE | IDENTITY | {"broadcast_in_dim"}
 MOVED = names(

@@ -4,7 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxprune.transforms.axes.index import fresh
+from jaxprune.transforms.axes.blocks import why_not_layers
+from jaxprune.transforms.axes.index import fresh, is_frozen
 from jaxprune.transforms.calls import INLINE, REMAT, bodies, scan_operands
 
 
@@ -22,15 +23,32 @@ def cond(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 
 def scan(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    """What is carried keeps its axes from turn to turn; the axis that is run along is frozen, and one for all."""
+    """What is carried keeps its axes from turn to turn; the axis that is run along is frozen, or one of layers."""
     [body] = bodies(eqn)
     consts, carry, slices = ([ins[k] for k in part] for part in scan_operands(eqn))
-    turn = fresh(body.times, f"a scan runs along it: {walk.place(eqn)}")
+    turn = fresh(body.times, None if slices and _may_lose_turns(walk) else f"a scan runs along it: {walk.place(eqn)}")
     for axes in slices:
         walk.unify(eqn, [turn], [axes[0]])
     inner = walk.program(body.jaxpr, body.consts, [*consts, *carry, *(axes[1:] for axes in slices)])
     _tie(walk, eqn, carry, inner.outs[: len(carry)])
+    if not is_frozen(turn) and (why := why_not_layers(inner, len(consts), len(carry))):
+        walk.freeze(eqn, [turn], why)
+    if slices and walk.depth:
+        walk.layers.append((turn, walk.place(eqn)))
     return [*carry, *([turn, *axes] for axes in inner.outs[len(carry) :])], [inner]
+
+
+def _may_lose_turns(walk: Any) -> bool:
+    """Asked for, and not inside a loop or a branch."""
+    return walk.depth and all(eqn.primitive.name in INLINE | REMAT for eqn in walk.outer[:-1])
+
+
+def layers(record: Any) -> Any:
+    """The axis of layers that a record's scan runs along; None if it is no such scan."""
+    if record.eqn.primitive.name != "scan" or record.extra is None:
+        return None
+    slices = scan_operands(record.eqn)[2]
+    return record.ins[slices[0]][0] if slices else None
 
 
 def while_(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:

@@ -5,13 +5,14 @@ of a kernel, its bias, the statistics of the norm after it, the inputs of all ke
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxprune.core.tree import nearest
-from jaxprune.transforms.axes.index import UNIT, Var, freeze, fresh, size, unify, variables
+from jaxprune.transforms.axes.blocks import Block, joined, residual_blocks
+from jaxprune.transforms.axes.index import UNIT, Var, freeze, fresh, is_frozen, reason, size, unify, variables
 from jaxprune.transforms.axes.masks import positions
 from jaxprune.transforms.axes.traced import Traced, shapes_of, trace
 from jaxprune.transforms.axes.walk import Axes, Walk, Walked
@@ -40,15 +41,18 @@ class Group(NamedTuple):
       size: how many positions.
       members: what is cut.
       approximate: places of sums that leave out what may not be zero; empty if cutting is exact.
+      layers: the place of the scan whose turns the positions are; empty for units.
     """
 
     name: str
     size: int
     members: tuple[Member, ...]
     approximate: tuple[str, ...]
+    layers: str = ""
 
     def __str__(self) -> str:
         exact = f"approximate: {self.approximate[0]}" if self.approximate else "exact"
+        exact = f"layers of a {self.layers}; {exact}" if self.layers else exact
         return f"{self.size:>5}  {', '.join(f'{m.path}[{m.axis}]' for m in self.members)}  ({exact})"
 
 
@@ -64,6 +68,8 @@ class Groups(NamedTuple):
       variables: of each group, in order.
       programs: of each function.
       traced: of each function.
+      blocks: what can be left out whole; only looked for with `depth`.
+      scans: place -> why no turn of a scan can be left out.
     """
 
     groups: tuple[Group, ...]
@@ -74,13 +80,15 @@ class Groups(NamedTuple):
     variables: tuple[Var, ...]
     programs: tuple[Walked, ...]
     traced: tuple[Traced, ...]
+    blocks: tuple[Block, ...] = ()
+    scans: Mapping[str, str] = {}
 
     def __str__(self) -> str:
         lines = [f"{len(self.groups)} groups", *map(str, self.groups), f"{len(self.frozen)} axes that cannot be cut"]
         return "\n".join([*lines, *(f"       {name}: {why}" for name, why in self.frozen.items())])
 
 
-def axes(f: Any, params: Any, *args: Any, state: str | None = None, **kw: Any) -> Groups:
+def axes(f: Any, params: Any, *args: Any, state: str | None = None, depth: bool = False, **kw: Any) -> Groups:
     """Which axes of the params must be cut together, found by reading the jaxpr of f; nothing is run.
 
     Args:
@@ -90,6 +98,7 @@ def axes(f: Any, params: Any, *args: Any, state: str | None = None, **kw: Any) -
       args, kw: arrays or their shapes; whatever else (`train=False`) is given to f as it is.
       state: outputs, by a regular expression for their whole path, that are new values of params (batch statistics, a
         cache): each is cut as the leaf whose path its own ends with. All other outputs stay whole.
+      depth: also find residual blocks, and make a group of the layers that a scan runs over (`jp.blocks`).
 
     Returns:
       `Groups`; print it.
@@ -113,12 +122,14 @@ def axes(f: Any, params: Any, *args: Any, state: str | None = None, **kw: Any) -
     calls = pairs(f, args)
     shapes = shapes_of(params)
     leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes.items()}
-    walk, traced, programs = Walk(), [], []
+    walk, traced, programs = Walk(depth), [], []
     for g, given in calls:
         traced.append(trace(g, params, tuple(given), kw))
         programs.append(walked(walk, traced[-1], leaf_axes, state))
     refuse_unmatched(state, traced)
-    return _grouped(shapes, leaf_axes, walk, programs, traced)
+    found = _grouped(shapes, leaf_axes, walk, programs, traced)
+    whole = {place: reason(e) for e, place in walk.layers if is_frozen(e)}
+    return found._replace(blocks=joined(programs, list(shapes)), scans=whole)
 
 
 def compiled(name: str, pattern: str) -> re.Pattern[str]:
@@ -138,15 +149,17 @@ def walked(walk: Walk, t: Traced, leaf_axes: dict[str, Axes], state: str | None)
     """Walks one function; its arguments stay whole, and so do its outputs, but for those that are params anew."""
     given = [[fresh(n, "an argument of the function") for n in v.aval.shape] for v in t.jaxpr.invars[len(leaf_axes) :]]
     program = walk.program(t.jaxpr, t.consts, [*leaf_axes.values(), *given])
+    replaced: list[str | None] = []
     for path, outs in zip(t.paths, program.outs):
-        if not replaces(path, state):
+        replaced.append(_param_of(path, leaf_axes, [size(e) for e in outs]) if replaces(path, state) else None)
+        if replaced[-1] is None:
             for e in outs:
                 freeze(e, "an output of the function")
             continue
-        leaf = leaf_axes[_param_of(path, leaf_axes, [size(e) for e in outs])]
-        for a, b in zip(leaf, outs):
+        for a, b in zip(leaf_axes[replaced[-1]], outs):
             unify(a, b, f"the output {path} and the param that it replaces do not line up")
-    return program
+    found = residual_blocks(program, list(leaf_axes), replaced) if walk.depth else ()
+    return program._replace(blocks=tuple(found))
 
 
 def replaces(output: str, state: str | None) -> bool:
@@ -187,19 +200,22 @@ def _grouped(
     zeros = Zeros(members)
     for program in programs:
         zeros.run(program, [zeros.of(axes) for axes in program.ins])
-    alone = [v for v, found in members.items() if len(found) == 1 and len(found[0].maps) == 1 and v not in zeros.summed]
+    layers = {v: place for e, place in walk.layers for v in variables(e) if not v.why}
+    known = zeros.summed | layers.keys()
+    alone = [v for v, found in members.items() if len(found) == 1 and len(found[0].maps) == 1 and v not in known]
     for v in alone:  # an axis that no other array shares is not used by the function
         frozen.setdefault(f"{members[v][0].path}[{members[v][0].axis}]", "nothing else in the function has it")
         del members[v]
     groups = tuple(
-        Group(f"{m[0].path}[{m[0].axis}]{_part(m[0])}", v.size, tuple(m), tuple(sorted(zeros.approximate.get(v, ()))))
+        Group(_name(m[0]), v.size, tuple(m), tuple(sorted(zeros.approximate.get(v, ()))), layers.get(v, ""))
         for v, m in members.items()
     )
     return Groups(groups, frozen, walk.unknown, shapes, leaf_axes, tuple(members), tuple(programs), tuple(traced))
 
 
-def _part(m: Member) -> str:
-    """Where on the axis the group first lies, if it is not all of it: "@8"."""
+def _name(m: Member) -> str:
+    """ "path[axis]", and where on the axis the group first lies, if it is not all of it: "@8"."""
     start = int(np.argmax(m.maps[0] >= 0))
     whole = len(m.maps) == 1 and np.array_equal(m.maps[0], np.arange(len(m.maps[0])))
-    return "" if whole else f"@{start}" if (m.maps[0] < 0).any() else f"/{m.maps[0].max() + 1}"
+    part = "" if whole else f"@{start}" if (m.maps[0] < 0).any() else f"/{m.maps[0].max() + 1}"
+    return f"{m.path}[{m.axis}]{part}"

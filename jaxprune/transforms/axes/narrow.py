@@ -1,4 +1,7 @@
-"""A walked program run on smaller arrays: the equations of the large one, bound anew with the sizes that are left."""
+"""A walked program run on smaller arrays: the equations of the large one, bound anew with the sizes that are left.
+
+Blocks that are left out give their stream; what only they used is dead code, and is neither run nor counted.
+"""
 
 import types
 from typing import Any
@@ -10,8 +13,10 @@ from jax.core import Tracer
 from jax.extend import core as jex
 
 from jaxprune.transforms.axes.assign import assign
+from jaxprune.transforms.axes.blocks import Switch
 from jaxprune.transforms.axes.carriers import POINTWISE, WHOLE, inside
-from jaxprune.transforms.axes.control import custom_jvp
+from jaxprune.transforms.axes.control import custom_jvp, layers
+from jaxprune.transforms.axes.flat import is_inline
 from jaxprune.transforms.axes.index import Axis, fresh, size, variables
 from jaxprune.transforms.axes.kept import take
 from jaxprune.transforms.axes.masks import Keep, Uneven, kept_along, mask
@@ -27,6 +32,7 @@ class Narrow:
     def __init__(self, keep: Keep):
         self.keep = keep
         self._masks: dict[int, tuple[np.ndarray, Axis]] = {}
+        self._live: dict[int, tuple[Walked, set[int], list[bool]]] = {}
 
     def mask(self, e: Axis) -> np.ndarray:
         """Which positions of an axis stay (see `mask`); remembered by the expression, which is kept alive."""
@@ -46,22 +52,74 @@ class Narrow:
         known = not isinstance(x, Tracer) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
         return take(np.asarray(x) if known and kept else x, kept, np if known else jnp)
 
+    def off(self, v: Axis) -> bool:
+        """Whether nothing is left of a variable: the block that it switches is left out."""
+        return self.size(v) == 0
+
+    def lost(self, program: Walked) -> set[int]:
+        """Which results of a whole function go with the blocks that are left out."""
+        return {k for b in program.blocks if self.off(b.switch) for k in b.outs}
+
+    def live(self, program: Walked) -> list[Record]:
+        """The equations that some result needs, in order."""
+        if id(program) not in self._live:
+            if not any(self.off(b.switch) for b in program.blocks):
+                return program.records
+            self.needs(program)
+        return [program.records[i] for i in sorted(self._live[id(program)][1])]
+
+    def needs(self, program: Walked, wanted: list[bool] | None = None) -> list[bool]:
+        """Which inputs the wanted results need; of a whole function all are that do not go with its blocks."""
+        if wanted is None and id(program) in self._live:
+            return self._live[id(program)][2]
+        lost = self.lost(program)
+        wanted = [k not in lost for k in range(len(program.outs))] if wanted is None else wanted
+        needed = {v for v, asked in zip(program.jaxpr.outvars, wanted) if asked and not isinstance(v, jex.Literal)}
+        live = set()
+        for i, r in reversed(list(enumerate(program.records))):
+            outs = [v in needed for v in r.eqn.outvars]
+            if any(outs):
+                live.add(i)
+                taken = zip(r.eqn.invars, self._taken(r, outs))
+                needed |= {v for v, asked in taken if asked and not isinstance(v, jex.Literal)}
+        ins = [v in needed for v in program.jaxpr.invars]
+        self._live[id(program)] = program, live, ins
+        return ins
+
+    def _taken(self, r: Record, outs: list[bool]) -> list[bool]:
+        """Which operands an equation needs."""
+        if (stream := self.stream(r)) is not None:
+            return [k == stream for k in range(len(r.ins))]
+        return self.needs(r.extra[0], outs) if is_inline(r) else [True] * len(r.ins)
+
+    def stream(self, r: Record) -> int | None:
+        """The operand that an addition gives, if its block is left out."""
+        return r.extra.stream if isinstance(r.extra, Switch) and self.off(r.extra.variable) else None
+
+    def turns(self, r: Record, times: int) -> int:
+        """How often the body of an equation is run."""
+        along = layers(r)
+        return times if along is None else self.size(along)
+
     def run(self, program: Walked, args: list[Any]) -> list[Any]:
-        """The results of a program, from inputs that are cut."""
+        """The results of a program, from inputs that are cut; None in place of those that are lost."""
         consts = [self.cut(x, axes) for x, axes in zip(program.consts, program.const_axes)]
         env = dict(zip(program.jaxpr.constvars, consts)) | dict(zip(program.jaxpr.invars, args))
 
         def read(v: Any, axes: Axes) -> Any:
-            return self.cut(v.val, axes) if isinstance(v, jex.Literal) else env[v]
+            return self.cut(v.val, axes) if isinstance(v, jex.Literal) else env.get(v)
 
-        for r in program.records:
+        for r in self.live(program):
             values = [read(v, axes) for v, axes in zip(r.eqn.invars, r.ins)]
             env.update(zip(r.eqn.outvars, self.results(r, values, program.jaxpr.debug_info)))
-        return [read(v, axes) for v, axes in zip(program.jaxpr.outvars, program.outs)]
+        outs, lost = [read(v, axes) for v, axes in zip(program.jaxpr.outvars, program.outs)], self.lost(program)
+        return [None if k in lost else x for k, x in enumerate(outs)]
 
     def results(self, r: Record, values: list[Any], info: Any) -> Any:
         """What one equation makes of values that are cut; `info` is the debug info of its jaxpr."""
         name = r.eqn.primitive.name
+        if (stream := self.stream(r)) is not None:
+            return [values[stream]]
         if name == "custom_jvp_call" and r.extra is not None:
             return self._custom_jvp(r, values)
         if (name in ENTERED or name == "while") and r.extra is not None:

@@ -184,7 +184,18 @@ def keys(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     return [[fresh(n, "random keys") for n in v.aval.shape] for v in eqn.outvars], None
 
 
-KEYS = names("random_seed random_split random_wrap random_unwrap random_fold_in random_clone")
+def split_keys(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    """Keys of their own for what is then run over: layers that go take theirs along."""
+    walk.freeze(eqn, ins[0], "random keys")
+    return [[*ins[0], *(fresh(n) for n in eqn.params["shape"])]], None
+
+
+def random_bits(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
+    walk.freeze(eqn, ins[0], "random keys")
+    return made_here(walk, eqn, ins)
+
+
+KEYS = names("random_seed random_wrap random_unwrap random_fold_in random_clone")
 RULES = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(IDENTITY, identity),
@@ -203,5 +214,6 @@ RULES = {
     "rev": rev,
     "pad": pad,
     "iota": made_here,
-    "random_bits": made_here,
+    "random_bits": random_bits,
+    "random_split": split_keys,
 }

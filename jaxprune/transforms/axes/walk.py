@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from jaxprune.transforms.axes import contractions, control, indexing, shapes
+from jaxprune.transforms.axes.blocks import Block
 from jaxprune.transforms.axes.index import Axis, freeze, fresh, size, unify
 from jaxprune.transforms.axes.places import place
 
@@ -42,6 +43,7 @@ class Walked(NamedTuple):
       consts: values of its constants.
       const_axes, ins, outs: axes of its constants, inputs and results.
       records: of its equations, in order.
+      blocks: that can be left out, of a whole function that was asked for them.
     """
 
     jaxpr: Any
@@ -50,6 +52,7 @@ class Walked(NamedTuple):
     ins: list[Axes]
     outs: list[Axes]
     records: list[Record]
+    blocks: tuple[Block, ...] = ()
 
 
 class Walk:
@@ -59,9 +62,13 @@ class Walk:
       unknown: places of primitives without a rule.
       outer: the equations that are being walked, from the outside in.
       derivatives: whether rules of custom derivatives are walked too (they call the function that they are of).
+      depth: whether scans over layers may lose some, and blocks are looked for.
+      layers: (axis that is run along, place) of scans, those that may not among them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, depth: bool = False) -> None:
+        self.depth = depth
+        self.layers: list[tuple[Axis, str]] = []
         self.unknown: dict[str, int] = {}
         self.derivatives = True
         self.outer: list[Any] = []
