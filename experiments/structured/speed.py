@@ -19,7 +19,7 @@ import os
 import pathlib
 import tempfile
 import time
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -61,7 +61,7 @@ def planned(arm: str, value: float, params: Any, images: Any, score: Any, folder
     given = {how["budget"]: value, "round_to": how["round_to"], "normalize": s["normalize"]}
     given |= {"timings": table(folder)} if how["round_to"] == "device" else {}
     thin = jp.shrink(
-        resnet.apply, params, images[: s["batch"]], score=score, reduce="l1", keep=resnet56.STREAMS, **given
+        resnet.apply, params, images[: s["batch"]], score=score(), reduce="l1", keep=resnet56.STREAMS, **given
     )
     thin.plan.save(folder / f"{arm} {value}.json")
     found = {"cpu_s": time.process_time() - clock, "flops": thin.report.flops, "error": thin.report.error}
@@ -99,7 +99,7 @@ def measured(s: Any, params: Any, data: Any, folder: pathlib.Path) -> dict[str, 
     """Every figure; what is done stands in the folder."""
     (x, y), test = data
     images, labels = resnet.normalised(x[: s["images"]]), y[: s["images"]].astype(np.int32)
-    score = resnet56.scores("fisher inside", params, images, labels, s, 0)
+    score = cache(lambda: resnet56.scores("fisher inside", params, images, labels, s, 0))
     arms = [(arm, value) for arm, how in reversed(ARMS.items()) for value in s[how["budget"]]]
     known = partial(remembered, folder / "done.json")
     plans = [known(f"plan {a} {v}", partial(planned, a, v, params, images, score, folder, s)) for a, v in arms]

@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from experiments import resnet
-from experiments.structured import resnet56, resnet56_recovery
+from experiments.structured import resnet56, resnet56_recovery, speed, widths
 
 
 def network(widths=(4, 8, 16), seed=0):
@@ -71,3 +71,25 @@ def test_statistics_are_those_of_the_images_that_are_given():
     assert set(seen) == {name for name in params if ".bn" in name or name == "bn1"}
     np.testing.assert_allclose(resnet.apply(settled, x), logits, rtol=1e-4, atol=1e-4)
     assert jp.axes(resnet56.with_statistics, params, x, state=".*/(mean|var)").groups
+
+
+@pytest.mark.slow
+def test_budgets_of_time_and_of_operations_are_compared(tmp_path, monkeypatch):
+    reads = lambda calls: np.array([[float(sum(x.size for x in jax.tree.leaves(args))) for _, args in calls]])
+    monkeypatch.setattr(speed, "table", lambda folder: jp.Timings(clock=reads))  # seconds are made up
+    settings = speed.SETTINGS | {"images": 16, "batch": 8, "flops": [0.7], "latency": [0.9], "rounds": 2}
+    data = images(16, 1), images(20, 2)
+    found = speed.measured(settings, network(), data, tmp_path)
+    assert [one["arm"] for one in found["arms"]] == ["time", "device widths", "operations"]
+    time, wide, narrow = found["arms"]
+    assert time["measured"][1] <= 0.9 * time["measured"][0] and wide["measured"] is None and "measured" not in narrow
+    assert all(one["flops"][1] <= 0.7 * one["flops"][0] for one in (wide, narrow))
+    assert all(one["faster"]["wall"] > 0 and one["error"] < 1e-5 for one in found["arms"])
+    assert speed.measured(settings, network(), data, tmp_path) == json.loads(json.dumps(found))
+    speed.plot(found, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_every_width_is_timed():
+    found = widths.measured({"batch": 1, "stages": {"4": [1, 2]}})
+    assert list(found["4"]) == ["1", "2"] and min(found["4"].values()) > 0
