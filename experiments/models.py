@@ -5,28 +5,15 @@ Kernels are (in, out) and HWIO, as Flax has them. The keywords of a factory are 
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 import jaxprune as jp
-
-
-class Model(NamedTuple):
-    """A network.
-
-    Attributes:
-      init: key -> params.
-      apply: (params, x) -> logits.
-      example: the shape of one input, without the batch.
-    """
-
-    init: Callable[[Array], Any]
-    apply: Callable[[Any, Array], Array]
-    example: tuple[int, ...]
+from jaxprune.app.models import Model
 
 
 def mlp(sizes: Sequence[int], example: Sequence[int] | None = None) -> Model:
