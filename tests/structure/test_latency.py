@@ -107,6 +107,13 @@ def test_the_least_important_for_the_time_go_first():
     assert thin.plan.keep["a"][1].tolist() == list(range(1, 16, 2))
 
 
+def test_a_width_far_off_that_saves_much_comes_before_near_ones_that_save_little():
+    """One group is fast from 8 on; of the other each unit saves a little, and more than the first units of the one."""
+    cost = lambda k, n: {6: 10 + 0.01 * n if n > 8 else 1.0}.get(k, 0.1 * k if n == 5 else 0.1)
+    thin = jp.shrink(mlp, PARAMS, X, latency=0.3, timings=Fake(cost).table)
+    assert widths(thin) == (8, 12)
+
+
 def test_the_loop_is_closed():
     """The compiled program takes a second more than its parts do together: the prediction is too good."""
     clock = Fake(flat, extra=1.0)
@@ -127,6 +134,7 @@ def test_a_prediction_that_is_too_bad_is_corrected_too():
     before, after = thin.report.latency
     assert 0.45 * before < after <= 0.5 * before
     assert thin.report.pace.predicted[1] > 0.6 * thin.report.pace.predicted[0]
+    assert sum(len(products) == 3 for products in clock.asked) <= 1 + 2 * 4  # the whole alone, and beside four others
 
 
 @pytest.mark.parametrize("extra", [0.0, 1.0])
