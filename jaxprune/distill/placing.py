@@ -36,8 +36,9 @@ def fsdp(tree: Any, mesh: Mesh, axis: str, *, least: int = 2**14) -> Any:
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
       >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-      >>> jp.distill.fsdp({"w": jnp.ones((8, 64)), "b": jnp.ones(64)}, mesh, "data", least=512)["w"].sharding.spec
-      PartitionSpec(None, 'data')
+      >>> params = jp.distill.fsdp({"w": jnp.ones((8, 64)), "b": jnp.ones(64)}, mesh, "data", least=512)
+      >>> tuple(params["w"].sharding.spec), tuple(params["b"].sharding.spec)
+      ((None, 'data'), ())
     """
     if axis not in mesh.shape:
         raise ValueError(f"fsdp: the mesh has {dict(mesh.shape)}, and no axis {axis!r}")

@@ -49,8 +49,10 @@ class Narrow:
     def cut(self, x: Any, axes: Axes) -> Any:
         """What is kept of an array of the large program."""
         kept = {k: kept_along(axes, k, self.keep) for k, e in enumerate(axes) if self.size(e) != size(e)}
+        if not kept:
+            return x
         known = not isinstance(x, Tracer) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
-        return take(np.asarray(x) if known and kept else x, kept, np if known else jnp)
+        return take(np.asarray(x) if known else x, kept, np if known else jnp)
 
     def off(self, v: Axis) -> bool:
         """Whether nothing is left of a variable: the block that it switches is left out."""
