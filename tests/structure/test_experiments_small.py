@@ -31,6 +31,7 @@ def test_lenet5_is_cut_trained_and_compared(tmp_path):
     assert (tmp_path / "error.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_every_arm_starts_from_its_own_network_and_is_trained():
     settings = lenet5.SETTINGS | {"batch": 8, "steps": 3, "recovery": [1, 2], "fisher": {"batches": 2, "batch": 4}}
     settings |= {"cut": {}, "arms": ["fisher", "labels", "scratch"], "speed_batch": 4}
@@ -91,6 +92,7 @@ def test_a_tree_is_kept_and_read_again(tmp_path):
     assert training.kept(None, blank, lambda: made) is made
 
 
+@pytest.mark.slow
 def test_the_recurrent_network_that_is_left_is_a_flax_module_of_its_widths():
     net = char_lm.gru(4, 8, 9, 6)
     params, x = net.init(jax.random.key(0)), text(2, 0)[0]

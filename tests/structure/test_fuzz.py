@@ -209,7 +209,7 @@ def check(program, seed, ways):
         assert error < 1e-4 or not exact, (error, uneven, program)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(programs(), st.integers(0, 1 << 20))
 def test_never_a_wrong_result(program, seed):
     check(program, seed, [seed % 2 == 1])
