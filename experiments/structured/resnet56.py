@@ -121,6 +121,31 @@ def measured(settings: Any, params: Any, data: Any, path: pathlib.Path | None = 
     return found
 
 
+def plot(found: Any, path: pathlib.Path) -> None:
+    """Percent right of each arm, as it is cut and after either repair; the random arm with its standard deviation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.axhline(found["dense"], color="black", linestyle=":", label=f"whole network, {found['dense']:.2f}%")
+    names = list(dict.fromkeys(one["arm"] for one in found["arms"]))
+    for i, arm in enumerate(names):
+        runs = np.array([[one["accuracy"][s] for s in STAGES] for one in found["arms"] if one["arm"] == arm])
+        spread = runs.std(0, ddof=1) if len(runs) > 1 else None
+        at = np.arange(len(STAGES)) + 0.05 * (i - (len(names) - 1) / 2)
+        label = f"{arm}, {len(runs)} seeds" if len(runs) > 1 else arm
+        axes.errorbar(at, runs.mean(0), yerr=spread, marker="o", capsize=3, label=label)
+    axes.set_xticks(range(len(STAGES)), ["cut", "batch norms' moments\nmeasured anew", "weights fitted"])
+    axes.set(xlabel="after", ylabel="CIFAR-10 test accuracy, percent", ylim=(0, 100))
+    before, after = found["arms"][0]["flops"]
+    axes.set_title(f"ResNet-56 with {before / after:.2f} times fewer operations, no gradient step")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=pathlib.Path, help="of what is done: the next call goes on")
@@ -129,6 +154,7 @@ def main() -> None:
     params = resnet.load(home / "resnet56.npz")
     found = measured(SETTINGS, params, (data["train"], data["test"]), folder and folder / "cut.json")
     path = save("resnet56", SETTINGS, found, HERE)
+    plot(found, path.with_name("accuracy.png"))
     ratio = lambda one: f"{one['flops'][0] / one['flops'][1]:.2f} ({found['dense_xla_flops'] / one['xla_flops']:.2f})"
     rows = [
         (f"{one['arm']}, seed {one['seed']}", ratio(one), *(f"{one['accuracy'][stage]:.2f}" for stage in STAGES))
