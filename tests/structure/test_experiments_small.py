@@ -73,7 +73,8 @@ def test_a_character_model_is_cut_trained_and_compared(name, tmp_path):
     found = char_lm.model(name, settings, Data(text(8, 0), text(4, 1), text(4, 2)))
     json.dumps(found)
     losses = found["0.5"]["loss_after_each_cut"]["fisher"]
-    assert found["0.5"]["cut"]["fisher"] == min(losses, key=losses.get) and set(losses) == set(settings["cuts"])
+    assert found["0.5"]["cut"]["fisher"] == min(losses, key=losses.get)
+    assert set(losses) == ({"global"} if name == "gru" else set(settings["cuts"]))  # a GRU has no stream
     arm = found["0.5"]["fisher"]
     assert arm["path"][0]["cut"]["validation"]["loss"]["mean"] == pytest.approx(min(losses.values()), rel=1e-6)
     assert arm["flops"]["mean"] <= 0.5 * found["dense"]["flops"] and len(arm["path"]) == 1
