@@ -69,7 +69,8 @@ def row(name: str, folder: str, results: dict[str, Any]) -> str:
 def table() -> str:
     """The whole table, as Markdown."""
     head = "| paper | claim | ours: before Huffman, with; the file | error, dense -> final | seeds | command | time |"
-    found = {p.parent.name: p for p in sorted(HERE.glob("*/results/*/results.json"))}
+    files = sorted(HERE.glob("*/results/*/results.json"))
+    found = {p.parent.name: p for p in files if (p.parents[2] / f"{p.parent.name}.toml").exists()}  # runs of a config
     rows = [row(name, found[name].parts[-4], json.loads(found[name].read_text())) for name in CLAIMS if name in found]
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
 
