@@ -85,7 +85,7 @@ def reconstruct(
 
     Raises:
       ValueError: no batches, batches of several shapes, a ridge below 0, or of 0 where inputs are dependent, NaN, a
-        plan of another model.
+        plan of another model, or one that leaves out blocks.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -101,6 +101,11 @@ def reconstruct(
     shapes = {str(jax.tree.map(lambda x: (np.shape(x), jnp.result_type(x)), batch)) for batch in given}
     if len(shapes) != 1:
         raise ValueError(f"reconstruct: batches of one shape are asked for; there are {sorted(shapes) or 'none'}")
+    if plan.blocks:
+        raise ValueError(
+            f"reconstruct: the plan leaves out the block of {', '.join(plan.blocks[0][:3])}: shrink by depth first, then "
+            f"shrink and reconstruct thin.apply and thin.params by width"
+        )
     if not ridge >= 0:
         raise ValueError(f"reconstruct(ridge={ridge}): a number from 0 on")
     traced, shapes_there = trace(f, params, given[0], {}), shapes_of(params)

@@ -249,6 +249,8 @@ def test_params_that_are_spread_by_rule_learn_the_same(inner):
     specs = {"a": PartitionSpec(None, "data"), "b": PartitionSpec()}
     assert {k: x.sharding.spec for k, x in spread.items()} == specs
     assert jp.distill.fsdp(wide, mesh, "data", least=0)["b"].sharding.spec == PartitionSpec("data")
+    cube = jp.distill.fsdp({"w": np.ones((16, 5, 24)), "v": np.ones((3, 5))}, mesh, "data", least=0)
+    assert [cube[k].sharding.spec for k in "wv"] == [PartitionSpec(None, None, "data"), PartitionSpec()]
     batches = NamedSharding(mesh, PartitionSpec("data"))
     many = fit(d, make(spread), Shuffled(DATA, 16), TEACHER, steps=6, inner=inner, sharding=batches, **QUIET)
     for name, x in many.state.params.items():

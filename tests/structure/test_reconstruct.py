@@ -147,6 +147,17 @@ WRONG = {
 }
 
 
+def test_depth_comes_first():
+    f = lambda p, x: (lambda y: y + jax.nn.relu(y @ p["c"]) @ p["d"])(x + jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["h"]
+    params = {"a": draw(6, 8), "b": draw(8, 6), "c": draw(6, 8), "d": draw(8, 6), "h": draw(6, 3)}
+    deep = jp.shrink(f, params, BATCH, ratio=0.5, depth=jp.Depth(only=True))
+    with pytest.raises(ValueError, match="leaves out the block of .*: shrink by depth first"):
+        jp.reconstruct(f, params, deep.plan, [(BATCH,)])
+    thin = jp.shrink(deep.apply, deep.params, BATCH, ratio=0.5)
+    fitted = jp.reconstruct(deep.apply, deep.params, thin.plan, [(BATCH,)])
+    assert len(fitted.errors) == 3 and len(jax.tree.leaves(fitted.params)) == 3
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_bad_input(case):
     plan = jp.shrink(net, PARAMS, BATCH, ratio=0.5).plan
