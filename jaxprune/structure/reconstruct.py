@@ -103,8 +103,8 @@ def reconstruct(
         raise ValueError(f"reconstruct: batches of one shape are asked for; there are {sorted(shapes) or 'none'}")
     if plan.blocks:
         raise ValueError(
-            f"reconstruct: the plan leaves out the block of {', '.join(plan.blocks[0][:3])}: shrink by depth first, then "
-            f"shrink and reconstruct thin.apply and thin.params by width"
+            f"reconstruct: the plan leaves out the block of {', '.join(plan.blocks[0][:3])}: shrink by depth first, "
+            f"then by width, and reconstruct that"
         )
     if not ridge >= 0:
         raise ValueError(f"reconstruct(ridge={ridge}): a number from 0 on")

@@ -148,7 +148,10 @@ WRONG = {
 
 
 def test_depth_comes_first():
-    f = lambda p, x: (lambda y: y + jax.nn.relu(y @ p["c"]) @ p["d"])(x + jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["h"]
+    def f(p, x):
+        x = x + jax.nn.relu(x @ p["a"]) @ p["b"]
+        return (x + jax.nn.relu(x @ p["c"]) @ p["d"]) @ p["h"]
+
     params = {"a": draw(6, 8), "b": draw(8, 6), "c": draw(6, 8), "d": draw(8, 6), "h": draw(6, 3)}
     deep = jp.shrink(f, params, BATCH, ratio=0.5, depth=jp.Depth(only=True))
     with pytest.raises(ValueError, match="leaves out the block of .*: shrink by depth first"):
