@@ -154,7 +154,7 @@ def test_depth_comes_first():
 
     params = {"a": draw(6, 8), "b": draw(8, 6), "c": draw(6, 8), "d": draw(8, 6), "h": draw(6, 3)}
     deep = jp.shrink(f, params, BATCH, ratio=0.5, depth=jp.Depth(only=True))
-    with pytest.raises(ValueError, match="leaves out the block of .*: shrink by depth first"):
+    with pytest.raises(ValueError, match=r"leaves out the block of .*: shrink by depth first"):
         jp.reconstruct(f, params, deep.plan, [(BATCH,)])
     thin = jp.shrink(deep.apply, deep.params, BATCH, ratio=0.5)
     fitted = jp.reconstruct(deep.apply, deep.params, thin.plan, [(BATCH,)])
