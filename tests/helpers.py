@@ -1,5 +1,7 @@
 """What several tests share."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,34 @@ def model(dtype=jnp.float32, seed=0):
         "embed": {"embedding": normal((10, 4), seed + 4, dtype)},
         "steps": jnp.array(7),
     }
+
+
+compilations = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compilations.append(event) if event.endswith("backend_compile_duration") else None
+)
+
+
+@contextlib.contextmanager
+def nothing_compiled():
+    """What is inside may use only what was compiled before."""
+    before = len(compilations)
+    yield
+    assert len(compilations) == before, f"{len(compilations) - before} programs were compiled"
+
+
+def compiled_once(run):
+    """run, of which only the first call may compile."""
+    guard = contextlib.nullcontext
+
+    def call(*args):
+        nonlocal guard
+        with guard():
+            out = run(*args)
+        guard = nothing_compiled
+        return out
+
+    return call
 
 
 def is_code(x):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from tests.helpers import avals, bits, distortion, is_code, model, normal, same
+from tests.helpers import avals, bits, compiled_once, distortion, is_code, model, normal, nothing_compiled, same
 from tests.methods_table import METHODS
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -45,14 +45,19 @@ def test_encoding_twice_is_encoding_once(method):
 def test_update_keeps_the_structure_and_never_recompiles(method):
     c = method.compression
     tree = c.init(model())
-    update = jax.jit(lambda t, step: c.update(t, step=step))
+    update = compiled_once(jax.jit(lambda t, step: c.update(t, step=step)))
     new = tree
     for step in range(3):
         new = update(new, jnp.int32(step))
         assert avals(new) == avals(tree)
-    assert update._cache_size() == 1
     scanned, _ = jax.lax.scan(lambda t, step: (c.update(t, step=step), None), tree, jnp.arange(3, dtype=jnp.int32))
     same(scanned, new)
+
+
+def test_a_compilation_is_noticed():
+    x = jnp.ones(7)
+    with pytest.raises(AssertionError, match="1 programs"), nothing_compiled():
+        jax.jit(lambda x: x * 3.25)(x)
 
 
 @every_method
