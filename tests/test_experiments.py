@@ -2,7 +2,9 @@
 
 import json
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from experiments import table
@@ -45,11 +47,32 @@ def test_the_inner_loop_is_measured_at_a_small_size():
 def test_hintons_experiment_runs_at_a_small_size(monkeypatch):
     monkeypatch.setattr(hinton, "TEACHER", (784, 12, 10))
     monkeypatch.setattr(hinton, "STUDENT", (784, 8, 10))
-    settings = hinton.SETTINGS | {"epochs": 1, "teacher_epochs": 2, "batch": 16, "seeds": [0, 1]}
+    small = hinton.SETTINGS["teacher"] | {"epochs": 2, "batch": 16}
+    settings = hinton.SETTINGS | {"epochs": 1, "teacher": small, "batch": 16, "seeds": [0, 1]}
     found = hinton.measured(settings, (digit_images(64, 0), digit_images(20, 1), digit_images(30, 2)))
     json.dumps(found)
     assert len(found["paired"]["values"]) == len(found["no_threes"]["seeds"]) == 2
     assert 0 <= found["teacher_errors"] <= 30
+    errors = {name: about["validation"] for name, about in found["teacher"]["errors"].items()}
+    assert len(errors) == 3 and errors[found["teacher"]["chosen"]] == min(errors.values())
+
+
+def test_norms_are_bounded_after_each_step():
+    params = {"kernel": np.array([[3.0, 0.1], [4.0, 0.1]], np.float32), "bias": np.array([9.0, 9.0], np.float32)}
+    bound, up = hinton.max_norm(2.0), jax.tree.map(np.ones_like, params)
+    found = optax.apply_updates(params, bound.update(up, bound.init(params), params)[0])
+    column = np.array([4.0, 5.0]) * 2 / np.hypot(4, 5)
+    np.testing.assert_allclose(found["kernel"], np.stack([column, [1.1, 1.1]], 1), rtol=1e-6)
+    np.testing.assert_allclose(found["bias"], [10, 10])
+
+
+def test_images_move_anew_in_each_epoch():
+    x, y = digit_images(8, 0)
+    recipe = {"epochs": 2, "batch": 4, "jitter": 2}
+    batches = list(hinton.moving(x.reshape(8, -1), y, recipe))
+    epochs = [np.concatenate([b["x"] for b in batches[i : i + 2]]) for i in (0, 2)]
+    assert len(batches) == 4 and [sorted(np.concatenate([b["y"] for b in batches[:2]]))] == [sorted(y)]
+    assert not np.array_equal(np.sort(epochs[0], 0), np.sort(epochs[1], 0))
 
 
 def test_images_are_moved_by_whole_pixels_and_lose_nothing_that_stays_inside():

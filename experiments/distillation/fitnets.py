@@ -92,7 +92,7 @@ def measured(settings: Any, data: Any, path: pathlib.Path | None = None) -> dict
     """Every figure; what a killed run had finished is taken from `path`."""
     (x, y), _, test = ((a.reshape(len(a), -1), b) for a, b in data)
     clock = time.perf_counter()
-    teacher = good_teacher(x, y, settings, settings["teacher"])
+    teacher = good_teacher(x, y, settings | {"epochs": settings["teacher_epochs"]}, settings["teacher"])
     told_before = {"x": x, "y": y, **hinting(teacher, x, settings)}
     count = lambda params, pair: wrong(logits(student(settings).apply, params, pair[0]), pair[1])
     found: dict[str, Any] = {
