@@ -1,7 +1,7 @@
 """The CIFAR-10 ResNets of He et al. 2016 (arXiv:1512.03385), option-A shortcuts, channels last.
 
 `load` reads a PyTorch checkpoint's names and layouts (an .npz) into `{"conv1": {"kernel": HWIO}, "bn1": …}`. What the
-three stages give is tapped as "stage1" to "stage3".
+three stages give is tapped as "stage1" to "stage3", what the last layer takes as "features".
 """
 
 from collections.abc import Callable
@@ -89,7 +89,7 @@ def forward(params: Any, x: Array, norm: Callable[[str, Array], Array]) -> Array
             more = (y.shape[-1] - x.shape[-1]) // 2
             x = jax.nn.relu(y + jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (more, more))))
         x = jp.tap(x, f"stage{stage}")
-    return x.mean((1, 2)) @ params["linear"]["kernel"] + params["linear"]["bias"]
+    return jp.tap(x.mean((1, 2)), "features") @ params["linear"]["kernel"] + params["linear"]["bias"]
 
 
 def accuracy(params: Any, x: np.ndarray, y: np.ndarray, batch: int = 250, apply: Callable[..., Array] = apply) -> float:

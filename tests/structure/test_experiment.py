@@ -66,6 +66,26 @@ def test_recovery_runs_and_goes_on(tmp_path):
     assert resnet56_recovery.measured(settings, network(), data, tmp_path)["runs"] == found["runs"]
 
 
+def test_settled_moments_are_means_over_batches():
+    params, moments = resnet.parted(network())
+    x = images(24, 5)[0]
+    one = lambda part: resnet.training(params, moments, resnet.normalised(part), momentum=1.0)[1]
+    want = jax.tree.map(lambda *each: np.mean(each, 0), *map(one, np.split(x, 3)))
+    found = resnet56_recovery.settled(params, moments, x, batch=8)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, want)
+
+
+def test_what_the_teacher_says_is_told_apart():
+    x = images(4, 6)[0]
+    row = resnet56_recovery.spoken(network(), x)
+    told = resnet56_recovery.told({"teacher": row}, None)
+    np.testing.assert_allclose(told["output"], resnet.apply(network(), resnet.normalised(x)), rtol=1e-5, atol=1e-5)
+    head = network()["linear"]
+    logits = told["features"] @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(logits, told["output"], rtol=1e-4, atol=1e-4)
+    assert resnet56_recovery.told({}, None) == {}
+
+
 def test_statistics_are_those_of_the_images_that_are_given():
     params, x = network(), resnet.normalised(images(16, 3)[0])
     logits, seen = jax.jit(resnet56.with_statistics)(params, x)
