@@ -1,7 +1,8 @@
 """LeNet-5 on MNIST with a tenth of the operations.
 
 Gradually: units go until a first share of the operations is left, the rest is trained for an epoch, more go, and it is
-trained to the end. `arms` says what is compared; `control` is the dense network trained on for as many steps. Nothing
+trained to the end. `arms` says what is compared; `control` is the dense network trained on for as many steps. With
+`copies`, what comes after the dense network also sees that many copies of the images, moved by a pixel at most. Nothing
 is chosen by the test images.
 
 python -m experiments.structured.lenet5 [--resume FILE] [--name FOLDER] [--set KEY=JSON]
@@ -12,8 +13,12 @@ import time
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from experiments.data import mnist
 from experiments.distillation.common import plus_minus, remembered, show
+from experiments.distillation.hinton import jittered
 from experiments.models import lenet5
 from experiments.structured import arms
 from experiments.structured.measures import asked, averaged, draw, save
@@ -28,7 +33,8 @@ SETTINGS: dict[str, Any] = {
     "decay": 0.1,
     "steps": 1500,
     "budgets": {"0.1": [0.3, 0.1]},
-    "recovery": [215, 1505],
+    "recovery": [430, 3870],
+    "copies": 0,
     "recovery_rate": 2e-3,
     "soft": 0.9,
     "temperature": 4.0,
@@ -48,11 +54,18 @@ class Seed(NamedTuple):
     found: dict[str, Any]
 
 
+def with_copies(task: arms.Task, copies: int) -> arms.Task:
+    """With every image so many times more, each moved by a pixel at most."""
+    x, y = task.data["x"], task.data["y"]
+    moved = [jittered(np.asarray(x), 1, seed).reshape(x.shape) for seed in range(copies)]
+    return task._replace(data={"x": jnp.concatenate([x, *moved]), "y": jnp.tile(y, 1 + copies)})
+
+
 def one_seed(settings: Any, data: Any, seed: int, resume: pathlib.Path | None = None) -> Seed:
     """Every figure of a seed but the control's; what a killed run had finished is taken from `resume`."""
     clock, task = time.perf_counter(), arms.task(settings, lenet5(settings["width"]), data)
     whole = arms.dense_or_kept(task, seed, resume, str(seed))
-    task = arms.taught_by(task, whole)
+    task = arms.taught_by(with_copies(task, settings["copies"]), whole)
     found = {"dense": {"end": task.judged(task.net.apply, whole), **task.costs(task.net.apply, whole)}}
     print(f"seed {seed}, dense: {found['dense']['end']}", flush=True)
     for name, shares in settings["budgets"].items():

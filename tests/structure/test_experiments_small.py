@@ -31,6 +31,19 @@ def test_lenet5_is_cut_trained_and_compared(tmp_path):
     assert (tmp_path / "error.png").stat().st_size > 1000
 
 
+def test_copies_are_moved_and_keep_their_labels():
+    x, y = digit_images(4, 0)
+    task = lenet5.with_copies(arms.task(lenet5.SETTINGS, mlp((784, 10)), Data((x, y), (x, y), (x, y))), 2)
+    assert task.data["x"].shape == (12, 28, 28, 1) and task.data["y"].tolist() == y.tolist() * 3
+    parts = np.split(np.asarray(task.data["x"]), 3)
+    np.testing.assert_array_equal(parts[0], x)
+    around = [np.roll(x, (i, j), (1, 2))[:, 1:-1, 1:-1] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    for part in parts[1:]:
+        same = np.stack([np.all(part[:, 1:-1, 1:-1] == one, (1, 2, 3)) for one in around])
+        assert same.any(0).all() and not np.array_equal(part, x)
+    assert not np.array_equal(parts[1], parts[2])
+
+
 @pytest.mark.slow
 def test_every_arm_starts_from_its_own_network_and_is_trained():
     settings = lenet5.SETTINGS | {"batch": 8, "steps": 3, "recovery": [1, 2], "fisher": {"batches": 2, "batch": 4}}
