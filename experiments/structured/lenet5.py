@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
     "decay": 0.1,
     "steps": 1500,
     "budgets": {"0.1": [0.3, 0.1]},
-    "recovery": [430, 3870],
+    "recovery": [860, 12040],
     "copies": 0,
     "recovery_rate": 2e-3,
     "soft": 0.9,
