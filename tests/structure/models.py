@@ -185,10 +185,11 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, t):
+        dtype = jnp.result_type(float)  # a cell's carry is of its param_dtype, whatever its weights are
         x = nn.Embed(30, 6)(t)
-        x = nn.RNN(nn.OptimizedLSTMCell(8))(x)
-        x = nn.RNN(nn.GRUCell(6))(x)
-        x = nn.Bidirectional(nn.RNN(nn.LSTMCell(4)), nn.RNN(nn.LSTMCell(4)))(x)
+        x = nn.RNN(nn.OptimizedLSTMCell(8, param_dtype=dtype))(x)
+        x = nn.RNN(nn.GRUCell(6, param_dtype=dtype))(x)
+        x = nn.Bidirectional(*(nn.RNN(nn.LSTMCell(4, param_dtype=dtype)) for _ in range(2)))(x)
         return nn.Dense(5)(x)
 
 
