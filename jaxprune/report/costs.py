@@ -8,13 +8,14 @@
     all other arithmetic     one an output element, whatever it is (add, exp, compare)
     moving data              nothing: reshape, transpose, gather, select, sort, convert
 
-XLA's `cost_analysis` differs: it leaves padding out, counts exp and its kin apart, and sees what fusion has left.
+XLA's `cost_analysis` differs: it leaves padding out (as `unpadded` does), counts exp and its kin apart, and sees what fusion has left.
 """
 
 import math
 from collections.abc import Callable
-from itertools import product
 from typing import Any
+
+import numpy as np
 
 
 def cost(eqn: Any) -> int:
@@ -27,6 +28,11 @@ def cost(eqn: Any) -> int:
     if name in OPAQUE:
         raise ValueError(f"flops cannot look into {name!r}: count f without it, and add its operations by hand")
     return COSTS[name](eqn) if name in COSTS else sum(_size(v) for v in eqn.outvars)
+
+
+def unpadded(eqn: Any) -> int:
+    """The same, but products with a convolution's padding do not count."""
+    return _conv(eqn, padding=False) if eqn.primitive.name == "conv_general_dilated" else cost(eqn)
 
 
 def plain(name: str) -> str:
@@ -52,22 +58,24 @@ def _dot(eqn: Any) -> int:
     return 2 * _size(lhs) * math.prod(rhs.aval.shape[i] for i in free)
 
 
-def _conv(eqn: Any) -> int:
+def _conv(eqn: Any, padding: bool = True) -> int:
     p, out, rhs = eqn.params, eqn.outvars[0].aval.shape, eqn.invars[1].aval.shape
-    dims = p["dimension_numbers"]
+    dims, lhs = p["dimension_numbers"], eqn.invars[0].aval.shape
     taps = 1
-    for axis, (o, k) in enumerate(zip(dims.out_spec[2:], dims.rhs_spec[2:])):
+    for axis, (i, o, k) in enumerate(zip(dims.lhs_spec[2:], dims.out_spec[2:], dims.rhs_spec[2:])):
         low, holes = p["padding"][axis][0], p["lhs_dilation"][axis]
         stride, step = p["window_strides"][axis], p["rhs_dilation"][axis]
-        taps *= _taps(out[o], rhs[k], stride, step, low, holes)
+        taps *= _taps(out[o], rhs[k], stride, step, low, holes, None if padding else lhs[i])
     return 2 * out[dims.out_spec[0]] * out[dims.out_spec[1]] * taps * rhs[dims.rhs_spec[1]]
 
 
-def _taps(out: int, window: int, stride: int, step: int, low: int, holes: int) -> int:
-    """Pairs of an output and a window place that do not fall between the elements of a dilated input."""
-    if holes == 1:
+def _taps(out: int, window: int, stride: int, step: int, low: int, holes: int, n: int | None) -> int:
+    """Pairs of an output and a window place that meet an element of the dilated input; given its size, not padding."""
+    if holes == 1 and n is None:
         return out * window
-    return sum((o * stride + k * step - low) % holes == 0 for o, k in product(range(out), range(window)))
+    places = (np.arange(out) * stride + k * step - low for k in range(window))
+    inside = lambda x: True if n is None else (x >= 0) & (x <= (n - 1) * holes)
+    return sum(int(np.sum((x % holes == 0) & inside(x))) for x in places)
 
 
 def _pool(eqn: Any) -> int:

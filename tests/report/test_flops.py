@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxprune.core.arrays import Clustered, Common, Masked, is_code, materialize
-from jaxprune.report.flops import flops, flops_by_primitive, sparse_flops
+from jaxprune.report.flops import flops, flops_by_primitive, sparse_flops, unpadded_flops
 
 shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.float32)
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -89,14 +89,16 @@ def test_convolutions(x, w, kw, taps):
 def test_taps_of_a_dilated_convolution_against_a_loop(n, window, stride, step, holes, pad):
     x, w = shape(1, n, 1), shape(window, 1, 1)
     f = lambda x, w: lax.conv_general_dilated(
-        x, w, (stride,), [(pad, pad)], (holes,), (step,), dimension_numbers=("NHC", "HIO", "NHC")
+        x, w, (stride,), [(pad, pad + 1)], (holes,), (step,), dimension_numbers=("NHC", "HIO", "NHC")
     )
-    out = jax.eval_shape(f, x, w).shape[1]
-    taps = 0
-    for o in range(out):
+    there = np.zeros(pad + (n - 1) * holes + 1 + pad + 1, int)
+    there[pad : pad + (n - 1) * holes + 1 : holes] = 1
+    taps, real = 0, 0
+    for o in range(jax.eval_shape(f, x, w).shape[1]):
         for k in range(window):
             taps += (o * stride + k * step - pad) % holes == 0
-    assert flops(f, x, w) == 2 * taps
+            real += there[o * stride + k * step]
+    assert flops(f, x, w) == 2 * taps and unpadded_flops(f, x, w) == 2 * real
 
 
 def test_lenet_by_hand():
@@ -117,7 +119,7 @@ def test_xla_counts_the_same(f, params, x):
 def test_padding_is_the_difference_from_xla():
     f, x, w = partial(conv, padding="SAME"), shape(1, 16, 16, 8), shape(3, 3, 8, 8)
     assert flops(f, x, w) == 2 * 64 * (3 * 16) ** 2
-    assert xla(f, x, w) == 2 * 64 * (3 * 16 - 2) ** 2
+    assert xla(f, x, w) == unpadded_flops(f, x, w) == 2 * 64 * (3 * 16 - 2) ** 2
 
 
 def test_control_flow():
