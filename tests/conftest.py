@@ -1,5 +1,6 @@
 """Every test runs on 8 virtual CPU devices, with strict dtype promotion, and a warning is an error."""
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -9,6 +10,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+gc.set_threshold(200_000, 20, 100)  # a sixth of the tests' time went into looking at JAX's many small objects again
 
 
 @pytest.fixture

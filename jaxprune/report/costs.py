@@ -8,7 +8,8 @@
     all other arithmetic     one an output element, whatever it is (add, exp, compare)
     moving data              nothing: reshape, transpose, gather, select, sort, convert
 
-XLA's `cost_analysis` differs: it leaves padding out (as `unpadded` does), counts exp and its kin apart, and sees what fusion has left.
+XLA's `cost_analysis` differs: it leaves padding out (as `unpadded` does) and counts exp and its kin apart; that of a
+compiled program also counts what its fusions compute twice.
 """
 
 import math
