@@ -7,7 +7,8 @@ A layer Y = X W loses inputs and outputs. Its remaining outputs are brought near
 
 X' is what the smaller network feeds the layer, behind all layers that were fitted before, Y what the whole network has
 there, W' the weights that are left. The equations of the two programs are evaluated side by side, once, on all
-batches; no gradient is taken and no label is read.
+batches; no gradient is taken and no label is read. Behind a block that is left out the layers are brought near to what
+they gave with it.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from jaxprune.core.where import is_float
+from jaxprune.core.where import is_float, leaf_path
 from jaxprune.numerics.precision import widen
 from jaxprune.structure.narrowed import kept
 from jaxprune.structure.plan import Plan
-from jaxprune.structure.rows import CONTRACTIONS, inputs, outputs, weights
+from jaxprune.structure.ridge import solved
+from jaxprune.structure.rows import CONTRACTIONS
 from jaxprune.transforms.axes.groups import walked
 from jaxprune.transforms.axes.index import fresh
 from jaxprune.transforms.axes.narrow import Narrow
@@ -84,8 +86,8 @@ def reconstruct(
       A `Reconstruction`. Weights used twice, inside a scan, a cond or a loop are left as they are, and named.
 
     Raises:
-      ValueError: no batches, batches of several shapes, a ridge below 0, or of 0 where inputs are dependent, NaN, a
-        plan of another model, or one that leaves out blocks.
+      ValueError: no batches, batches of several shapes, a ridge below 0, or of 0 where inputs are dependent, NaN, or a
+        plan of another model.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -101,28 +103,24 @@ def reconstruct(
     shapes = {str(jax.tree.map(lambda x: (np.shape(x), jnp.result_type(x)), batch)) for batch in given}
     if len(shapes) != 1:
         raise ValueError(f"reconstruct: batches of one shape are asked for; there are {sorted(shapes) or 'none'}")
-    if plan.blocks:
-        raise ValueError(
-            f"reconstruct: the plan leaves out the block of {', '.join(plan.blocks[0][:3])}: shrink by depth first, "
-            f"then by width, and reconstruct that"
-        )
     if not ridge >= 0:
         raise ValueError(f"reconstruct(ridge={ridge}): a number from 0 on")
     traced, shapes_there = trace(f, params, given[0], {}), shapes_of(params)
     leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes_there.items()}
-    program, small = walked(Walk(), traced, leaf_axes, state), plan.cut(params)
-    fit = _Fit(Narrow(kept(leaf_axes, [program], plan)), ridge, dict(zip(leaf_axes, jax.tree.leaves(small))))
+    program, small = walked(Walk(depth=True), traced, leaf_axes, state), plan.cut(params)
+    there = {leaf_path(keys): x for keys, x in jax.tree_util.tree_leaves_with_path(small)}
+    fit = _Fit(Narrow(kept(leaf_axes, [program], plan)), ridge, there)
     paths = [*leaf_axes, *[None] * traced.inputs]
     fit.count(program, paths)
     arrays = [[x for x in jax.tree.leaves(batch) if hasattr(x, "dtype")] for batch in given]
-    leaves = [[pair] * len(given) for pair in zip(jax.tree.leaves(params), jax.tree.leaves(small))]
+    leaves = [[(x, there.get(path))] * len(given) for path, x in zip(leaf_axes, jax.tree.leaves(params))]
     fit.run(program, [*leaves, *([(x, x) for x in column] for column in zip(*arrays))], paths)
     made = jax.tree.unflatten(jax.tree.structure(small), list(fit.params.values()))
     return Reconstruction(made, fit.errors, fit.left())
 
 
 Values = list[tuple[Any, Any]]
-"""Over batches: a value in the whole program, and in the smaller one."""
+"""Over batches: a value in the whole program, and in the smaller one (None of what goes with a block)."""
 
 
 class _Fit:
@@ -137,7 +135,8 @@ class _Fit:
         """Weights that were not fitted."""
         odd = lambda uses: [u for u in uses if u in CONTRACTIONS or u in LOOPS]
         why = lambda uses: f"it is used by {', '.join(uses)}"
-        return {path: why(uses) for path, uses in self.uses.items() if path not in self.errors and odd(uses)}
+        there = {path: uses for path, uses in self.uses.items() if path in self.params and path not in self.errors}
+        return {path: why(uses) for path, uses in there.items() if odd(uses)}
 
     def count(self, program: Walked, paths: Paths) -> Paths:
         """Notes what uses each leaf, but to hand it on; gives the leaves among the results."""
@@ -159,6 +158,7 @@ class _Fit:
         consts = [[(x, self.narrow.cut(x, axes))] * batches for x, axes in zip(program.consts, program.const_axes)]
         env = dict(zip(program.jaxpr.constvars, consts)) | dict(zip(program.jaxpr.invars, values))
         names, ends = dict(zip(program.jaxpr.invars, paths)), last_uses(program)
+        live = set(map(id, self.narrow.live(program)))
 
         def read(v: Any, axes: Axes) -> Values:
             return [(v.val, self.narrow.cut(v.val, axes))] * batches if isinstance(v, jex.Literal) else env[v]
@@ -168,7 +168,9 @@ class _Fit:
                 [read(v, axes) for v, axes in zip(r.eqn.invars, r.ins)],
                 [_read(names, v) for v in r.eqn.invars],
             )
-            if entered(r):
+            if id(r) not in live:
+                outs, handed = self.alone(r, taken, program.jaxpr.debug_info), [None] * len(r.outs)
+            elif entered(r):
                 outs, handed = self.run(r.extra[0], taken, known)
             else:
                 outs, handed = self.equation(r, taken, known, program.jaxpr.debug_info), handed_on(r, known)
@@ -178,6 +180,11 @@ class _Fit:
                 env.pop(v, None)
         ends_in = list(zip(program.jaxpr.outvars, program.outs))
         return [read(v, axes) for v, axes in ends_in], [_read(names, v) for v, _ in ends_in]
+
+    def alone(self, r: Record, taken: list[Values], info: Any) -> list[Values]:
+        """The results of an equation that the smaller program does not have."""
+        large = [self.whole.results(r, [a for a, _ in batch], info) for batch in zip(*taken)]
+        return [[(y, None) for y in column] for column in zip(*large)]
 
     def equation(self, r: Record, taken: list[Values], paths: Paths, info: Any) -> list[Values]:
         """The results of an equation, once its weight is fitted."""
@@ -211,38 +218,6 @@ class _Fit:
         return [
             tuple((a, new.astype(w.dtype)) if i == k else (a, b) for i, (a, b) in enumerate(one)) for one in batches
         ]
-
-
-def solved(eqn: Any, k: int, w: Any, xs: list[Any], wanted: list[Any], made: list[Any], ridge: float) -> Any:
-    """D, and ‖Y' − Y‖ / ‖Y‖ before and after."""
-
-    @jax.jit
-    def sums(x: Any, y: Any, z: Any) -> Any:
-        rows = inputs(eqn, widen(x), w.shape, k)
-        y, z = (outputs(eqn, widen(one), k, len(rows)) for one in (y, z))
-        dot = lambda a, b: jnp.einsum("gni,gnj->gij", a, b, precision="highest")
-        return dot(rows, rows), dot(rows, y - z), jnp.square(y - z).sum(), jnp.square(y).sum()
-
-    parts = zip(*(sums(*batch) for batch in zip(xs, wanted, made)))
-    gram, right, error, whole = (np.sum([np.asarray(x, np.float64) for x in part], axis=0) for part in parts)
-    change = ridge_regression(gram, right, ridge)
-    after = error - 2 * np.sum(change * right) + np.sum(change * (gram @ change))
-    relative = [float(np.sqrt(max(e, 0.0) / whole)) if whole else 0.0 for e in (error, after)]
-    return weights(eqn, change, w.shape, k).astype(np.float32), tuple(relative)
-
-
-def ridge_regression(gram: np.ndarray, right: np.ndarray, ridge: float) -> np.ndarray:
-    """(G + λ I)⁻¹ R of each group, λ = ridge · tr(G) / n; zeros where nothing ever came in."""
-    if not (np.isfinite(gram).all() and np.isfinite(right).all()):
-        raise ValueError("what it is multiplied with, or gives, has NaN or Inf")
-    n, live = gram.shape[-1], np.trace(gram, axis1=1, axis2=2) > 0
-    change = np.zeros_like(right)
-    pull = ridge / n * np.trace(gram[live], axis1=1, axis2=2)[:, None, None]
-    try:
-        change[live] = np.linalg.solve(gram[live] + pull * np.eye(n), right[live])
-    except np.linalg.LinAlgError:
-        raise ValueError("its inputs are dependent: give a ridge above 0, or more examples") from None
-    return change
 
 
 def entered(r: Record) -> bool:

@@ -147,15 +147,40 @@ WRONG = {
 }
 
 
-def test_depth_comes_first():
-    def f(p, x):
-        x = x + jax.nn.relu(x @ p["a"]) @ p["b"]
-        return (x + jax.nn.relu(x @ p["c"]) @ p["d"]) @ p["h"]
+def stream(p, x):
+    block = jax.jit(lambda x, up, down: x + jax.nn.relu(x @ up) @ down)
+    x = jax.checkpoint(block)(x, p["a"], p["b"])
+    x = block(x, p["c"], p["d"])
+    return x @ p["h"]
 
-    params = {"a": draw(6, 8), "b": draw(8, 6), "c": draw(6, 8), "d": draw(8, 6), "h": draw(6, 3)}
-    deep = jp.shrink(f, params, BATCH, ratio=0.5, depth=jp.Depth(only=True))
-    with pytest.raises(ValueError, match=r"leaves out the block of .*: shrink by depth first"):
-        jp.reconstruct(f, params, deep.plan, [(BATCH,)])
+
+STREAM = {"a": draw(6, 8), "b": draw(8, 6), "c": draw(6, 8), "d": draw(8, 6), "h": draw(6, 3)}
+
+
+def test_behind_a_block_that_is_left_out_layers_are_fitted_to_what_they_gave_with_it():
+    score = jp.Depth(score={"a": 0.0}, only=True)
+    thin = jp.shrink(stream, STREAM, BATCH, ratio=0.5, depth=score)
+    x = draw(50, 6)
+    fitted = jp.reconstruct(stream, STREAM, thin.plan, [(x[:25],), (x[25:],)], ridge=0.0)
+    assert list(fitted.errors) == ["c", "d", "h"] and fitted.params["a"] is None and not fitted.left
+    middle = x + np.maximum(x @ STREAM["a"], 0) @ STREAM["b"]
+    up = np.linalg.lstsq(x, middle @ STREAM["c"])[0]  # the block passed by: x itself is what comes in
+    assert_allclose(fitted.params["c"], up, atol=1e-4)
+    hidden = np.maximum(x @ up, 0)
+    down = np.linalg.lstsq(hidden, np.maximum(middle @ STREAM["c"], 0) @ STREAM["d"])[0]
+    assert_allclose(fitted.params["d"], down, atol=1e-3)
+    wanted = stream(STREAM, x)
+    assert_allclose(fitted.params["h"], np.linalg.lstsq(x + hidden @ down, wanted)[0], atol=1e-3)
+    off = lambda p: float(jnp.linalg.norm(thin.apply(p, x) - wanted))
+    assert off(fitted.params) < 0.7 * off(thin.params)
+
+
+def test_blocks_and_widths_at_once_and_one_after_the_other():
+    both = jp.shrink(stream, STREAM, BATCH, params=0.45, depth=jp.Depth(score={"a": 0.0}))
+    assert both.plan.blocks and any(both.plan.keep[path] for path in ("c", "d"))
+    fitted = jp.reconstruct(stream, STREAM, both.plan, [(BATCH,)])
+    assert jax.tree.map(jnp.shape, fitted.params) == jax.tree.map(jnp.shape, both.params)
+    deep = jp.shrink(stream, STREAM, BATCH, ratio=0.5, depth=jp.Depth(only=True))
     thin = jp.shrink(deep.apply, deep.params, BATCH, ratio=0.5)
     fitted = jp.reconstruct(deep.apply, deep.params, thin.plan, [(BATCH,)])
     assert len(fitted.errors) == 3 and len(jax.tree.leaves(fitted.params)) == 3
