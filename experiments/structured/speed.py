@@ -2,11 +2,13 @@
 
 All channels may go, those of the residual streams too (of the channels inside the blocks alone a multiple of 8 each
 leaves 62% of the time): by Fisher information, as in `resnet56`. The weights that are left are fitted, as there; no
-gradient step. Three ways to choose how many channels are left where:
+gradient step. Ways to choose how many channels are left where, and which blocks:
 
-    operations          flops=, any width
-    device widths       flops=, round_to="device": widths and an order that save time here
-    time                latency=
+    operations             flops=, any width
+    device widths          flops=, round_to="device": widths and an order that save time here
+    device widths, blocks  the same, depth=True: blocks may go whole, by how little they change the stream
+    time                   latency=
+    time, blocks           latency=, depth=True
 
 Then all networks and the whole one run in turns, on a batch of 128: wall time and CPU time, medians over the rounds of
 the ratio within a round. Plans are made by CPU time, which sees less of what else runs on a machine than wall time
@@ -38,15 +40,20 @@ from jaxprune.structure.timings import race as timed
 HERE = pathlib.Path(__file__).parent
 SETTINGS: dict[str, Any] = {
     **{k: resnet56.SETTINGS[k] for k in ("images", "batch", "ridge")},
-    "normalize": "none",
     "flops": [0.6, 0.4],
-    "latency": [0.7, 0.5],
+    "latency": [0.7, 0.6, 0.5],
     "rounds": 9,
 }
+WIDTHS = {"normalize": "none"}
+"""Fisher information of units is what their loss costs, and is compared as it is."""
+BLOCKS = {"depth": True}
+"""What a block changes is on a scale of its own: shares of the whole are compared."""
 ARMS: dict[str, dict[str, Any]] = {
-    "operations": {"budget": "flops", "round_to": 1},
-    "device widths": {"budget": "flops", "round_to": "device"},
-    "time": {"budget": "latency", "round_to": "device"},
+    "operations": {"budget": "flops", "round_to": 1, **WIDTHS},
+    "device widths": {"budget": "flops", "round_to": "device", **WIDTHS},
+    "device widths, blocks": {"budget": "flops", "round_to": "device", **BLOCKS},
+    "time": {"budget": "latency", "round_to": "device", **WIDTHS},
+    "time, blocks": {"budget": "latency", "round_to": "device", **BLOCKS},
 }
 
 
@@ -59,8 +66,8 @@ def table(folder: pathlib.Path) -> jp.Timings:
 
 def planned(arm: str, value: float, params: Any, images: Any, score: Any, folder: pathlib.Path, s: Any) -> Any:
     """Costs of one network made smaller; its plan and the table go to the folder."""
-    how, clock = ARMS[arm], time.process_time()
-    given = {how["budget"]: value, "round_to": how["round_to"], "normalize": s["normalize"]}
+    how, clock = dict(ARMS[arm]), time.process_time()
+    given = {how.pop("budget"): value, **how}
     given |= {"timings": table(folder)} if how["round_to"] == "device" else {}
     thin = jp.shrink(resnet.apply, params, images[: s["batch"]], score=score(), reduce="l1", **given)
     thin.plan.save(folder / f"{arm} {value}.json")
@@ -70,7 +77,7 @@ def planned(arm: str, value: float, params: Any, images: Any, score: Any, folder
         pace.timings.save(folder / "timings.json")
         found |= {"predicted": pace.predicted, "measured": pace.measured, "entries": len(pace.timings.seconds)}
     print(f"{arm} {value}: {found}", flush=True)
-    return found | {"widths": widths}
+    return found | {"widths": widths, "blocks": [leaves[0].split("/")[0] for leaves in thin.plan.blocks]}
 
 
 def thinned(arm: str, value: float, params: Any, images: Any, folder: pathlib.Path) -> Any:
@@ -123,7 +130,7 @@ def plot(found: Any, path: pathlib.Path, clock: str = "wall") -> None:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for arm, mark in zip(ARMS, "osD"):
+    for arm, mark in zip(ARMS, "os^Dv"):
         some = sorted((one["faster"][clock], one["accuracy"]) for one in found["arms"] if one["arm"] == arm)
         axes.plot([1.0, *(x for x, _ in some)], [found["dense"], *(y for _, y in some)], marker=mark, label=arm)
     axes.set_xlabel(f"times faster than the whole network ({clock} time, batch of 128)")

@@ -17,7 +17,7 @@ import numpy as np
 from jaxprune.core.tree import nearest
 from jaxprune.structure import cost
 from jaxprune.structure.check import concrete
-from jaxprune.structure.importance import Scope
+from jaxprune.structure.importance import Normalize, Scope
 from jaxprune.transforms.axes.groups import Group, Groups, Member, axes, compiled
 from jaxprune.transforms.axes.index import Axis, Var, settled, size
 from jaxprune.transforms.axes.masks import positions
@@ -157,13 +157,16 @@ def scored(
     return made
 
 
-def ranks(values: Sequence[np.ndarray], scope: Scope) -> list[np.ndarray]:
+def ranks(values: Sequence[np.ndarray], scope: Scope, normalize: Normalize) -> list[np.ndarray]:
     """Scores as numbers that may be ranked with those of widths: all blocks and layers are as one group.
 
     Args:
       values: of `scored`; those of a loss may be negative.
       scope: "global": over their mean size; otherwise by quantile.
+      normalize: "none": with "global", as they are.
     """
+    if scope == "global" and normalize == "none":
+        return [np.asarray(v, float) for v in values]
     together = np.concatenate(values)
     if scope == "global":
         rank = together / max(float(np.abs(together).mean()), np.finfo(float).tiny)

@@ -7,7 +7,7 @@ time that it saves:
     argmin over (group, width)   importance lost / seconds saved
 
 after HALP (Shen et al. 2021, arXiv:2110.10811) and NetAdapt (Yang et al. 2018, arXiv:1804.03230). Widths that save
-nothing are passed over.
+nothing are passed over. A block is a group of one unit, which may go.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +33,9 @@ class Path:
       model: of the program's time.
       ranks: of each group, the importance of its units.
       bounds: the least and the most units that each may keep.
-      round_to: see `candidates`.
-      shares: whether importance and time of a group count as shares of its whole, as they must where the importance of
-        different groups is on different scales.
+      allowed: the widths below its own that each may have, see `candidates`.
+      scales: sets of groups whose importance is on one scale: it and the time of each set count as shares of its whole.
+        None: all are on one, as they are.
       tell: what is said while it is measured.
 
     Attributes:
@@ -48,8 +48,8 @@ class Path:
         model: Model,
         ranks: Sequence[np.ndarray],
         bounds: Sequence[tuple[int, int]],
-        round_to: int | None,
-        shares: bool,
+        allowed: Sequence[Sequence[int]],
+        scales: Sequence[Sequence[int]] | None,
         tell: Tell,
     ):
         self.steps: list[Step] = []
@@ -57,8 +57,8 @@ class Path:
         self._model, self._widths, self._tell = model, list(model.full), tell
         self._orders = [np.argsort(r, kind="stable") for r in ranks]
         self._lost = [np.concatenate([[0.0], np.cumsum(r[o])]) for r, o in zip(ranks, self._orders)]
-        self._allowed = [candidates(n, low, high, round_to) for n, (low, high) in zip(model.full, bounds)]
-        self._weights = [self._scale(g) if shares else 1.0 for g in range(len(ranks))]
+        self._allowed = allowed
+        self._weights = {g: self._scale(part, ranks) for part in scales or () for g in part}
         self._best: dict[int, tuple[float, int]] = {}
         for g, (_, high) in enumerate(bounds):
             if high < model.full[g] and (fit := [n for n in self._allowed[g] if n <= high]):
@@ -73,8 +73,9 @@ class Path:
                 return None
         return m
 
-    def _scale(self, g: int) -> float:
-        return self._seconds(g, self._model.full) / max(float(self._lost[g][-1]), np.finfo(float).tiny)
+    def _scale(self, part: Sequence[int], ranks: Sequence[np.ndarray]) -> float:
+        seconds = sum(self._seconds(g, self._model.full) for g in part)
+        return seconds / max(sum(float(np.abs(ranks[g]).sum()) for g in part), np.finfo(float).tiny)
 
     def _next(self) -> bool:
         stale = [g for g in range(len(self._widths)) if g not in self._best]
@@ -100,7 +101,9 @@ class Path:
         best = np.inf, self._widths[g]
         for at in reversed(self._narrower(g)):
             saved = now - self._seconds(g, at)
-            lost = self._weights[g] * float(self._lost[g][size - at[g]] - self._lost[g][size - self._widths[g]])
+            lost = self._weights.get(g, 1.0) * float(
+                self._lost[g][size - at[g]] - self._lost[g][size - self._widths[g]]
+            )
             if saved > 0 and lost / saved < best[0]:
                 best = lost / saved, at[g]
         return best

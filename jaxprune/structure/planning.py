@@ -10,7 +10,7 @@ import numpy as np
 from jaxprune.core.where import Slot, Where, leaf_path, weights
 from jaxprune.structure import budget, cost, depth
 from jaxprune.structure.depth import Depth
-from jaxprune.structure.greedy import Path
+from jaxprune.structure.greedy import Path, candidates
 from jaxprune.structure.importance import Normalize, Reduce, Scope, comparable
 from jaxprune.structure.latency import Model
 from jaxprune.structure.plan import Plan
@@ -56,12 +56,14 @@ class Cuts(NamedTuple):
       units: of each group.
       ranks: of each group, the importance of its units, comparable with that of others.
       rounded: what the units of each group that stay are a multiple of.
+      deep: of each group, whether it is a block or layers.
     """
 
     groups: list[Group]
     units: list[Ranked]
     ranks: list[np.ndarray]
     rounded: list[int]
+    deep: list[bool]
 
     def narrow(self, taken: Sequence[budget.Step]) -> Narrow:
         """What is left after some steps."""
@@ -70,6 +72,11 @@ class Cuts(NamedTuple):
     def bounds(self, keep: Mapping[str, budget.Limit]) -> list[tuple[int, int]]:
         """The least and the most units that each group may keep."""
         return budget.limits(self.groups, keep, self.rounded)
+
+    def scales(self) -> list[list[int]]:
+        """The groups whose ranks are on one scale when they are not all: each width alone, all of depth together."""
+        deep = [i for i, d in enumerate(self.deep) if d]
+        return [*([i] for i, d in enumerate(self.deep) if not d), *([deep] if deep else [])]
 
 
 def planned(
@@ -108,8 +115,10 @@ def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, 
     with progress() as tell:
         whole, timings = watch.whole()
         model = Model(found.programs[0], [r.variable for r in cuts.units], cuts.ranks, timings, whole)
-        shares = how.scope != "global" or how.normalize != "none"
-        path = Path(model, cuts.ranks, cuts.bounds(how.keep), width, shares, tell)
+        scales = None if how.scope == "global" and how.normalize == "none" else cuts.scales()
+        bounds, sizes = cuts.bounds(how.keep), [(g.size, deep) for g, deep in zip(cuts.groups, cuts.deep)]
+        widths = [range(low, n) if d else candidates(n, low, high, width) for (n, d), (low, high) in zip(sizes, bounds)]
+        path = Path(model, cuts.ranks, bounds, widths, scales, tell)
         plan, costs = lambda m: plan_of(found, cuts.narrow(path.steps[:m])), _costs(found, cuts, path.steps)
         path.extend(lambda m: all(costs[name](m) <= value * costs[name](0) for name, value in others.items()))
         taken = _taken(found, cuts, path.steps, others)
@@ -125,10 +134,6 @@ def _refuse(wanted: Mapping[str, float], how: Choice) -> None:
             raise ValueError(f"shrink({name}={getattr(how, name)!r}): {name} is one of {', '.join(get_args(known))}")
     if how.round_to not in (None, "device") and (not isinstance(how.round_to, int) or how.round_to < 1):
         raise ValueError(f"shrink(round_to={how.round_to!r}): a number of units from 1 on, or 'device'")
-    if how.depth is not None and ("latency" in wanted or how.paced):
-        raise ValueError(
-            "shrink: the table of times is of widths: leave out blocks by another budget, and shrink again"
-        )
     for name, value in wanted.items():
         budget.refuse_no_fraction(name, value)
 
@@ -151,7 +156,7 @@ def _wide(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | N
         raise ValueError(f"no weight that can be cut has a score; those that have one: {list(scores)[:5]}: give score=")
     groups, units = [found.groups[i] for i in fit], ranked(found, fit, scores, how.reduce, how.uneven)
     ranks = comparable(groups, [r.values for r in units], how.scope, how.normalize)
-    return Cuts(groups, units, ranks, [how.width] * len(groups))
+    return Cuts(groups, units, ranks, [how.width] * len(groups), [False] * len(groups))
 
 
 def _deep(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | None, calls: Sequence[Any]) -> Cuts:
@@ -162,11 +167,11 @@ def _deep(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | N
     if not there:
         if how.depth.only:
             raise ValueError("where matches no block. jp.blocks(f, params, x) lists them")
-        return Cuts([], [], [], [])
+        return Cuts([], [], [], [], [])
     made = depth.scored(found, there, how.depth, tree, calls)
     units = [Ranked(u.variable, values) for u, values in made]
-    ranks = depth.ranks([r.values for r in units], how.scope)
-    return Cuts([u.group for u, _ in made], units, ranks, [int(not u.block) for u, _ in made])
+    ranks = depth.ranks([r.values for r in units], how.scope, how.normalize)
+    return Cuts([u.group for u, _ in made], units, ranks, [int(not u.block) for u, _ in made], [True] * len(made))
 
 
 def _taken(found: Groups, cuts: Cuts, order: Sequence[budget.Step], wanted: Mapping[str, float]) -> int:
