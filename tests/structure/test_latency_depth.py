@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.structure.latency import Model
+from jaxprune.transforms.axes.index import settled
 from tests.structure.test_latency import Fake
 
 RNG = np.random.default_rng(11)
@@ -106,3 +108,15 @@ def test_device_widths_with_blocks():
     thin = jp.shrink(streams, STREAMS, X, flops=0.5, round_to="device", depth=True, timings=clock.table)
     assert thin.plan.blocks and thin.report.flops[1] <= 0.5 * thin.report.flops[0]
     assert all(thin.widths[f"{name}/up"][1] % 4 == 0 for name in "abc" if f"{name}/up" in thin.widths)
+
+
+def test_a_block_takes_its_additions_along():
+    """All but the products takes 10 s, and all of that is in the block: without it the last product is left."""
+    p = {"a": pair(wide=8), "end": draw(6, 3)}
+    found = jp.axes(lambda p, x: block(x, p["a"]) @ p["end"], p, X, depth=True)
+    [switch] = [settled(b.switch) for b in found.blocks]
+    model = Model(
+        found.programs[0], [switch], [np.ones(1)], Fake(flat).table, 10 + flat(6, 8) + flat(8, 6) + flat(6, 3)
+    )
+    assert model.total((1,)) == pytest.approx(10 + flat(6, 8) + flat(8, 6) + flat(6, 3))
+    assert model.total((0,)) == pytest.approx(flat(6, 3))
