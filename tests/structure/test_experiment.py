@@ -100,15 +100,15 @@ def test_statistics_are_those_of_the_images_that_are_given():
 def test_budgets_of_time_and_of_operations_are_compared(tmp_path, monkeypatch):
     reads = lambda calls: np.array([[float(sum(x.size for x in jax.tree.leaves(args))) for _, args in calls]])
     monkeypatch.setattr(speed, "table", lambda folder: jp.Timings(clock=reads))  # seconds are made up
-    settings = speed.SETTINGS | {"images": 16, "batch": 8, "flops": [0.7], "latency": [0.9], "rounds": 2}
+    settings = speed.SETTINGS | {"images": 16, "batch": 8, "flops": [0.6], "latency": [0.8], "rounds": 2}
     data = images(16, 1), images(20, 2)
     found = speed.measured(settings, network(), data, tmp_path)
     arms = {one["arm"]: one for one in found["arms"]}
     assert list(arms) == ["time, blocks", "time", "device widths, blocks", "device widths", "operations"]
     measured = [arms[name].get("measured", 0) for name in arms]
-    assert all(after <= 0.9 * before for before, after in measured[:2]) and measured[2:] == [None, None, 0]
-    assert all(one["flops"][1] <= 0.7 * one["flops"][0] for one in found["arms"] if not one["arm"].startswith("time"))
-    assert [name for name, one in arms.items() if one["blocks"]] == ["device widths, blocks"]
+    assert all(after <= 0.8 * before for before, after in measured[:2]) and measured[2:] == [None, None, 0]
+    assert all(one["flops"][1] <= 0.6 * one["flops"][0] for one in found["arms"] if not one["arm"].startswith("time"))
+    assert arms["device widths, blocks"]["blocks"] and not any(one["blocks"] for n, one in arms.items() if "," not in n)
     assert all(one["faster"]["wall"] > 0 and one["error"] < 1e-5 for one in found["arms"])
     assert speed.measured(settings, network(), data, tmp_path) == json.loads(json.dumps(found))
     speed.plot(found, tmp_path / "speed.png")

@@ -112,8 +112,9 @@ def test_what_differs_is_lossless_where_each_has_dead_units_of_its_own(name):
         differ = [line for line in thin.report.uneven.values() if line.startswith("differs along")]
         assert len(differ) == CASES[name][1] and thin.report.error <= 1e-12
         dead, full = thin.plan.mask(params), value_and_grads(f, (x,))
-        y, grads = full(dead)
-        z, small_grads = value_and_grads(thin.apply, (x,))(thin.params)
+        c = RNG.normal(size=jax.eval_shape(f, params, x).shape)
+        y, grads = full(dead, c)
+        z, small_grads = value_and_grads(thin.apply, (x,))(thin.params, c)
         assert distance(y, z) <= 1e-12 and distance(thin.cut(grads), small_grads) <= 1e-12
         # a model that has these dead units is not changed by cutting as many, but if all must cut the same
         how, found = Choice(None, "l2", "group", "mean", None, 1, {".*": 2}, False), jp.axes(f, params, x)
@@ -121,7 +122,7 @@ def test_what_differs_is_lossless_where_each_has_dead_units_of_its_own(name):
             planned(found, dead, {"ratio": 0.7}, how._replace(uneven=uneven), None)[0] for uneven in (True, False)
         )
         assert all(again.small(path) == even.small(path) == thin.plan.small(path) for path in found.shapes)
-        assert distance(dead, again.mask(dead)) == 0 and distance(y, full(even.mask(dead))[0]) > 0.01
+        assert distance(dead, again.mask(dead)) == 0 and distance(y, full(even.mask(dead), c)[0]) > 0.01
 
 
 # [batch, heads, dimensions] -> the same: one of these makes all heads keep the same dimensions, and is named
