@@ -66,7 +66,7 @@ def _fit_compiled(xs: Any, hs: Any, draws: Any, k: int, init: Init, iterations: 
     data = Data(xs, hs, chunked=not sharded)
     scale = scale_of(data)
     cells = cells_of(data, scale, bins_for(xs))
-    c = lloyd(cells, _start(cells, scale, k, init, draws), iterations, init == "optimal")
+    c = _levels(cells, scale, k, init, draws, iterations)
     few, values = _distinct(data, k, jnp.sum(cells.mass > 0, dtype=jnp.int32))
     return jnp.where(jnp.sum(cells.mass) > 0, jnp.where(few, values, c), 0.0)
 
@@ -82,8 +82,12 @@ def _fit_host(xs: Any, hs: Any, k: int, init: Init, draws: Any, iterations: int)
     scale = scale_of(data)
     cells = cells_of(data, scale, bins_for(xs))
     draws = None if draws is None else np.asarray(draws)
+    return _levels(cells, scale, k, init, draws, iterations).astype(np.float32)
+
+
+def _levels(cells: Cells, scale: Scale, k: int, init: Init, draws: Any, iterations: int) -> Any:
     c = lloyd(cells, _start(cells, scale, k, init, draws), iterations, init == "optimal")
-    return c.astype(np.float32)
+    return xp_of(c).clip(c, scale.low, scale.high)  # a mean, rounded, may be an ulp beside all that it is the mean of
 
 
 # --- start ------------------------------------------------------------------------------------------------------------
