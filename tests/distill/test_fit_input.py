@@ -181,7 +181,7 @@ def test_a_broken_checkpoint_is_told(tmp_path, quiet_end):
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, quiet_end):
-    """The process may write no file larger than 64 kB: the next checkpoint has no room."""
+    """The process may write no file larger than 60 bytes: the next checkpoint has no room."""
     d = distiller()
     fit(folder=tmp_path, d=d, steps=2, checkpoint_every=2)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
