@@ -3,10 +3,12 @@
     python -m experiments.structured.analysis_time
 
 ResNet-56, a transformer of 24 layers, and chains of layers from 80 to 10,000 equations: time per equation shows
-whether it is linear. CPU time of the process, medians over rounds in which all take turns; only shapes are given.
+whether it is linear. CPU time of the process, medians over rounds in which all take turns; only shapes are given. With
+Python's garbage collector, which looks at all objects again as they grow more, and without it.
 """
 
 import argparse
+import gc
 import json
 import pathlib
 import statistics
@@ -110,11 +112,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--file", type=pathlib.Path, default=HERE / "results/analysis_time/results.json")
     asked = parser.parse_args()
-    found = {"machine": machine(), "rows": measured(asked.rounds)}
+    found: dict[str, Any] = {"machine": machine(), "rows": measured(asked.rounds)}
+    gc.disable()
+    found["without the garbage collector"] = measured(asked.rounds)
     asked.file.parent.mkdir(parents=True, exist_ok=True)
     asked.file.write_text(json.dumps(found, indent=1))
     for name, r in found["rows"].items():
-        print(f"{name:26} {r['equations']:>6} equations  {r['seconds']:.2f} s, {r['trace']:.2f} s of it the trace")
+        bare = found["without the garbage collector"][name]["seconds"]
+        times = f"{r['seconds']:.2f} s, the trace {r['trace']:.2f}, no garbage collector {bare:.2f}"
+        print(f"{name:26} {r['equations']:>6} equations  {times}")
 
 
 if __name__ == "__main__":

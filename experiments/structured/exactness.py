@@ -21,32 +21,10 @@ import numpy as np
 import jaxprune as jp
 from experiments.benchmarks.common import machine
 from jaxprune.core.where import leaf_path
-from tests.structure.models import MODELS, STATE
+from tests.structure.models import MODELS, STATE, distance, floats, value_and_grads
 
 HERE = pathlib.Path(__file__).parent
 RATIOS = (0.9, 0.5, 0.1)
-
-
-def distance(a: Any, b: Any) -> float:
-    """Of two trees, relative to the largest number of the first."""
-    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    scale = max(float(jnp.abs(x).max()) for x, _ in pairs)
-    return max(float(jnp.abs(x - y).max()) for x, y in pairs) / scale
-
-
-def floats(tree: Any) -> list[Any]:
-    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-
-
-def values_and_gradients(f: Any, args: Any) -> Any:
-    """(params, c, a tree as the outputs are) -> (outputs, gradients of Σ c · outputs)."""
-
-    def total(params: Any, c: Any) -> tuple[Any, Any]:
-        outs = f(params, *args)
-        return sum((a * b).sum() for a, b in zip(jax.tree.leaves(outs), jax.tree.leaves(c))), outs
-
-    both = jax.jit(jax.grad(total, has_aux=True, allow_int=True))
-    return lambda params, c: both(params, c)[::-1]
 
 
 def cut(name: str, ratio: float, wide: bool) -> tuple[Any, Any, Any, jp.Plan]:
@@ -73,8 +51,8 @@ def compared(name: str, ratio: float, wide: bool) -> tuple[Any, dict[str, Any]]:
     f, params, args, thin = cut(name, ratio, wide)
     rng, cut_state = np.random.default_rng(1), thin.cut if name in STATE else lambda outs: outs
     c = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), jax.eval_shape(f, params, *args))
-    y, grads = values_and_gradients(f, args)(thin.plan.mask(params), c)
-    small = partial(values_and_gradients(thin.apply, args), c=cut_state(c))
+    y, grads = value_and_grads(f, args)(thin.plan.mask(params), c)
+    small = partial(value_and_grads(thin.apply, args), c=cut_state(c))
     z, ours = small(thin.params)
     y = cut_state(y)
     found = {"values": distance(y, z), "gradients": distance(floats(thin.cut(grads)), floats(ours))}

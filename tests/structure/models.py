@@ -1,6 +1,7 @@
 """Architectures to be cut: each is (f, params, args), small, with weights of all sizes; some give new params (STATE).
 
 A wrong index is always seen: every weight is drawn anew, normal and scaled by its position, so no two units are alike.
+What is compared with what, and how, stands here too.
 """
 
 import flax.linen as nn
@@ -26,6 +27,28 @@ def linen(module, *x, seed=0, **kw):
     """f(params, x) of a module, whose params are all its variables."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *x, **kw))
     return lambda variables, *x: module.apply(variables, *x, **kw), drawn(shapes, seed), x
+
+
+def distance(a, b):
+    """Of two trees, relative to the largest number."""
+    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    scale = max(float(jnp.abs(x).max()) for x, _ in pairs)
+    return max(float(jnp.abs(x - y).max()) for x, y in pairs) / scale
+
+
+def value_and_grads(f, args):
+    """(params, c, a tree as the outputs are) -> (outputs, gradients of the sum of c * outputs)."""
+
+    def total(params, c):
+        outs = f(params, *args)
+        return sum((a * b).sum() for a, b in zip(jax.tree.leaves(outs), jax.tree.leaves(c))), outs
+
+    both = jax.jit(jax.grad(total, has_aux=True, allow_int=True))
+    return lambda params, c: both(params, c)[::-1]
+
+
+def floats(tree):
+    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 image = lambda *shape, seed=1: jax.random.normal(jax.random.key(seed), shape)

@@ -9,32 +9,10 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.core.where import leaf_path
-from tests.structure.models import MODELS, STATE
+from tests.structure.models import MODELS, STATE, distance, floats, value_and_grads
 
 SLOW = {"resnet A", "resnet B", "mobilenet", "vit", "densenet", "recurrent", "shufflenet", "encoder", *STATE}
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODELS]
-
-
-def distance(a, b):
-    """Of two trees, relative to the largest number."""
-    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    scale = max(float(jnp.abs(x).max()) for x, _ in pairs)
-    return max(float(jnp.abs(x - y).max()) for x, y in pairs) / scale
-
-
-def value_and_grads(f, args):
-    """(params, c, a tree as the outputs are) -> (outputs, gradients of the sum of c * outputs)."""
-
-    def total(params, c):
-        outs = f(params, *args)
-        return sum((a * b).sum() for a, b in zip(jax.tree.leaves(outs), jax.tree.leaves(c))), outs
-
-    both = jax.jit(jax.grad(total, has_aux=True, allow_int=True))
-    return lambda params, c: both(params, c)[::-1]
-
-
-def floats(tree):
-    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 @pytest.mark.parametrize("name", NAMES)

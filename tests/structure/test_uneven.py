@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import jaxprune as jp
 from jaxprune.structure.planning import Choice, planned
 from jaxprune.transforms.axes.carriers import Carriers
-from tests.structure.test_architectures import distance, value_and_grads
+from tests.structure.models import distance, value_and_grads
 from tests.structure.test_rules import conv
 
 RNG = np.random.default_rng(5)
