@@ -109,7 +109,7 @@ def reconstruct(
     leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes_there.items()}
     program, small = walked(Walk(depth=True), traced, leaf_axes, state), plan.cut(params)
     there = {leaf_path(keys): x for keys, x in jax.tree_util.tree_leaves_with_path(small)}
-    fit = _Fit(Narrow(kept(leaf_axes, [program], plan)), ridge, there)
+    fit = _Fit(Narrow(kept(leaf_axes, [program], plan)), ridge, there, len(given))
     paths = [*leaf_axes, *[None] * traced.inputs]
     fit.count(program, paths)
     arrays = [[x for x in jax.tree.leaves(batch) if hasattr(x, "dtype")] for batch in given]
@@ -126,8 +126,9 @@ Values = list[tuple[Any, Any]]
 class _Fit:
     """Evaluates two programs side by side, and fits each weight before it is used."""
 
-    def __init__(self, narrow: Narrow, ridge: float, params: dict[str, Any]):
+    def __init__(self, narrow: Narrow, ridge: float, params: dict[str, Any], num_batches: int):
         self.narrow, self.whole, self.ridge, self.params = narrow, Narrow({}), ridge, params
+        self.num_batches = num_batches
         self.uses: dict[str, list[str]] = {}
         self.errors: dict[str, tuple[float, float]] = {}
 
@@ -154,14 +155,14 @@ class _Fit:
 
     def run(self, program: Walked, values: list[Values], paths: Paths) -> tuple[list[Values], Paths]:
         """Both programs on all batches; what nothing reads any more is let go."""
-        batches = len(values[0])
-        consts = [[(x, self.narrow.cut(x, axes))] * batches for x, axes in zip(program.consts, program.const_axes)]
+        known = zip(program.consts, program.const_axes)
+        consts = [[(x, self.narrow.cut(x, axes))] * self.num_batches for x, axes in known]
         env = dict(zip(program.jaxpr.constvars, consts)) | dict(zip(program.jaxpr.invars, values))
         names, ends = dict(zip(program.jaxpr.invars, paths)), last_uses(program)
         live = set(map(id, self.narrow.live(program)))
 
         def read(v: Any, axes: Axes) -> Values:
-            return [(v.val, self.narrow.cut(v.val, axes))] * batches if isinstance(v, jex.Literal) else env[v]
+            return [(v.val, self.narrow.cut(v.val, axes))] * self.num_batches if isinstance(v, jex.Literal) else env[v]
 
         for i, r in enumerate(program.records):
             taken, known = (
@@ -181,14 +182,18 @@ class _Fit:
         ends_in = list(zip(program.jaxpr.outvars, program.outs))
         return [read(v, axes) for v, axes in ends_in], [_read(names, v) for v, _ in ends_in]
 
+    def by_batch(self, operands: list[Values]) -> list[tuple[Any, ...]]:
+        """The operands of an equation, batch by batch; one without operands (iota) is run for each batch as well."""
+        return list(zip(*operands)) if operands else [()] * self.num_batches
+
     def alone(self, r: Record, taken: list[Values], info: Any) -> list[Values]:
         """The results of an equation that the smaller program does not have."""
-        large = [self.whole.results(r, [a for a, _ in batch], info) for batch in zip(*taken)]
+        large = [self.whole.results(r, [a for a, _ in batch], info) for batch in self.by_batch(taken)]
         return [[(y, None) for y in column] for column in zip(*large)]
 
     def equation(self, r: Record, taken: list[Values], paths: Paths, info: Any) -> list[Values]:
         """The results of an equation, once its weight is fitted."""
-        batches = list(zip(*taken))
+        batches = self.by_batch(taken)
         large = [self.whole.results(r, [a for a, _ in batch], info) for batch in batches]
         small = lambda: [self.narrow.results(r, [b for _, b in batch], info) for batch in batches]
         made, k = small(), self.weight(r, paths)

@@ -192,3 +192,28 @@ def test_bad_input(case):
     call, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
         call(plan)
+
+
+def without_operands(p, x):
+    """Equations that take nothing: an iota, a jit without arguments, an empty array, a random key from a constant."""
+    positions = jax.jit(lambda: jnp.arange(3.0))()[:, None]
+    mask = lax.broadcasted_iota(jnp.int32, (3, 3), 0) >= lax.broadcasted_iota(jnp.int32, (3, 3), 1)
+    noise = jax.random.normal(jax.random.key(0), (3, 1))
+    buffer = lax.dynamic_update_slice(lax.empty((3, 4), jnp.float32), x, (0, 0))
+    hidden = mask.astype(jnp.float32) @ (buffer @ p["a"]) * positions + noise * 0
+    return jax.nn.relu(hidden) @ p["w"]
+
+
+def test_equations_without_operands_are_evaluated_by_all_who_evaluate():
+    p, x = {"a": jnp.eye(4) * jnp.arange(1.0, 5.0), "w": draw(4, 2)}, draw(3, 4)
+    thin = jp.shrink(without_operands, p, x, ratio=0.5)
+    fitted = jp.reconstruct(without_operands, p, thin.plan, [(x,), (x + 1,)])
+    assert fitted.params["w"].shape == (2, 2) and np.isfinite(fitted.params["w"]).all()
+    assert fitted.errors["w"][1] < fitted.errors["w"][0]
+    assert jp.shrink(without_operands, p, x, ratio=0.5, approximate="mean").params["w"].shape == (2, 2)
+    assert jp.input_rms(without_operands, p, [(x,)])["w"].shape == (4, 2)
+    tapped = lambda p, x: without_operands(p, jp.tap(x, "x"))
+    assert_allclose(jp.reap(tapped, "x")(p, x)[0], without_operands(p, x), rtol=1e-6)
+    normed = lambda p, x: (without_operands(p, x) - p["mean"]) / jnp.sqrt(p["var"]) * jnp.arange(1.0, 3.0)
+    p |= {"mean": draw(2), "var": jnp.ones(2)}
+    assert jp.fold_batch_norm(normed, p, x).error < 1e-4
