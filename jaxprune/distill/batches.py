@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune.distill.losses.inputs import IGNORED
+
 
 @dataclasses.dataclass(frozen=True)
 class Shuffled:
@@ -180,7 +182,12 @@ def check_labels(batch: Any, what: str) -> None:
     y = batch.get("y") if isinstance(batch, Mapping) else None
     if not isinstance(y, np.ndarray) or not np.issubdtype(y.dtype, np.integer):
         return
-    wrong = y < 0 if batch.get("mask") is None else (y < 0) & np.asarray(batch["mask"])
+    wrong = (y < 0) & (y != IGNORED)
+    if batch.get("mask") is not None:
+        wrong &= np.asarray(batch["mask"])
     if wrong.any():
         where = np.argwhere(wrong)[0].tolist()
-        raise ValueError(f"{what}: the label {y[wrong][0]} at {where} is no class; mask examples without a label")
+        raise ValueError(
+            f"{what}: the label {y[wrong][0]} at {where} is no class; mask examples "
+            f"without a label, or give them the label {IGNORED}"
+        )

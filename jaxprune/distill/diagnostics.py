@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxprune.distill.losses import inputs
-from jaxprune.distill.losses.common import floored, log_softmax, masked_mean, number, silent
+from jaxprune.distill.losses.common import NO_LABEL, floored, log_softmax, masked_mean, number, silent
 from jaxprune.distill.losses.decoupled import TopK
 from jaxprune.distill.losses.soft import forward_kl
 from jaxprune.distill.terms import OUTPUT
@@ -70,8 +70,8 @@ def compared(said: Mapping[str, Any], seen: Mapping[str, Any], batch: Mapping[st
     if getattr(t, "shape", None) == getattr(s, "shape", ()):
         found["kl"] = masked_mean(forward_kl(s, t, mask=mask), mask)
     if y is not None and examples == y.shape and jnp.issubdtype(y.dtype, jnp.integer):
-        found["accuracy"] = _equal(ours, y, mask)
-        found |= {"teacher_accuracy": _equal(theirs, y, mask)} if told else {}
+        found["accuracy"] = _accuracy(ours, y, mask)
+        found |= {"teacher_accuracy": _accuracy(theirs, y, mask)} if told else {}
     return found
 
 
@@ -84,3 +84,9 @@ def _top(logits: Any) -> Any:
 
 def _equal(a: Any, b: Any, mask: Any) -> Array:
     return masked_mean((a == jnp.asarray(b, a.dtype)).astype(jnp.float32), mask)
+
+
+def _accuracy(top: Any, labels: Array, mask: Any) -> Array:
+    """The share of right answers among the examples that have a label."""
+    right = (top == jnp.asarray(labels, top.dtype)).astype(jnp.float32)
+    return masked_mean(jnp.where(inputs.without_label(labels), NO_LABEL, right), mask)

@@ -11,6 +11,7 @@ from jax import Array
 
 from jaxprune.core.arrays import materialize
 from jaxprune.distill.losses.common import label_cost
+from jaxprune.distill.losses.inputs import without_label
 from jaxprune.distill.networks import Network
 from jaxprune.distill.teachers import Given, bound
 from jaxprune.distill.terms import OUTPUT
@@ -21,7 +22,7 @@ class Evaluator:
 
     Args:
       network: the student; give the one of evaluation, without dropout.
-      data: {"x": …, "y": integer labels, …}; a teacher of cached outputs finds them here too.
+      data: {"x": …, "y": integer labels, …}, −100 where there is none; a teacher of cached outputs finds them here too.
       batch: examples at once.
       view: (params, step=…) -> dense params, as in `distiller`.
 
@@ -68,7 +69,8 @@ class Evaluator:
         n = len(self._data["x"])
         parts = [{k: x[i : i + self._batch] for k, x in self._data.items()} for i in range(0, n, self._batch)]
         total = np.sum([np.asarray(jax.device_get(sums(part)), np.float64) for part in parts], 0)
-        return {"loss": float(total[0] / total[2]), "accuracy": float(total[1] / total[2])}
+        labels = max(total[2], 1)  # a split without a label has nothing to get wrong
+        return {"loss": float(total[0] / labels), "accuracy": float(total[1] / labels)}
 
 
 def _sums_of(network: Network, params: Any, state: Any, part: Any) -> tuple[Array, Array, Array]:
@@ -76,5 +78,7 @@ def _sums_of(network: Network, params: Any, state: Any, part: Any) -> tuple[Arra
 
 
 def _sums(logits: Array, y: Array) -> tuple[Array, Array, Array]:
-    """Of the cross-entropy, of the right answers, and how many there are."""
-    return jnp.sum(label_cost(logits, y)), jnp.sum(jnp.argmax(logits, -1) == y), jnp.asarray(y.size)
+    """The sum of the cross-entropies, the number of right answers, and the number of labels."""
+    counts = ~without_label(y)
+    cost = jnp.where(counts, label_cost(logits, y), 0)
+    return jnp.sum(cost), jnp.sum(jnp.argmax(logits, -1) == y), jnp.sum(counts)

@@ -150,8 +150,6 @@ def evaluate(
         else:
             told = _told(term, context, i)
             found_values = term.loss(ours, theirs, mask=context.mask, **told, **settings)
-            if "labels" in told:
-                found_values = _no_class_is_nan(found_values, told["labels"], ours.shape[-1])
         values.append(masked_mean(found_values, context.mask))
     return jnp.stack(values).mean(), after
 
@@ -165,8 +163,3 @@ def _told(term: Term, context: Context, i: int) -> dict[str, Any]:
     if "key" not in wanted or context.key is None:
         return labels
     return labels | {"key": jax.random.fold_in(context.key, i)}
-
-
-def _no_class_is_nan(values: Array, labels: Array, classes: int) -> Array:
-    """A traced label out of range is dropped by the loss; no mean shall hide it. Masked ones are not looked at."""
-    return jnp.where((labels < 0) | (labels >= classes), jnp.nan, values)

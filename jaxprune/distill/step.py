@@ -10,7 +10,7 @@ is a pytree beside the state, so that it is never donated, keeps its sharding, a
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,12 @@ from jax import Array
 from jaxprune.core.arrays import materialize
 from jaxprune.core.tree import combine, partition
 from jaxprune.distill.diagnostics import COMPARED, compared
+from jaxprune.distill.guesses import check_batch, check_teacher, checked_network
 from jaxprune.distill.losses.common import label_cost, masked_mean
 from jaxprune.distill.matching import Context, evaluate, init_projections
 from jaxprune.distill.networks import Network, either, outputs
 from jaxprune.distill.teachers import asking, bound
-from jaxprune.distill.terms import OUTPUT, Pair, Term, pairs, scheduled
+from jaxprune.distill.terms import OUTPUT, Pair, Term, as_terms, pairs, scheduled
 from jaxprune.numerics.precision import widen
 from jaxprune.training.updating import updated
 
@@ -66,7 +67,7 @@ class Distiller(NamedTuple):
 
 def distiller(
     student: Network,
-    terms: Sequence[Term],
+    terms: Any,
     optimizer: Any,
     *,
     labels: Any = 0.0,
@@ -88,7 +89,7 @@ def distiller(
 
     Args:
       student: a network, whose `apply` gives logits.
-      terms: of `match`; their names differ.
+      terms: of `match`, or losses, each taken as `match(loss)`; their names differ.
       optimizer: an optax transform of {"student": the code's float leaves, "projections": …}; `optax.multi_transform`
         gives the projections a learning rate of their own.
       labels: α, the weight of the labels' cross-entropy: a number or an optax schedule.
@@ -119,7 +120,7 @@ def distiller(
       >>> bool(metrics["loss"] < 1e-3), int(state.step)
       (True, 100)
     """
-    terms = tuple(terms)
+    student, terms = checked_network(student), as_terms(terms)
     _check(terms, labels, ema)
     seen_as = _in_dtype(view, dtype)
     ours, theirs = (either(getattr(t, side) for t in terms) for side in ("student", "teacher"))
@@ -133,6 +134,8 @@ def distiller(
         return found, jax.tree.map(lambda new, old: new.astype(old.dtype), after, state.model_state)
 
     def init(params: Any, batch: Any, teacher: Any, *, key: Array, model_state: Any = None) -> State:
+        check_batch(batch)
+        check_teacher(teacher)
         aux = {"memories": {}} if ema is None else {"memories": {}, "ema": jax.tree.map(jnp.copy, partition(params)[0])}
         # A key of the state's own: donating the state must not take the caller's key away.
         own, zero = jax.random.fold_in(key, 1), jnp.zeros((), jnp.int32)
@@ -160,6 +163,7 @@ def distiller(
         return total, (values, model_state, memories)
 
     def step(state: State, batch: Any, teacher: Any) -> tuple[State, dict[str, Array]]:
+        check_batch(batch)
         now = jax.random.fold_in(state.key, state.step)
         key, teacher_key = jax.random.split(now)
         seen = taught(teacher, state, batch, teacher_key)

@@ -12,6 +12,7 @@ is an `Online` with the params of the last `fit`.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -22,12 +23,13 @@ from jax import Array
 
 from jaxprune.core.arrays import materialize
 from jaxprune.core.tree import combine, partition
+from jaxprune.core.where import leaf_path
 from jaxprune.distill.networks import Network, outputs
 from jaxprune.distill.terms import OUTPUT
 from jaxprune.numerics.precision import widen
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["params", "state"], meta_fields=["network", "where"])
+@partial(jax.tree_util.register_dataclass, data_fields=["params", "state"], meta_fields=["network", "where", "warn"])
 @dataclasses.dataclass(frozen=True)
 class Online:
     """A teacher that runs beside the student, in the same jit: an argument of the step, outside its gradient.
@@ -37,6 +39,8 @@ class Online:
       params: dense or compressed; with whatever sharding they have.
       state: of the network; it never changes.
       where: which taps to bring; `step` asks for those of its terms.
+      warn: whether to warn of a forward pass that changes the state: batch statistics or dropout in train mode, whose
+        outputs depend on the other examples of the batch, or on chance.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -49,9 +53,14 @@ class Online:
     params: Any
     state: Any = dataclasses.field(default_factory=dict)
     where: str | None = None
+    warn: bool = True
 
     def __call__(self, batch: Mapping[str, Any], key: Array | None) -> dict[str, Any]:
-        return outputs(self.network, materialize(self.params), self.state, batch["x"], key, self.where)[0]
+        params = materialize(self.params)
+        values, state = outputs(self.network, params, self.state, batch["x"], key, self.where)
+        if self.warn:
+            warn_of_train_mode(self.state, state)
+        return values
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["field"])
@@ -156,7 +165,7 @@ class Itself:
 
     def bind(self, state: Any) -> Online:
         """The teacher of this step."""
-        return Online(self.network, state.params, state.model_state)
+        return Online(self.network, state.params, state.model_state, warn=False)  # the student is in train mode
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["network"])
@@ -176,7 +185,7 @@ class Averaged:
 
     def bind(self, state: Any) -> Online:
         """The teacher of this step."""
-        return Online(self.network, averaged(state), state.model_state)
+        return Online(self.network, averaged(state), state.model_state, warn=False)  # as the student
 
 
 def averaged(state: Any) -> Any:
@@ -188,6 +197,25 @@ def averaged(state: Any) -> Any:
     if "ema" not in state.aux:
         raise ValueError("this state has no moving average: build the loop with distiller(…, ema=0.999)")
     return combine(state.aux["ema"], partition(state.params)[1])
+
+
+def warn_of_train_mode(before: Any, after: Any) -> None:
+    """Warns, once for a place in the user's code, of a teacher whose forward pass changes its state.
+
+    What a pass leaves alone comes back as the same array, or the same tracer.
+    """
+    old = dict(jax.tree_util.tree_leaves_with_path(before))
+    new = jax.tree_util.tree_leaves_with_path(after)
+    changed = [leaf_path(keys) for keys, value in new if old.get(keys) is not value]
+    if changed:
+        warnings.warn(
+            f"the teacher changes its state in a forward pass ({', '.join(changed[:3])}), as a model in train mode "
+            f"does: its outputs depend on the other examples of a batch, or on chance. Call model.eval() before "
+            f"jp.distill.nnx(model), or give jp.distill.linen the keyword of evaluation; Online(…, warn=False) if it "
+            f"shall be so",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def asking(teacher: Any, where: str | None) -> Any:

@@ -108,6 +108,19 @@ def match(
     return Term(loss, student, teacher, project, weight, name or named, channel_axis, dict(settings))
 
 
+def as_terms(terms: Any) -> tuple[Term, ...]:
+    """A term, a loss, or a sequence of them, as terms: a loss alone stands for `match(loss)`.
+
+    Raises:
+      ValueError: something else.
+    """
+    several = list(terms) if isinstance(terms, list | tuple) and not isinstance(terms, Term) else [terms]
+    for term in several:
+        if not isinstance(term, Term) and not callable(term) and not hasattr(term, "apply"):
+            raise ValueError(f"a term is a {type(term).__name__}, {term!r}: give jp.distill.match(loss, …), or a loss")
+    return tuple(term if isinstance(term, Term) else match(term) for term in several)
+
+
 TOLD = ("mask", "labels", "key")
 
 

@@ -246,7 +246,22 @@ WRONG = {
     "no labels": (lambda: go({"x": X}), "no 'y'"),
     "labels of another shape": (lambda: go({"x": X, "y": Y[:, None]}), r"\(16, 1\).*\(16, 3\)"),
     "no cache": (lambda: start([SAME], jp.distill.Given()), "no 'teacher'"),
+    "a pair as a batch": (lambda: go((X, Y)), r"give \{'x': inputs, 'y': labels\}"),
+    "an array as a batch": (lambda: go(X), r"the batch is a ndarray: give a dict"),
+    "a batch of other names": (lambda: go({"image": X, "label": Y}), r"no 'x'.*\['image', 'label'\]"),
+    "params as a teacher": (lambda: start([SAME], params(8, 2)), r"the teacher is a dict: .*Online\(network, params\)"),
+    "a network as a teacher": (lambda: start([SAME], NET), "a network without params"),
+    "a module as a teacher": (lambda: start([SAME], nn.Dense(3)), r"Online\(jp.distill.linen\(model\), params\)"),
+    "a module as a student": (lambda: student(nn.Dense(3)), r"give jp.distill.linen\(model\)"),
+    "an NNX module": (lambda: student(nnx.Linear(4, 3, rngs=nnx.Rngs(0))), r"give jp.distill.nnx\(model\)"),
+    "a function": (lambda: student(mlp), r"give jp.distill.plain\(f\)"),
+    "all parts": (lambda: student(jp.distill.nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)))), "net, params, state"),
+    "the name of a loss": (lambda: start(["soft_targets"]), r"a term is a str.*match\(loss"),
 }
+
+
+def student(network):
+    return jp.distill.distiller(network, [SAME], optax.sgd(1))
 
 
 def start(terms, teacher=TEACHER):
@@ -257,6 +272,22 @@ def start(terms, teacher=TEACHER):
 def go(batch):
     d, state = start([SAME])
     return d.step(state, batch, TEACHER)
+
+
+@pytest.mark.parametrize("terms", [SOFT, [SOFT], SAME, (SAME,)])
+def test_a_loss_alone_is_a_term(terms):
+    (d, state), (expected, same) = start(terms), start([SAME])
+    assert_array_equal(d.step(state, BATCH, TEACHER)[1]["loss"], expected.step(same, BATCH, TEACHER)[1]["loss"])
+
+
+def test_examples_without_a_label_count_neither_in_the_loss_nor_in_the_accuracy():
+    d = jp.distill.distiller(NET, [partial(losses.dkd, alpha=0.5)], optax.sgd(1), labels=1.0)
+    few = {"x": X[:12], "y": Y[:12]}
+    state = d.init(params(5, 3), BATCH, TEACHER, key=KEY)
+    _, all_labels = jax.jit(d.step)(state, few, TEACHER)
+    _, ignored = jax.jit(d.step)(state, {"x": X, "y": np.where(np.arange(16) < 12, Y, -100)}, TEACHER)
+    for name in ("loss", "labels", "dkd", "accuracy", "teacher_accuracy"):
+        assert_allclose(ignored[name], all_labels[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", WRONG)

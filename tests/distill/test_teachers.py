@@ -1,12 +1,15 @@
 """Teachers: ensembles, the student itself and its average; and losses that train or remember something."""
 
+import dataclasses
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
@@ -38,6 +41,48 @@ def softmax(z):
 
 
 ONE, TWO = (jp.distill.Online(NET, params(8, seed)) for seed in (1, 2))
+
+
+class Normed(nnx.Module):
+    def __init__(self, rngs):
+        self.linear, self.norm, self.drop = (
+            nnx.Linear(4, 3, rngs=rngs),
+            nnx.BatchNorm(3, rngs=rngs),
+            nnx.Dropout(0.5, rngs=rngs),
+        )
+
+    def __call__(self, x):
+        return self.drop(self.norm(self.linear(x)))
+
+
+class NormedLinen(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+
+
+def nnx_teacher(train):
+    model = Normed(nnx.Rngs(0))
+    model.set_attributes(deterministic=not train, use_running_average=not train)
+    return jp.distill.Online(*jp.distill.nnx(model))
+
+
+def linen_teacher(train):
+    variables = dict(NormedLinen().init(KEY, X))
+    return jp.distill.Online(jp.distill.linen(NormedLinen(), train=train), variables.pop("params"), variables)
+
+
+@pytest.mark.parametrize("make", [nnx_teacher, linen_teacher])
+def test_a_teacher_in_train_mode_warns_and_one_that_is_not_does_not(make):
+    """Tests run with warnings as errors: the calls without `pytest.warns` say nothing."""
+    ask = jax.jit(lambda teacher: teacher(BATCH, None)["output"])
+    assert_allclose(ask(make(train=False))[:2], make(train=False)({"x": X[:2]}, None)["output"], rtol=1e-5)
+    jp.distill.Ensemble((make(train=False),) * 2)(BATCH, None)
+    with pytest.warns(UserWarning, match=r"changes its state in a forward pass \(.*mean.*model.eval\(\)"):
+        ask(make(train=True))
+    with pytest.warns(UserWarning, match="in train mode"):
+        jp.distill.Ensemble((make(train=True),) * 2)(BATCH, None)
+    dataclasses.replace(make(train=True), warn=False)(BATCH, None)
 
 
 @pytest.mark.parametrize("stacked", [False, True])

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxprune.distill.losses.inputs import floats, kept
+from jaxprune.distill.losses.inputs import Labels, floats, kept, without_label
 from jaxprune.numerics.placement import gathered
 from jaxprune.numerics.precision import widen
 
 FLOOR = math.log(np.finfo(np.float32).tiny)  # −87.3: what a class costs that one side excludes and the other does not
+NO_LABEL = -math.inf  # the value of an example whose label is ignored; no loss on labels is ever that small
 FLAT = 1e-6  # a row whose entries differ by less, beside their size, is constant: the rest is rounding
 
 
@@ -25,6 +26,7 @@ def masked_mean(values: Any, mask: Any = None) -> Array:
     """Σ values / n over the n examples that the mask keeps: the loss of the paper, from the values of a loss here.
 
     The sum is float32 and, under `jit`, goes over the whole batch however it is sharded. With nothing kept it is 0.
+    A value of −∞ is that of an example without a label (−100): it is neither in the sum nor in n.
 
     Args:
       values: (*examples), of a loss.
@@ -44,13 +46,19 @@ def masked_mean(values: Any, mask: Any = None) -> Array:
     values = widen(floats("values", values))
     if mask is not None and jnp.ndim(mask) > values.ndim:
         mask = jnp.any(kept(mask, jnp.shape(mask)), axis=tuple(range(values.ndim, jnp.ndim(mask))))
-    keep = kept(mask, values.shape)
+    keep = kept(mask, values.shape) & (values != NO_LABEL)
     return jnp.sum(jnp.where(keep, values, 0)) / count(keep, None, values.dtype)
 
 
 def finish(values: Array, keep: Array) -> Array:
     """The values of the kept examples, and zeros."""
     return jnp.where(keep, values, 0)
+
+
+def finish_labelled(values: Array, labels: Labels) -> Array:
+    """The values of the examples that have a label; −∞ where it is ignored, NaN where it is no class, else zeros."""
+    values = jnp.where(labels.ignored, NO_LABEL, finish(values, labels.keep))
+    return jnp.where(labels.wrong, jnp.nan, values)
 
 
 def count(keep: Array, axis: int | tuple[int, ...] | None, dtype: Any) -> Array:
@@ -159,10 +167,11 @@ def cross_entropy(log_q: Array, label: Array) -> Array:
 
 
 def label_cost(logits: Array, labels: Array) -> Array:
-    """−log q of integer labels; NaN for one out of range, below 0 too, so that no mean hides it."""
+    """−log q of integer labels: −∞ where one is ignored (−100); NaN for one out of range, so that no mean hides it."""
     log_q, classes = floored(log_softmax(widen(logits), 1.0)), logits.shape[-1]
-    outside = jnp.where(labels < 0, classes, labels)[..., None]  # a negative index would count from the end
-    return -jnp.take_along_axis(log_q, outside, -1, mode="fill")[..., 0]
+    index = jnp.where(labels < 0, classes, labels)[..., None]  # a negative index would count from the end
+    cost = -jnp.take_along_axis(log_q, index, -1, mode="fill")[..., 0]
+    return jnp.where(without_label(labels), NO_LABEL, cost)
 
 
 def mean_where(x: Array, keep: Array, axes: Sequence[int]) -> Array:

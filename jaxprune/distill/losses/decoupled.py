@@ -14,6 +14,7 @@ from jaxprune.distill.losses.common import (
     centred,
     count,
     finish,
+    finish_labelled,
     kl,
     log_softmax,
     log_sum_exp,
@@ -42,7 +43,8 @@ def dkd(
 
     Args:
       student, teacher: logits (*examples, classes), at least two classes.
-      labels: (*examples,) of integers. Under `jit` a label out of range drops its example.
+      labels: (*examples,) of integers. The label −100 leaves its example out (its value is −∞, which `masked_mean`
+        passes over); under `jit` one that is no class gives NaN.
       alpha: α, the weight of the target class.
       beta: β, the weight of the others: any number (the paper uses 0.5 to 10).
       temperature: T > 0.
@@ -65,11 +67,14 @@ def dkd(
     """
     inputs.positive("temperature", temperature)
     s, t, keep = inputs.logits(student, teacher, mask, fewest=2)
-    label, keep = inputs.hot(labels, s.shape, keep)
-    target = kl(_two(log_softmax(t, temperature), label), _two(log_softmax(s, temperature), label))
-    rest = lambda z: log_softmax(jnp.where(label, -jnp.inf, z), temperature)
-    parts = number(alpha, s) * target + number(beta, s) * kl(rest(t), rest(s))
-    return finish(jnp.square(number(temperature, s)) * parts, keep)
+    label = inputs.labelled(labels, s.shape, keep)
+    target = kl(_two(log_softmax(t, temperature), label.hot), _two(log_softmax(s, temperature), label.hot))
+
+    def other_classes(z: Array) -> Array:
+        return log_softmax(jnp.where(label.hot, -jnp.inf, z), temperature)
+
+    parts = number(alpha, s) * target + number(beta, s) * kl(other_classes(t), other_classes(s))
+    return finish_labelled(jnp.square(number(temperature, s)) * parts, label)
 
 
 def _two(log_p: Array, label: Array) -> Array:

@@ -23,6 +23,7 @@ from jaxprune.distill.losses.common import (
     count,
     cross_entropy,
     finish,
+    finish_labelled,
     floored,
     log_softmax,
     mean_where,
@@ -39,7 +40,8 @@ def one_hot(teacher: Any, *, labels: Any = None, mask: Any = None) -> Array:
     Args:
       teacher: z_t, (*examples, classes).
       labels: (*examples,) of integers, those that a class-conditional generator was given; None: the teacher's own top
-        class, which is held constant. Under `jit` a label out of range drops its example.
+        class, which is held constant. The label −100 leaves its example out (its value is −∞, which `masked_mean`
+        passes over); under `jit` one that is no class gives NaN.
       mask: (*examples,) of booleans.
 
     Returns:
@@ -58,8 +60,8 @@ def one_hot(teacher: Any, *, labels: Any = None, mask: Any = None) -> Array:
     """
     z, keep = _logits(teacher, mask)
     labels = jnp.argmax(lax.stop_gradient(z), -1) if labels is None else labels
-    label, keep = inputs.hot(labels, z.shape, keep)
-    return finish(cross_entropy(log_softmax(z, 1.0), label), keep)
+    label = inputs.labelled(labels, z.shape, keep)
+    return finish_labelled(cross_entropy(log_softmax(z, 1.0), label.hot), label)
 
 
 def information_entropy(teacher: Any, *, mask: Any = None) -> Array:

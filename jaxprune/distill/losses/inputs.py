@@ -8,9 +8,12 @@
 A masked example is zeroed before anything is computed from it and its value is zeroed again at the end, so that even a
 NaN there reaches neither the loss nor its gradient. Shapes and dtypes are checked while tracing; values only when they
 are concrete.
+
+A label of −100 says that its example has none. What depends on the label is −∞ there: `masked_mean` leaves such values
+out, and a plain mean of them is −∞, which nobody takes for a loss. A traced label that is no class makes its value NaN.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -170,10 +173,30 @@ def pooled(x: Array, size: tuple[int, ...]) -> Array:
     return x
 
 
-def hot(labels: Any, shape: tuple[int, ...], keep: Array) -> tuple[Array, Array]:
-    """(*examples, classes) of booleans that are True at the label, and `keep` without the labels out of range.
+IGNORED = -100  # what PyTorch and Hugging Face write where an example has no label
 
-    Concrete labels out of range are errors where the mask keeps them; traced ones drop their example.
+
+class Labels(NamedTuple):
+    """Integer labels, checked.
+
+    Attributes:
+      hot: (*examples, classes) of booleans, True at the label.
+      keep: (*examples,): the mask allows the example, and its label is a class.
+      ignored: (*examples,): the mask allows the example, and its label is `IGNORED`.
+      wrong: (*examples,): the mask allows the example, and its label is no class.
+    """
+
+    hot: Array
+    keep: Array
+    ignored: Array
+    wrong: Array
+
+
+def labelled(labels: Any, shape: tuple[int, ...], keep: Array) -> Labels:
+    """The labels of logits of a shape.
+
+    Raises:
+      ValueError: another shape or dtype; a concrete label that the mask keeps, neither a class nor `IGNORED`.
     """
     labels, classes = jnp.asarray(labels), shape[-1]
     if labels.shape != shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -182,11 +205,20 @@ def hot(labels: Any, shape: tuple[int, ...], keep: Array) -> tuple[Array, Array]
             f"shape {shape[:-1]}"
         )
     inside = (labels >= 0) & (labels < classes)
-    wrong = keep & ~inside
+    ignored = without_label(labels)
+    wrong = keep & ~inside & ~ignored
     if concrete(wrong) and bool(wrong.any()):
         first = int(np.asarray(labels)[np.asarray(wrong)][0])
         raise ValueError(
             f"labels: {first} is not one of the {classes} classes 0 … {classes - 1} of logits {shape}; correct it, or "
-            f"leave its example out with mask="
+            f"leave its example out with mask=, or with the label {IGNORED}"
         )
-    return labels[..., None] == jnp.arange(classes, dtype=labels.dtype), keep & inside
+    hot = labels[..., None] == jnp.arange(classes, dtype=labels.dtype)
+    return Labels(hot, keep & inside, keep & ignored, wrong)
+
+
+def without_label(labels: Array) -> Array:
+    """Where the label is `IGNORED`. Unsigned labels, which cannot hold it, all count."""
+    if jnp.issubdtype(labels.dtype, jnp.unsignedinteger):
+        return jnp.zeros(labels.shape, bool)
+    return labels == IGNORED

@@ -15,6 +15,7 @@ from jaxprune.distill.losses.common import (
     count,
     cross_entropy,
     finish,
+    finish_labelled,
     floored,
     kl,
     log_softmax,
@@ -68,7 +69,8 @@ def born_again(student: Any, teacher: Any, *, labels: Any = None, mask: Any = No
 
     Args:
       student, teacher: logits (*examples, classes).
-      labels: (*examples,) of integers, or None. Under `jit` a label out of range drops its example.
+      labels: (*examples,) of integers, or None. The label −100 leaves its example out (its value is −∞, which
+        `masked_mean` passes over); under `jit` one that is no class gives NaN.
       mask: (*examples,) of booleans.
 
     Returns:
@@ -88,10 +90,10 @@ def born_again(student: Any, teacher: Any, *, labels: Any = None, mask: Any = No
     s, t, keep = inputs.logits(student, teacher, mask)
     log_q = log_softmax(s, 1.0)
     values = kl(log_softmax(lax.stop_gradient(t), 1.0), log_q)
-    if labels is not None:
-        label, keep = inputs.hot(labels, s.shape, keep)
-        values = values + cross_entropy(log_q, label)
-    return finish(values, keep)
+    if labels is None:
+        return finish(values, keep)
+    label = inputs.labelled(labels, s.shape, keep)
+    return finish_labelled(values + cross_entropy(log_q, label.hot), label)
 
 
 def born_again_confidence(student: Any, teacher: Any, *, labels: Any, mask: Any = None) -> Array:
@@ -115,11 +117,11 @@ def born_again_confidence(student: Any, teacher: Any, *, labels: Any, mask: Any 
     Source: Furlanello et al. 2018, arXiv:1805.04770.
     """
     s, t, keep = inputs.logits(student, teacher, mask)
-    label, keep = inputs.hot(labels, s.shape, keep)
-    weight = jnp.where(keep, jnp.exp(jnp.max(log_softmax(lax.stop_gradient(t), 1.0), -1)), 0)
+    label = inputs.labelled(labels, s.shape, keep)
+    weight = jnp.where(label.keep, jnp.exp(jnp.max(log_softmax(lax.stop_gradient(t), 1.0), -1)), 0)
     total = jnp.sum(weight)
-    share = weight * count(keep, None, s.dtype) / jnp.where(total > 0, total, 1)
-    return finish(share * cross_entropy(log_softmax(s, 1.0), label), keep)
+    share = weight * count(label.keep, None, s.dtype) / jnp.where(total > 0, total, 1)
+    return finish_labelled(share * cross_entropy(log_softmax(s, 1.0), label.hot), label)
 
 
 def born_again_permuted(student: Any, teacher: Any, *, key: Array, mask: Any = None) -> Array:

@@ -21,6 +21,7 @@ from jaxprune.distill.losses import inputs
 from jaxprune.distill.losses.common import (
     cross_entropy,
     finish,
+    finish_labelled,
     kl,
     log_softmax,
     log_sum_exp,
@@ -69,7 +70,8 @@ def soft_and_hard(
 
     Args:
       student, teacher: logits (*examples, classes).
-      labels: (*examples,) of integers in 0 … classes − 1. Under `jit` a label out of range drops its example.
+      labels: (*examples,) of integers in 0 … classes − 1. The label −100 leaves its example out (its value is −∞, which
+        `masked_mean` passes over); under `jit` one that is no class gives NaN.
       alpha: the weight of the soft targets, 0 to 1; a number or a traced scalar.
       temperature: T > 0.
       mask: (*examples,) of booleans.
@@ -90,10 +92,11 @@ def soft_and_hard(
     """
     inputs.fraction("alpha", alpha)
     s, t, keep = _prepared(student, teacher, temperature, mask)
-    label, keep = inputs.hot(labels, s.shape, keep)
+    label = inputs.labelled(labels, s.shape, keep)
     soft = _squared(temperature, s) * kl(log_softmax(t, temperature), log_softmax(s, temperature))
     a = number(alpha, s)
-    return finish(a * soft + (1 - a) * cross_entropy(log_softmax(s, 1.0), label), keep)
+    hard = cross_entropy(log_softmax(s, 1.0), label.hot)
+    return finish_labelled(a * soft + (1 - a) * hard, label)
 
 
 def logit_mse(student: Any, teacher: Any, *, mask: Any = None) -> Array:

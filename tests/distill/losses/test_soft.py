@@ -150,16 +150,41 @@ def test_what_an_impossible_class_costs():
     close(f(s, gone), np.zeros((4, 1))), close(f(gone, t), np.zeros((4, 1)))
 
 
-def test_labels_out_of_range():
-    ignored = np.where(np.arange(8) == 2, -100, y)
-    keep = np.arange(8) != 2
-    close(L.dkd(z_s, z_t, labels=ignored, mask=keep), L.dkd(z_s, z_t, labels=y, mask=keep))
-    for bad in (-100, 5):
-        wrong = np.where(np.arange(8) == 2, bad, y)
-        with pytest.raises(ValueError, match=f"labels: {bad} is not one of the 5 classes"):
-            L.dkd(z_s, z_t, labels=wrong)
-        traced = quick(lambda y: L.soft_and_hard(z_s, z_t, labels=y))(wrong)
-        assert traced[2] == 0 and (np.asarray(traced)[keep] > 0).all()
+ON_LABELS = {
+    "soft_and_hard": lambda y, mask: L.soft_and_hard(z_s, z_t, labels=y, mask=mask),
+    "dkd": lambda y, mask: L.dkd(z_s, z_t, labels=y, mask=mask),
+    "born_again": lambda y, mask: L.born_again(z_s, z_t, labels=y, mask=mask),
+    "born_again_confidence": lambda y, mask: L.born_again_confidence(z_s, z_t, labels=y, mask=mask),
+    "one_hot": lambda y, mask: L.one_hot(z_s, labels=y, mask=mask),
+}
+
+
+@pytest.mark.parametrize("name", ON_LABELS)
+def test_a_label_of_minus_100_is_in_no_mean_and_one_that_is_no_class_is_nan(name):
+    loss, keep = ON_LABELS[name], np.arange(8) != 2
+    without = quick(loss)
+    for bad in (-100, -1, 5):
+        labels = np.where(keep, y, bad)
+        wanted = L.masked_mean(without(y, keep), keep)
+        close(L.masked_mean(without(labels, keep), keep), wanted)  # a masked label is not looked at
+        values = without(labels, np.ones(8, bool))
+        if bad == -100:
+            close(L.masked_mean(values), wanted)
+            close(L.masked_mean(loss(labels, None)), wanted)
+            assert np.isneginf(values.mean())  # whoever forgets masked_mean sees it
+        else:
+            assert np.isnan(values[2]) and np.isnan(L.masked_mean(values))
+            with pytest.raises(ValueError, match=f"labels: {bad} is not one of the 5 classes.*the label -100"):
+                loss(labels, None)
+
+
+def test_ignored_labels_have_no_gradient_and_unsigned_ones_all_count():
+    labels = np.where(np.arange(8) == 2, -100, y)
+    slope = quick(jax.grad(lambda s: L.masked_mean(L.soft_and_hard(s, z_t, labels=labels))))(z_s)
+    assert np.isfinite(slope).all() and (np.asarray(slope)[2] == 0).all() and (np.asarray(slope)[3] != 0).any()
+    close(L.dkd(z_s, z_t, labels=y.astype(np.uint8)), L.dkd(z_s, z_t, labels=y))
+    nothing = quick(lambda labels: L.masked_mean(L.soft_and_hard(z_s, z_t, labels=labels)))(np.full(8, -100))
+    close(nothing, 0)
 
 
 def test_disagreement():
