@@ -25,6 +25,7 @@ A run is named by the hash of those settings that differ from the defaults: a ne
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ from jaxprune.app.overrides import assign, toml_value
 from jaxprune.app.recipe import check
 from jaxprune.app.settings import Phase, Train, distill_of, penalty_of
 from jaxprune.app.strict import Settings, convert, read_toml
+
+SEEDS = 2**32  # jax.random.key keeps the last 32 bits of a seed: those of larger ones would be another seed's
 
 
 class Config(Settings, frozen=True):
@@ -135,6 +138,11 @@ def seeds_of(config: Config) -> tuple[int, ...]:
 
 
 def _check(config: Config) -> None:
+    for seed in seeds_of(config):
+        if not 0 <= seed < SEEDS:
+            raise ValueError(f"the seed {seed}: JAX makes keys of 32 bits; give seeds from 0 to {SEEDS - 1}")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ValueError(f"seeds = {list(config.seeds)}: two are equal, and would be one network counted twice")
     if config.seeds and config.train.seed:
         raise ValueError("seeds and train.seed are both given: keep seeds = [...], or train.seed for one run")
     if not config.phase:
@@ -157,13 +165,16 @@ def _check_phase(config: Config, phase: Phase) -> None:
         raise ValueError(f"{where}: epochs must be >= 0; batch, update_every and checkpoint_every >= 1")
     if not 0 <= phase.ramp <= 1:
         raise ValueError(f"{where}: ramp = {phase.ramp} is a fraction of the phase, in [0, 1]")
-    if train.learning_rate <= 0 or train.weight_decay < 0:
-        raise ValueError(f"{where}: learning_rate must be > 0 and weight_decay >= 0")
+    if not (0 < train.learning_rate < math.inf and 0 <= train.weight_decay < math.inf):
+        raise ValueError(
+            f"{where}: learning_rate = {train.learning_rate} must be > 0 and finite, weight_decay = "
+            f"{train.weight_decay} >= 0 and finite"
+        )
     if phase.ramp and not (phase.epochs and any(rule.prune is not None for rule in phase.rule)):
         raise ValueError(f"{where}: ramp = {phase.ramp} needs epochs > 0 and a rule that prunes")
     penalty = penalty_of(phase)
-    if penalty and not (penalty.strength >= 0 and penalty.width > 0 and 0 <= penalty.ramp <= 1):
-        raise ValueError(f"{where}: rate_penalty needs strength >= 0, width > 0, and ramp in [0, 1]")
+    if penalty and not (0 <= penalty.strength < math.inf and 0 < penalty.width < math.inf and 0 <= penalty.ramp <= 1):
+        raise ValueError(f"{where}: rate_penalty needs a finite strength >= 0, width > 0, and ramp in [0, 1]")
     _check_distill(config, phase, where)
     try:
         check(phase.rule)
@@ -175,8 +186,8 @@ def _check_distill(config: Config, phase: Phase, where: str) -> None:
     found = distill_of(phase)
     if found is None:
         return
-    if not (found.temperature > 0 and 0 <= found.weight <= 1):
-        raise ValueError(f"{where}: distill needs a temperature > 0 and a weight in [0, 1]")
+    if not (0 < found.temperature < math.inf and 0 <= found.weight <= 1):
+        raise ValueError(f"{where}: distill needs a finite temperature > 0 and a weight in [0, 1]")
     if config.phase.index(phase) < max(1, dense_phases(config)):
         raise ValueError(f"{where}: distill learns from the dense network: put it after the phases that train that")
 

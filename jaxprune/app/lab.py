@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jaxprune.app import results as out
 from jaxprune.app.config import Config, settings_of
 from jaxprune.app.models import model_of
+from jaxprune.app.preflight import check_batches, check_rules
 from jaxprune.app.progress import Progress
+from jaxprune.app.splits import check_outputs, splits_of
 from jaxprune.app.strict import closest
 from jaxprune.app.training import Program, evaluator, program
 from jaxprune.distill.inner import convolves
@@ -54,17 +56,29 @@ class Lab:
 
 def make_lab(config: Config, folder: Path, progress: Progress) -> Lab:
     """Loads the model and the data and builds the phases."""
-    data = called(config.data, "data", config.data_args, lambda f, args: f(**args))
-    data = data._replace(train=jax.tree.map(jnp.asarray, data.train))
-    x = data.train[0]
-    make = lambda f, args: model_of(f, args, x.shape[1:], x.dtype)
-    model = called(config.model, "model", config.model_args, make)
-    x = jax.ShapeDtypeStruct((2, *model.example), x.dtype)
-    if x.shape[1:] != data.train[0].shape[1:]:
-        raise ValueError(f"the model takes inputs of {x.shape[1:]}, and the data has {data.train[0].shape[1:]}")
-    slow = convolves(jax.make_jaxpr(model.apply)(jax.eval_shape(model.init, jax.random.key(0)), x))
-    build = lambda p: program(model.apply, p, settings_of(config, p), len(data.train[0]), slow)
-    return Lab(config, folder, model, data, tuple(map(build, config.phase)), evaluator(model.apply), progress)
+    splits = called(config.data, "data", config.data_args, lambda factory, args: splits_of(factory(**args)))
+    inputs = splits.train[0]
+    check_batches(config, len(inputs))
+
+    def make_model(factory: Callable[..., Any], args: dict[str, Any]) -> Any:
+        return model_of(factory, args, inputs.shape[1:], inputs.dtype)
+
+    model = called(config.model, "model", config.model_args, make_model)
+    if tuple(model.example) != inputs.shape[1:]:
+        raise ValueError(f"the model takes inputs of {tuple(model.example)}, and the data has {inputs.shape[1:]}")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    batch = jax.ShapeDtypeStruct((2, *model.example), inputs.dtype)
+    try:
+        jaxpr, logits = jax.make_jaxpr(model.apply, return_shape=True)(params, batch)
+    except TypeError as e:  # how JAX says that shapes do not fit
+        raise ValueError(f"model = {config.model!r} does not take a batch of {batch.shape} {batch.dtype}: {e}") from e
+    check_outputs(logits, splits)
+    programs = tuple(
+        program(model.apply, phase, settings_of(config, phase), len(inputs), convolves(jaxpr)) for phase in config.phase
+    )
+    check_rules(config, programs, params)
+    data = splits._replace(train=jax.tree.map(jnp.asarray, splits.train))
+    return Lab(config, folder, model, data, programs, evaluator(model.apply), progress)
 
 
 def called(name: str, what: str, args: dict[str, Any], call: Callable[..., Any]) -> Any:
@@ -84,3 +98,6 @@ def called(name: str, what: str, args: dict[str, Any], call: Callable[..., Any])
         return call(getattr(found, attribute), args)
     except TypeError as e:
         raise ValueError(f"{what} = {name!r}: {e}. Its keywords come from [{what}_args]") from e
+    except Exception as e:  # the user's own code: whatever it raises is told in one line, with its type
+        reason = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
+        raise ValueError(f"{what} = {name!r}: {reason}") from e

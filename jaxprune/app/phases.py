@@ -7,6 +7,7 @@ epochs than the checkpoint, which cuts them, and never fewer.
 """
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,11 @@ def _begin(now: Running) -> Running:
 def _train_one_epoch(now: Running) -> None:
     state = now.program.epoch(now.state, now.data, now.key, now.epoch)
     loss, accuracy = now.lab.evaluate(state.tree, now.lab.data.validation)
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"seed {now.seed}, phase {now.phase.name!r}, epoch {now.epoch + 1}: the validation loss is {loss}. Lower "
+            f"learning_rate, or look at what the phase does to the weights; the last checkpoint is from before"
+        )
     now.epoch += 1
     now.state = choose(now.program, state, now.epoch, loss, accuracy)
     now.record["epochs"].append({"epoch": now.epoch, "loss": loss, "accuracy": accuracy})

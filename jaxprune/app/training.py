@@ -87,7 +87,7 @@ def program(apply: Apply, phase: Phase, train: Train, examples: int, convolves: 
       examples: size of the training split.
       convolves: whether the model has a convolution.
     """
-    batch = min(train.batch, examples)
+    batch = min(train.batch, examples)  # a phase without epochs may have a batch that no epoch could fill
     steps = examples // batch
     ramp = round(phase.ramp * phase.epochs * steps)
     rise = (lambda s: cubic(s, 0, ramp)) if ramp else None
