@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.app.compare import Difference, difference
 from jaxprune.app.plans import Plan, Planned, pick, wide
 from jaxprune.app.recipe import one, recipe, taken_by
 from jaxprune.app.rules import Prune
@@ -22,10 +21,12 @@ from jaxprune.core.compression import at
 from jaxprune.methods import allocate
 from jaxprune.numerics.select import key_dtype
 from jaxprune.numerics.streamed import split_magnitudes
+from jaxprune.report.differences import Difference, difference
 from jaxprune.storage.checkpoints import layouts
 from jaxprune.storage.checkpoints.formats import open_checkpoint
 from jaxprune.storage.checkpoints.tensors import Checkpoint, blocks
 from jaxprune.storage.files import save
+from jaxprune.storage.format import FormatError
 from jaxprune.storage.streaming import nested, streamed
 
 Tick = Callable[[str, int], Any]  # (path of a leaf, bytes of it that were read)
@@ -173,9 +174,19 @@ def read_back(checkpoint: Checkpoint, out: Any, meant: Meant, tick: Tick) -> tup
     rows, damaged = [], []
     with open_checkpoint(out) as written:
         for path, tensor in checkpoint.tensors.items():
-            x = written.read(path)
-            if digest(x) != meant[path]:
+            row, intact = _read_back(checkpoint, written, path, meant[path])
+            rows.append(row)
+            if not intact:
                 damaged.append(path)
-            rows.append(difference(path, checkpoint.read(path), x))
             tick(path, tensor.nbytes)
+        damaged += [path for path in written.tensors if path not in checkpoint.tensors]
     return rows, damaged
+
+
+def _read_back(checkpoint: Checkpoint, written: Checkpoint, path: str, meant: bytes) -> tuple[Difference, bool]:
+    """How one leaf differs, and whether it is as meant."""
+    try:
+        x = written.read(path)
+    except (FormatError, KeyError) as e:
+        return Difference(path, checkpoint.tensors[path].size, compared=False, note=f"cannot be read: {e}"), False
+    return difference(path, checkpoint.read(path), x), digest(x) == meant

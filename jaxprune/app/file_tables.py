@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
-from jaxprune.app.compare import Difference
+from jaxprune.app.compare import remarks
 from jaxprune.app.plans import Plan
 from jaxprune.app.tables import size_text
+from jaxprune.report.differences import Difference
 from jaxprune.storage.checkpoints.tensors import Checkpoint
 from jaxprune.storage.inspection import Inspection
 
@@ -63,7 +64,7 @@ def layout_line(plan: Plan) -> str:
     return 'layout: jax; for PyTorch\'s order of axes put layout = "torch" in the recipe'
 
 
-def diff_table(rows: list[Difference], everything: Difference) -> Any:
+def diff_table(rows: list[Difference], total: Difference) -> Any:
     """One row for each leaf that differs."""
     from rich.table import Table
 
@@ -72,25 +73,74 @@ def diff_table(rows: list[Difference], everything: Difference) -> Any:
     for name in ("max error", "relative", "SQNR dB", "new zeros", "lost zeros"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(_plain, (row.path + (f"\n  {row.note}" if row.note else ""), *_numbers(row))))
+        words = remarks(row)
+        name = f"{row.path}\n  {words}" if words else row.path
+        table.add_row(*map(_plain, (name, *_numbers(row))))
     table.add_section()
-    table.add_row("all leaves together", *_numbers(everything))
+    table.add_row("these together", *_numbers(total))
     return table
 
 
-def diff_lines(rows: list[Difference]) -> list[str]:
+def diff_lines(rows: list[Difference], total: Difference) -> list[str]:
     """The outcome in words."""
-    same = sum(row.same for row in rows)
-    if same == len(rows):
-        return [f"no difference: {same} leaves, {sum(row.size for row in rows):,} numbers"]
-    return [f"{len(rows) - same} of {len(rows)} leaves differ, {same} are equal"]
+    different = sum(not row.same for row in rows)
+    lines = []
+    if different:
+        lines.append(f"{different} of {len(rows)} leaves differ, {len(rows) - different} are equal")
+    elif total.other_bits:
+        lines.append(f"no value differs: {len(rows)} leaves, {sum(row.size for row in rows):,} numbers")
+    else:
+        lines.append(f"no difference: {len(rows)} leaves, {sum(row.size for row in rows):,} numbers, bit for bit")
+    if not any(row.compared for row in rows):
+        lines.append("they have no leaf in common" if rows else "neither holds an array")
+    if total.not_finite:
+        lines.append(f"{total.not_finite:,} numbers that are NaN or infinite differ; the errors are of the finite ones")
+    if total.other_bits:
+        lines.append(f"{total.other_bits:,} numbers of equal value differ in bits: -0 for 0, or another NaN")
+    return lines
+
+
+def verify_line(report: dict[str, Any]) -> str:
+    """What `compress --verify` found, in words; `report` is the "verified" of its JSON."""
+    if report["damaged"]:
+        return f"DAMAGED: {', '.join(report['damaged'])}"
+    good = f"verified: all {len(report['leaves'])} leaves read back bit for bit as they were meant"
+    if report["exact"]:
+        return f"{good}; nothing is lost"
+    compressed, kept = report["compressed"], report["kept"]
+    words = [_loss(compressed), f"over {compressed['leaves']} compressed leaves"]
+    if kept["leaves"]:
+        others = "kept exactly" if kept["exact"] else "not compressed, and DIFFER"
+        words.append(f"the other {kept['leaves']} are {others}")
+    return f"{good}; {', '.join(words)}"
+
+
+def _loss(row: dict[str, Any]) -> str:
+    """How compressed leaves differ from those of the checkpoint, in words."""
+    words = []
+    if row["sqnr_db"] is not None:
+        words.append(f"SQNR {row['sqnr_db']:.2f} dB against the checkpoint")
+    elif row["changed"] > row["not_finite"]:
+        words.append("SQNR -inf dB against the checkpoint: only zeros became others")
+    if row["not_finite"]:
+        words.append(f"{row['not_finite']:,} numbers that are NaN or infinite differ")
+    if row["other_bits"]:
+        words.append(f"{row['other_bits']:,} of equal value differ in bits (-0 for 0, or another NaN)")
+    return ", ".join(words) or "no difference"
 
 
 def _numbers(row: Difference) -> tuple[str, ...]:
-    if row.note.startswith("only") or (row.note and not row.signal and not row.noise):
+    if not row.compared:
         return ("-",) * 5
-    sqnr = f"{row.sqnr:.2f}" if math.isfinite(row.sqnr) else "exact" if row.sqnr > 0 else "-inf"
-    return f"{row.max_error:.3g}", f"{row.relative:.3%}", sqnr, f"{row.new_zeros:,}", f"{row.lost_zeros:,}"
+    return f"{row.max_error:.3g}", f"{row.relative:.3%}", _decibels(row), f"{row.new_zeros:,}", f"{row.lost_zeros:,}"
+
+
+def _decibels(row: Difference) -> str:
+    if math.isfinite(row.sqnr):
+        return f"{row.sqnr:.2f}"
+    if row.sqnr < 0:
+        return "-inf"
+    return "exact" if row.exact else "-"
 
 
 def _table(title: str, columns: dict[str, int]) -> Any:

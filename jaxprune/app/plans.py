@@ -49,6 +49,10 @@ class Plan(NamedTuple):
     leaves: tuple[Planned, ...]
     whole: str
 
+    def compresses(self, leaf: Planned) -> bool:
+        """Whether a rule changes the leaf; others are kept as they are."""
+        return leaf.rule is not None and not self.rules[leaf.rule].keep
+
     def to_dict(self) -> dict[str, Any]:
         """Lists, dicts, strings and numbers only."""
         rows = [

@@ -70,5 +70,6 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction in percent, three digits at most: 8%, 12.5%, 0.13%."""
-    return f"{100 * fraction:.3g}%"
+    """A fraction in percent, three digits at most: 8%, 12.5%, 0.13%. Only the whole is 100%."""
+    text = f"{100 * fraction:.3g}%"
+    return ">99.9%" if text == "100%" and fraction < 1 else text

@@ -14,16 +14,14 @@ All of it on the host, of concrete arrays.
 import math
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from jaxprune.core.arrays import dtype_bits, materialize
-from jaxprune.core.tree import by_path, nearest
+from jaxprune.core.arrays import dtype_bits
 from jaxprune.core.where import is_float
 from jaxprune.numerics import codes
 from jaxprune.report.deep_compression import deep_compression_bits as deep_compression_bits
+from jaxprune.report.distortion import distortion as distortion
+from jaxprune.report.distortion import sqnr as sqnr
 from jaxprune.report.pieces import Leaf, Piece, dense, kept, leaves, pieces, select
 from jaxprune.report.stored import stored_bytes
 
@@ -107,82 +105,14 @@ def density(tree: Any, *, where: Any = None) -> float:
       tree: any pytree of concrete arrays, compressed or not.
       where: which leaves; all float leaves by default.
 
+    Returns:
+      A float; 1 where there are no weights.
+
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> jp.measure.density(jp.prune(0.75).init(jnp.arange(1.0, 17.0).reshape(4, 4)))
       0.25
     """
     chosen = [kept(leaf) for leaf in select(tree, where) if not leaf.side and is_float(dense(leaf))]
-    return sum(int(x.sum()) for x in chosen) / max(sum(x.size for x in chosen), 1)
-
-
-def distortion(params: Any, tree: Any, weights: Any = None) -> Any:
-    """What the code loses: Σᵢ hᵢ (wᵢ − Δᵢ)², over all float leaves.
-
-    Unlike the sizes it may be traced, so that a `vmap` over sparsities is a rate-distortion curve.
-
-    Args:
-      params: the dense params w.
-      tree: their code; Δ = `materialize(tree)`.
-      weights: h, a tree of arrays that broadcast against the leaves of the same path; 1 where it has none.
-
-    Returns:
-      A float (float64 sums); a float32 scalar under trace.
-
-    Raises:
-      ValueError: the trees have different leaves, or h has one that w does not.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> w = jnp.array([[1.0, -2.0], [3.0, 0.5]])
-      >>> jp.measure.distortion(w, jp.prune(0.5).init(w))      # 1² + 0.5²
-      1.25
-    """
-    return _squares(params, tree, weights)[0]
-
-
-def sqnr(params: Any, tree: Any) -> Any:
-    """Signal to quantisation noise in dB, over all float leaves together: 10 log10(Σ w² / Σ (w − Δ)²).
-
-    Returns:
-      A float, or a scalar under trace; infinite where nothing is lost.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxprune as jp
-      >>> w = jnp.array([[10.0, 1.0]])
-      >>> round(jp.measure.sqnr(w, jp.prune(0.5).init(w)), 2)     # 101 : 1
-      20.04
-    """
-    noise, signal = _squares(params, tree, None)
-    if isinstance(noise, jax.Array):
-        return 10 * jnp.log10(signal / noise)
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf
-
-
-def _squares(params: Any, tree: Any, weights: Any) -> tuple[Any, Any]:
-    """Σ h (w − Δ)² and Σ w²."""
-    w, code = by_path(params, "params"), by_path(materialize(tree), "compressed")
-    h = {} if weights is None else by_path(weights, "weights")
-    _same_leaves(w, code, h)
-    names = [name for name in w if is_float(w[name])]
-    traced = any(isinstance(x, Tracer) for named in (w, code, h) for x in named.values())
-    wide = (lambda x: jnp.asarray(x).astype(jnp.float32)) if traced else (lambda x: np.asarray(x).astype(np.float64))
-    noise = sum((_wide_h(h, n, wide) * (wide(w[n]) - wide(code[n])) ** 2).sum() for n in names)
-    signal = sum((wide(w[n]) ** 2).sum() for n in names)
-    return (noise, signal) if traced else (float(noise), float(signal))
-
-
-def _wide_h(h: dict[str, Any], name: str, wide: Any) -> Any:
-    return wide(h[name]) if name in h and h[name] is not None else 1
-
-
-def _same_leaves(w: dict[str, Any], code: dict[str, Any], h: dict[str, Any]) -> None:
-    for name in sorted({*code, *h} - {*w}):
-        which = "compressed tree" if name in code else "weights"
-        raise ValueError(f"the {which} has a leaf {name!r} that params lacks. Nearest: {nearest(name, w)}")
-    for name in w:
-        if name not in code:
-            raise ValueError(f"the compressed tree lacks the leaf {name!r} of params. Nearest: {nearest(name, code)}")
-        shapes = np.shape(w[name]), np.shape(code[name])
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{name or 'the array'} has the shape {shapes[0]} in params and {shapes[1]} in its code")
+    total = sum(x.size for x in chosen)
+    return sum(int(x.sum()) for x in chosen) / total if total else 1.0

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.core import where as w
@@ -136,7 +137,7 @@ def _why_dense(leaf: Leaf) -> str:
 
 
 def _not_finite(array: np.ndarray) -> str:
-    if not w.is_float(array):
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
         return ""
     wide = array.astype(np.float64) if array.dtype.kind == "V" else array
     counts = {"NaN": int(np.isnan(wide).sum()), "Inf": int(np.isinf(wide).sum())}
@@ -146,7 +147,7 @@ def _not_finite(array: np.ndarray) -> str:
 def _total(rows: tuple[Row, ...]) -> Row:
     weights = [math.prod(r.shape) if r.dense else 0 for r in rows]
     n = max(sum(weights), 1)
-    density = sum(r.density * k for r, k in zip(rows, weights)) / n
+    density = sum(r.density * k for r, k in zip(rows, weights)) / n if sum(weights) else 1.0
     bits = sum(r.bits * math.prod(r.shape) for r in rows) / n
     size = {name: sum(getattr(r, name) for r in rows) for name in ("dense", "nonzero", "stored", "entropy")}
     return Row("total", (sum(weights),), "", "", density, bits, **size, note="")

@@ -258,6 +258,53 @@ def test_diff_by_hand(tmp_path):
     assert same.exit_code == 0 and "no difference" in same.stdout
 
 
+def test_verify_compares_the_compressed_leaves_and_counts_kept_ones_apart(tmp_path):
+    """A kept causal mask has infinities, a kept variance most of the energy: neither may make a loss look small."""
+    kernel = draw.normal(size=(16, 16)).astype(np.float32)
+    causal = np.where(np.tril(np.ones((8, 8))) > 0, 0, -np.inf).astype(np.float32)
+    named = {"d/kernel": kernel, "causal": causal, "bn/var": 1e4 * np.ones(64, np.float32)}
+    path = write_foreign(tmp_path / "a.npz", named)
+    rules = '[[rule]]\nwhere = "d/.*"\nquantize = 4\n'
+    out, result = compress(path, rules, "--verify")
+    assert "over 1 compressed leaves, the other 2 are kept exactly" in result.stdout
+    pruned = compress(path, rules, "--verify", "--json")[1]
+    verified = json.loads(pruned.stdout)["verified"]
+    loss = 10 * np.log10((kernel**2).sum() / ((kernel - read_all(out)["d/kernel"]) ** 2).sum())
+    assert verified["sqnr_db"] == pytest.approx(loss, rel=1e-4) and not verified["exact"]
+    total = json.loads(call("diff", path, out, "--json").stdout)["total"]
+    assert total["sqnr_db"] == pytest.approx(loss, rel=1e-4) and total["not_finite"] == 0
+    assert json.loads(call("diff", path, out, "--json").stdout)["leaves"][0]["exact"]
+
+
+def test_verify_says_that_nothing_is_lost_only_where_every_bit_is_equal(tmp_path):
+    zeros = {"kernel": np.array([[-0.0, 1.0]], np.float32)}
+    path = write_foreign(tmp_path / "a.npz", zeros)
+    assert "nothing is lost" in compress(path, '[[rule]]\nwhere = ".*"\nkeep = true', "--verify")[1].stdout
+    out, result = compress(path, '[[rule]]\nwhere = ".*"\nprune = 0.5', "--verify")
+    assert "nothing is lost" not in result.stdout and "1 of equal value differ in bits" in result.stdout
+    found = call("diff", path, out)
+    assert found.exit_code == 0 and "no value differs" in found.stdout and "-0 for 0" in found.stdout
+
+
+@pytest.mark.parametrize(
+    "a, b, words",
+    [
+        ({"x": np.ones(2)}, {"y": np.ones(2)}, "no leaf in common"),
+        ({"x": np.array([np.inf, 1.0])}, {"x": np.array([2.0, 1.0])}, "1 numbers that are NaN or infinite differ"),
+        ({"x": np.array([np.nan, 1.0])}, {"x": np.array([np.inf, 1.0])}, "1 numbers that are NaN or infinite differ"),
+        ({"x": np.ones(2, np.float32)}, {"x": np.ones(2)}, "float32 became float64"),
+        ({"x": np.array([True])}, {"x": np.array([False])}, "1 of 1 leaves differ"),
+        ({"x": np.array([2**62])}, {"x": np.array([2**62 + 1])}, "1 of 1 leaves differ"),
+    ],
+)
+def test_what_differs_is_never_exact(a, b, words, tmp_path):
+    np.savez(tmp_path / "a.npz", **a)
+    np.savez(tmp_path / "b.npz", **b)
+    found = call("diff", tmp_path / "a.npz", tmp_path / "b.npz")
+    assert found.exit_code == 1 and words in found.stdout
+    assert "exact" not in found.stdout and "no difference" not in found.stdout
+
+
 def test_verify_says_which_leaf(torch):
     out, _ = compress(torch, RULE)
     assert call("verify", out).exit_code == 0

@@ -173,6 +173,18 @@ def test_density_of_a_selection():
         density(tree, where=jp.where.path("kernel"))
 
 
+def test_nothing_is_wholly_kept_and_one_weight_less_is_not():
+    assert density({}) == density({"w": jnp.zeros((0, 3)), "n": jnp.arange(3)}) == 1
+    assert jp.summary({"w": jnp.zeros((0, 3))}).totals.density == 1
+    almost = str(jp.summary({"w": jp.prune(0.0005).init(normal((50, 40)))}))
+    assert "Masked >99.9%" in almost and "100%" not in almost.replace(">", "")
+
+
+def test_what_is_not_finite_is_noted_for_every_dtype():
+    for dtype in ("complex64", "float8_e4m3fn", "bfloat16"):
+        assert "1 NaN" in str(jp.summary({"w": jnp.array([1.0, jnp.nan]).astype(dtype)}))
+
+
 def test_distortion_by_hand():
     w = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([3.0]), "n": jnp.array(1)}
     code = {"a": jnp.array([[1.5, 0.0]]), "b": jnp.array([3.0]), "n": jnp.array(5)}

@@ -85,7 +85,7 @@ def diff(
 ) -> None:
     """Compare two checkpoints leaf by leaf. Exit code 1 says that they differ."""
     with plain_errors("stopped"):
-        from jaxprune.app.compare import compare, total
+        from jaxprune.app.compare import compare, total_of_different
         from jaxprune.app.file_tables import diff_lines, diff_table
         from jaxprune.app.progress import Bytes
         from jaxprune.app.tables import console
@@ -93,14 +93,14 @@ def diff(
 
         with open_checkpoint(a) as first, open_checkpoint(b) as second, Bytes("diff", _dense(first)) as tick:
             rows = list(compare(first, second, tick))
-        everything = total(rows)
+        total = total_of_different(rows)
         if as_json:
-            print_json({"total": everything.to_dict(), "leaves": [row.to_dict() for row in rows]})
+            print_json({"total": total.to_dict(), "leaves": [row.to_dict() for row in rows]})
         else:
-            if not everything.same:
-                console().print(diff_table([row for row in rows if not row.same], everything))
-            print("\n".join(diff_lines(rows)))
-        if not everything.same:
+            if not total.same:
+                console().print(diff_table([row for row in rows if not row.same], total))
+            print("\n".join(diff_lines(rows, total)))
+        if not total.same:
             raise typer.Exit(FOUND)
 
 
