@@ -10,6 +10,11 @@ import numpy as np
 from jaxprune.core.where import is_float, leaf_path
 from jaxprune.structure.plan import Plan
 from jaxprune.transforms.axes.walk import Walked
+from jaxprune.transforms.float64 import in_float64
+from jaxprune.transforms.jaxpr import of_arrays
+
+FLOAT64_TOLERANCE = 1e-7
+"""More than rounding in float64 even where a recurrence amplifies it ten million times; float32 itself rounds by it."""
 
 
 class Found(NamedTuple):
@@ -18,13 +23,50 @@ class Found(NamedTuple):
     Attributes:
       error: max |g(cut) − f(mask)| / max |f(mask)| of the worst output, where f(mask) is finite.
       finite: whether f(mask) is finite wherever g(cut) is.
+      float64: the error when both are computed in float64, Inf where they cannot be; None where that was not needed.
     """
 
     error: float
     finite: bool
+    float64: float | None = None
 
 
-def compared(f: Callable[..., Any], g: Callable[..., Any], plan: Plan, tree: Any, args: tuple[Any, ...]) -> Found:
+def checked(
+    f: Callable[..., Any], g: Callable[..., Any], plan: Plan, tree: Any, args: tuple[Any, ...], allowed: float
+) -> Found:
+    """`compared`; where the error is larger than allowed, in float64 as well.
+
+    Rounding grows in a recurrence, so the precision of f may not tell a wrong cut from a right one. In float64 a right
+    one differs by far less.
+    """
+    found = compared(f, g, plan, tree, args)
+    if found.error <= allowed:
+        return found
+    try:
+        wide = compared(f, g, plan, tree, args, _call_in_float64)
+    except Exception:  # what a backend raises for an equation that it cannot compute in float64 is its own
+        return found._replace(float64=np.inf)
+    return found._replace(float64=wide.error)
+
+
+def _call(f: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Any:
+    """f(params, *args), compiled; all arrays are arguments, so a function may set NNX variables among them."""
+    g, arrays = of_arrays(f, (numbers_as_arrays(params), *args), {})
+    return jax.jit(g)(*arrays)
+
+
+def _call_in_float64(f: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Any:
+    return in_float64(f)(numbers_as_arrays(params), *args)
+
+
+def compared(
+    f: Callable[..., Any],
+    g: Callable[..., Any],
+    plan: Plan,
+    tree: Any,
+    args: tuple[Any, ...],
+    call: Callable[..., Any] = _call,
+) -> Found:
     """The small function beside the large one with zeros, in float64 where that is enabled.
 
     Args:
@@ -33,12 +75,18 @@ def compared(f: Callable[..., Any], g: Callable[..., Any], plan: Plan, tree: Any
       plan: what is kept.
       tree: params of f.
       args: further arguments; where only shapes are given, normal noise and zeros stand in.
+      call: (function, params, args) -> its outputs.
     """
     wide = lambda x: x.astype(jnp.float64) if jax.config.read("jax_enable_x64") and is_float(x) else x
     tree, args = jax.tree.map(wide, tree), jax.tree.map(lambda x: wide(concrete(x)), args)
-    large = jax.jit(lambda params: f(params, *args))(plan.mask(tree))
-    small = jax.jit(lambda params: g(params, *args))(plan.cut(tree))
+    large = call(f, plan.mask(tree), args)
+    small = call(g, plan.cut(tree), args)
     return beside(large, small, plan)
+
+
+def numbers_as_arrays(params: Any) -> Any:
+    """Params whose Python numbers are arrays: they may be changed, and are traced as all params are."""
+    return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), params)
 
 
 def beside(large: Any, small: Any, plan: Plan) -> Found:
@@ -50,7 +98,8 @@ def beside(large: Any, small: Any, plan: Plan) -> Found:
 def worst(found: Iterable[Found]) -> Found:
     """Of several."""
     found = list(found)
-    return Found(max([0.0, *(x.error for x in found)]), all(x.finite for x in found))
+    wide = [x.float64 for x in found if x.float64 is not None]
+    return Found(max([0.0, *(x.error for x in found)]), all(x.finite for x in found), max(wide, default=None))
 
 
 def _one(path: str, large: Any, small: Any, plan: Plan) -> Found:
@@ -74,7 +123,7 @@ def concrete(x: Any) -> Any:
     return jax.random.normal(jax.random.key(0), x.shape, x.dtype) if noise else jnp.zeros(x.shape, x.dtype)
 
 
-def tolerance(programs: Iterable[Walked]) -> float:
+def rounding(programs: Iterable[Walked]) -> float:
     """The largest error that rounding alone explains, by the narrowest floats that are computed with."""
     bits = min((bits for program in programs for bits in _widths(program)), default=32)
     return 1e-9 if bits >= 64 else 1e-4 if bits >= 32 else 0.1

@@ -42,10 +42,13 @@ class Plan(NamedTuple):
     def cut(self, tree: Any) -> Any:
         """A smaller copy of a tree whose leaves are params, or are named as they are (`opt_state[0].mu["dense"]`).
 
-        A leaf is cut if its path ends with that of a param; scalars stay, and so do leaves with other names.
+        A leaf is cut if its path ends with that of a param, or with what follows the collection of it: the plan of Flax
+        variables names `params/dense/kernel`, Adam's moments end with `dense/kernel`. Scalars stay, and so do leaves
+        with other names.
 
         Raises:
-          ValueError: a leaf of another shape than its param, or a tree with no leaf of the params' names.
+          ValueError: a leaf of another shape than its param; a leaf that is named as no param and has the shape of one
+            that is cut, for it would stay as it is; a tree with no leaf of the params' names.
         """
 
         return self._over(self.cut_one, tree, lambda path: self.shapes[path])
@@ -108,11 +111,14 @@ class Plan(NamedTuple):
         return tuple(left.get(k, n) for k, n in enumerate(self.shapes[path]))
 
     def _over(self, one: Callable[..., Any], tree: Any, shape_of: Callable[[str], tuple[int, ...] | None]) -> Any:
-        met = []
+        met: list[str] = []
+        others: list[tuple[str, tuple[int, ...]]] = []
 
         def leaf(keys: Any, x: Any) -> Any:
             name = leaf_path(keys)
             path = self.named(name)
+            if path is None:
+                others.append((name, np.shape(x)))
             if path is None or (x is None and path not in self.dropped):
                 return x
             if x is not None and np.ndim(x) == 0 and self.shapes[path]:
@@ -128,12 +134,58 @@ class Plan(NamedTuple):
         if self.shapes and not met:
             names = [leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
             raise ValueError(f"plan: no leaf is named as a param of the plan. It has {nearest('', names)}")
+        self._refuse_namesakes(others, shape_of)
         return made
 
+    def _refuse_namesakes(self, others: list[tuple[str, Any]], shape_of: Callable[[str], Any]) -> None:
+        """Refuses leaves that are named as no param and yet seem to be one that is cut: they would stay whole."""
+        changed = [*self.keep, *self.dropped]
+        for name, shape in others:
+            for path in changed:
+                same_name = name.rpartition("/")[2] == path.rpartition("/")[2]
+                if shape and shape == shape_of(path) and (len(shape) > 1 or same_name):
+                    raise ValueError(
+                        f"plan: {name} is {shape} as {path} is, which is cut, but is not named so: it would stay as it "
+                        f"is. Give a tree in which its path ends with {path}, or one without it"
+                    )
+            if changed and shape in self._flat_shapes(shape_of):
+                raise ValueError(
+                    f"plan: {name} is {shape}: all params in one vector, which cannot be cut by name. Give a tree of "
+                    f"the params' structure (an optimizer without optax.flatten), or one without it"
+                )
+
+    def _flat_shapes(self, shape_of: Callable[[str], Any]) -> set[tuple[int]]:
+        """The shape of a vector of all params, and of those of each collection."""
+        sizes: dict[str, int] = {}
+        for path in self.shapes:
+            size = int(np.prod(shape_of(path) or (), dtype=np.int64))
+            for part in ("", path.partition("/")[0]) if self._has_collections() else ("",):
+                sizes[part] = sizes.get(part, 0) + size
+        return {(n,) for n in sizes.values()} if len(self.shapes) > 1 else set()
+
     def named(self, name: str) -> str | None:
-        """The param whose path a leaf's name ends with; the longest one."""
+        """The param whose path a leaf's name ends with, the longest one; with or without its collection.
+
+        Raises:
+          ValueError: without a collection it could be of several.
+        """
         parts = name.split("/")
-        return next((p for i in range(len(parts) + 1) if (p := "/".join(parts[i:])) in self.shapes), None)
+        ends = ["/".join(parts[i:]) for i in range(len(parts) + 1)]
+        whole = next((end for end in ends if end in self.shapes), None)
+        if whole is not None or not self._has_collections():
+            return whole
+        collections = dict.fromkeys(path.partition("/")[0] for path in self.shapes)
+        for end in ends:
+            same = [path for c in collections if end and (path := f"{c}/{end}") in self.shapes]
+            if len(same) > 1:
+                raise ValueError(f"plan: {name} could be any of {', '.join(same)}: name it with its collection")
+            if same:
+                return same[0]
+        return None
+
+    def _has_collections(self) -> bool:
+        """Whether the params are variables of Flax linen: {"params": …, "batch_stats": …}."""
+        return any(path.startswith("params/") for path in self.shapes)
 
     def save(self, path: Any) -> None:
         """Writes a JSON file."""

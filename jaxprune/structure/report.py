@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from jaxprune.structure.check import FLOAT64_TOLERANCE
 from jaxprune.structure.fold import Folds
 from jaxprune.structure.speed import Pace, Seconds
 from jaxprune.structure.timings import Timings
@@ -24,7 +27,8 @@ class Report(NamedTuple):
       unknown: places of primitives without a rule, which froze what they touch.
       error: of the self-check: largest difference to f with zeros in place of what was cut, relative.
       finite: whether f with zeros is finite wherever the smaller function is.
-      allowed: the largest that rounding explains.
+      allowed: the largest that rounding explains, or `tolerance=`.
+      float64: the error of the self-check in float64, where `error` is larger than allowed; otherwise None.
       uneven: if that was asked for: group -> what its units differ along, or why they do not.
       folds: what was folded into biases, with `approximate="fold"` or "mean".
       pace: of the time, where `latency=` or widths for the device were asked for.
@@ -42,6 +46,7 @@ class Report(NamedTuple):
     error: float
     finite: bool
     allowed: float
+    float64: float | None = None
     uneven: Mapping[str, str] = MappingProxyType({})
     folds: Folds | None = None
     pace: Pace | None = None
@@ -56,6 +61,23 @@ class Report(NamedTuple):
         """The table of what was measured, to be saved or given to the next `jp.shrink`."""
         return self.pace and self.pace.timings
 
+    @property
+    def agrees(self) -> bool:
+        """Whether the self-check held, in the precision of f or in float64."""
+        return self.error <= self.allowed or (self.float64 is not None and self.float64 <= FLOAT64_TOLERANCE)
+
+    @property
+    def rounding(self) -> float:
+        """The largest difference that rounding makes in this function: more than allowed where float64 said so."""
+        return max(self.allowed, 4 * self.error) if self.float64 is not None and self.agrees else self.allowed
+
+    def _in_float64(self) -> str:
+        if self.float64 is None:
+            return ""
+        return (
+            f", and by {self.float64:.1e} in float64" if self.float64 < np.inf else ", and float64 cannot be computed"
+        )
+
     def raise_if_wrong(self, approximate: bool) -> None:
         """A plan that is exact must compute the same; that f divides 0 by 0 where g does not, must be allowed."""
         names = [*(b.leaves[0] for b in self.blocks), *(g.name for g, _ in self.groups)][:10]
@@ -64,11 +86,12 @@ class Report(NamedTuple):
                 "with zeros in place of what was cut f is not finite (0 / 0, log 0), and the smaller function is: give "
                 f"approximate=True to allow that. Groups cut: {names}"
             )
-        if not self.approximate and not self.error <= self.allowed:
+        if not self.approximate and not self.agrees:
+            take = f"; tolerance={2 * self.error:.1e} would take it" if 2 * self.error < 1 else ""
             raise ValueError(
                 f"the smaller function differs from f with zeros in place of what was cut, by {self.error:.1e} of the "
-                f"largest output where {self.allowed:.0e} is rounding. Either f is not pure, or this is a defect of "
-                f"jaxprune: please report it with f. Groups cut: {names}"
+                f"largest output where {self.allowed:.0e} is rounding{self._in_float64()}. Either f is not pure, or "
+                f"this is a defect of jaxprune: please report it with f{take}. Groups cut: {names}"
             )
         if self.folds is not None and self.folds.exact and not (self.folds.error or 0) <= self.allowed:
             raise ValueError(
@@ -87,7 +110,8 @@ class Report(NamedTuple):
             seen = {"measured": self.pace.measured, "predicted": self.pace.predicted}
             lines += [f"{name:<9} {_seconds(*seconds)}" for name, seconds in seen.items() if seconds]
         kind = "approximate" if self.approximate else "exact"
-        lines.append(f"{kind}: differs from f with zeros in place of what was cut by {self.error:.1e}, relative")
+        by = f"{self.error:.1e}{self._in_float64()}"
+        lines.append(f"{kind}: differs from f with zeros in place of what was cut by {by}, relative")
         lines += [f"  {name} {what}" for name, what in self.uneven.items()]
         lines += [f"  approximate: {name}: {'; '.join(places)}" for name, places in self.approximate.items()]
         lines += [f"  not looked into: {name}" for name in self.unknown]

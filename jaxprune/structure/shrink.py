@@ -18,7 +18,7 @@ from jax.core import Tracer
 
 from jaxprune.structure import cost
 from jaxprune.structure.budget import Limit
-from jaxprune.structure.check import Found, compared, tolerance, worst
+from jaxprune.structure.check import Found, checked, rounding, worst
 from jaxprune.structure.depth import Depth
 from jaxprune.structure.fold import folded
 from jaxprune.structure.importance import Normalize, Reduce, Scope
@@ -78,7 +78,7 @@ class Thin(NamedTuple):
           ValueError: it does not: params of other shapes, or the first equation that differs (a norm's divisor,
             1/√(head size), the members of a group).
         """
-        return agreement(self.apply, rebuilt, self.params, args, own, self.report.allowed)
+        return agreement(self.apply, rebuilt, self.params, args, own, self.report.rounding)
 
 
 def shrink(
@@ -104,6 +104,7 @@ def shrink(
     state: str | None = None,
     timings: Timings | None = None,
     depth: bool | Depth = False,
+    tolerance: float | None = None,
 ) -> Thin:
     """f and its params, made smaller until a budget is met.
 
@@ -139,6 +140,9 @@ def shrink(
         whose streams pass them by, and leaves of the params that nothing uses any more are None.
       timings: what was measured before, for `latency` and for `round_to="device"`: `thin.report.timings` of another
         call, or `jp.Timings.load`. What it lacks is measured, by its clock.
+      tolerance: the largest relative difference that the self-check allows; by default what rounding explains (1e-4,
+        0.1 where f computes in half precision, 1e-9 in float64). A larger one is looked at again in float64, where
+        1e-7 is allowed, before shrink refuses: rounding grows in a recurrence.
 
     Returns:
       A `Thin`.
@@ -157,6 +161,8 @@ def shrink(
       [[0. 0. 3. 0.]
        [0. 0. 0. 4.]] [[7. 7.]]
     """
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise ValueError(f"shrink(tolerance={tolerance!r}): a relative difference, in (0, 1)")
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(tree)):
         raise ValueError("shrink chooses shapes by values: call it outside of jit, on concrete params")
     budgets = {"flops": flops, "params": params, "bytes": bytes, "ratio": ratio, "latency": latency}
@@ -188,14 +194,17 @@ def shrink(
                 f"approximate={approximate!r} with depth: leave out blocks first, then shrink what is left"
             )
         tree, folds = folded(found, narrow, plan, tree, calls[0][1], approximate, small[0])
-    checks = worst(compared(g, thin, plan, tree, given) for g, thin, (_, given) in zip(whole, small, calls))
-    report = _report(found, plan, narrow, checks)
+    allowed = rounding(found.programs) if tolerance is None else tolerance
+    inexact = any(g.approximate and narrow.size(v) < g.size for g, v in zip(found.groups, found.variables))
+    accepted = np.inf if inexact else allowed  # of what is not exact the error is reported, and not judged
+    checks = worst(checked(g, thin, plan, tree, given, accepted) for g, thin, (_, given) in zip(whole, small, calls))
+    report = _report(found, plan, narrow, checks, allowed)
     report = report._replace(uneven=told(found, narrow.keep) if uneven else {}, folds=folds, pace=pace)
     report.raise_if_wrong(bool(approximate))
     return Thin(small[0], plan.cut(tree), plan, report)
 
 
-def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found) -> Report:
+def _report(found: Groups, plan: Plan, narrow: Narrow, checks: Found, allowed: float) -> Report:
     whole, dtypes = Narrow({}), {path: x.dtype for path, x in found.shapes.items()}
     both = lambda count: (count(whole), count(narrow))
     left = [int(np.count_nonzero(narrow.mask(v))) for v in found.variables]
@@ -210,7 +219,8 @@ def _report(found: Groups, plan: Plan, narrow: Narrow, checked: Found) -> Report
         approximate={g.name: g.approximate for g, _ in cut if g.approximate},
         frozen=found.frozen,
         unknown=tuple(found.unknown),
-        error=checked.error,
-        finite=checked.finite,
-        allowed=tolerance(found.programs),
+        error=checks.error,
+        finite=checks.finite,
+        allowed=allowed,
+        float64=checks.float64,
     )

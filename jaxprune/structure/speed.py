@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune.structure.check import concrete
+from jaxprune.structure.check import concrete, numbers_as_arrays
 from jaxprune.structure.greedy import Path
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.timings import Call, Timings
+from jaxprune.transforms.jaxpr import of_arrays
 
 TRIES = 6
 AIM, NEAR = 0.98, 0.95  # shares of the budget: what is aimed at, and what is near enough not to try less
@@ -82,14 +83,8 @@ class Stopwatch(NamedTuple):
 
 def called(f: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Call:
     """f(params, *args) compiled, with what is no array among its arguments fixed."""
-    leaves, tree = jax.tree.flatten(args)
-    arrays = [concrete(x) for x in leaves if hasattr(x, "dtype")]
-
-    def of_arrays(params: Any, arrays: list[Any]) -> Any:
-        rest = iter(arrays)
-        return f(params, *jax.tree.unflatten(tree, [next(rest) if hasattr(x, "dtype") else x for x in leaves]))
-
-    return Call(jax.jit(of_arrays), (params, arrays))
+    g, arrays = of_arrays(f, (numbers_as_arrays(params), *jax.tree.map(concrete, args)), {})
+    return Call(jax.jit(g), tuple(arrays))
 
 
 def closed(budget: float, path: Path, least: int, timed: Callable[[int], Seconds]) -> tuple[int, Seconds]:

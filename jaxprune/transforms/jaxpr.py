@@ -43,6 +43,22 @@ class Program(NamedTuple):
     shapes: dict[int, Any]
 
 
+def of_arrays(f: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """A function of the arrays among f's arguments alone, and these arrays; all else is given to f as it is.
+
+    The arguments are put together where the function runs, inside of a trace: an NNX variable among them can be set.
+    """
+    leaves, tree = jax.tree.flatten((args, kw))
+    arrays = [x for x in leaves if hasattr(x, "dtype")]
+
+    def g(*arrays: Any) -> Any:
+        rest = iter(arrays)
+        args, kw = jax.tree.unflatten(tree, [next(rest) if hasattr(x, "dtype") else x for x in leaves])
+        return f(*args, **kw)
+
+    return g, arrays
+
+
 def open_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     """A jaxpr and its constants, in JAX 0.10 and 0.12."""
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))

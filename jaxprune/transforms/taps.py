@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxprune.core.tree import nearest
 from jaxprune.core.where import leaf_path
-from jaxprune.transforms.jaxpr import open_jaxpr
+from jaxprune.transforms.jaxpr import of_arrays, open_jaxpr
 from jaxprune.transforms.tapped import PREFIX, names_in, run_with
 
 
@@ -149,16 +149,12 @@ def _interpreted(
 ) -> Callable[..., Any]:
     @functools.wraps(f)
     def again(*args: Any, **kw: Any) -> Any:
-        leaves, tree = jax.tree.flatten((args, kw))
-        arrays = [x for x in leaves if hasattr(x, "dtype")]
-
-        def of_arrays(*arrays: Any) -> Any:
-            rest = iter(arrays)
-            args, kw = jax.tree.unflatten(tree, [next(rest) if hasattr(x, "dtype") else x for x in leaves])
+        def tapping(*args: Any, **kw: Any) -> Any:
             with _linen_modules_tap():
                 return f(*args, **kw)
 
-        closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
+        g, arrays = of_arrays(tapping, args, kw)
+        closed, shape = jax.make_jaxpr(g, return_shape=True)(*arrays)
         jaxpr, consts = open_jaxpr(closed)
         names = names_in(jaxpr, where)
         _refuse_unknown(where, values, names, jaxpr, anything)

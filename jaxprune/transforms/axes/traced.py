@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxprune.core.arrays import is_code
 from jaxprune.core.where import leaf_path
-from jaxprune.transforms.jaxpr import open_jaxpr
+from jaxprune.transforms.jaxpr import of_arrays, open_jaxpr
 
 
 class Traced(NamedTuple):
@@ -58,18 +58,11 @@ def trace(f: Callable[..., Any], params: Any, args: tuple[Any, ...], kw: dict[st
     Raises:
       ValueError: f cannot be traced, has side effects, or returns what is not an array.
     """
-    leaves, tree = jax.tree.flatten((args, kw))
-    arrays = [x for x in leaves if hasattr(x, "dtype")]
-
-    def of_arrays(params: Any, *arrays: Any) -> Any:
-        rest = iter(arrays)
-        args, kw = jax.tree.unflatten(tree, [next(rest) if hasattr(x, "dtype") else x for x in leaves])
-        return f(params, *args, **kw)
-
     like = jax.tree.unflatten(jax.tree.structure(params), list(shapes_of(params).values()))
+    g, arrays = of_arrays(f, (like, *args), kw)
     name = getattr(f, "__name__", type(f).__name__)
     try:
-        closed, shape = jax.make_jaxpr(of_arrays, return_shape=True)(like, *arrays)
+        closed, shape = jax.make_jaxpr(g, return_shape=True)(*arrays)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
         raise ValueError(f"{name} cannot be traced: its shapes or its branches depend on values. {error}") from error
     except TypeError as error:
@@ -82,4 +75,10 @@ def trace(f: Callable[..., Any], params: Any, args: tuple[Any, ...], kw: dict[st
     if jaxpr.effects:
         raise ValueError(f"{name} has side effects ({', '.join(map(str, jaxpr.effects))}): give it without them")
     outs = jax.tree_util.tree_flatten_with_path(shape)[0]
-    return Traced(jaxpr, consts, len(arrays), [leaf_path(keys) for keys, _ in outs], jax.tree.structure(shape))
+    return Traced(
+        jaxpr,
+        consts,
+        len(arrays) - len(jax.tree.leaves(like)),
+        [leaf_path(keys) for keys, _ in outs],
+        jax.tree.structure(shape),
+    )
