@@ -1,46 +1,54 @@
-"""The weights that are left, fitted to what the whole layer gave (He, Zhang & Sun 2017, arXiv:1707.06168).
+"""The remaining weights and biases, refit by least squares to what the large network gave.
 
-A layer Y = X W loses inputs and outputs. Its remaining outputs are brought near to what they were, by least squares:
+After He, Zhang & Sun 2017 (arXiv:1707.06168). A layer loses inputs and outputs. Its weights W' and bias b' are fitted
+so that what counts of its outputs is near to what it was:
 
-    min over D of  ‖X' (W' + D) − Y‖² + λ ‖D‖²,       λ = ridge · tr(X'ᵀX') / columns
-    D = (X'ᵀX' + λ I)⁻¹ X'ᵀ (Y − X' W')
+    min over W', b' of  ‖X' W' + b' − Y‖² + λ ‖W' − W‖²
 
-X' is what the smaller network feeds the layer, behind all layers that were fitted before, Y what the whole network has
-there, W' the weights that are left. The equations of the two programs are evaluated side by side, once, on all
-batches; no gradient is taken and no label is read. Behind a block that is left out the layers are brought near to what
-they gave with it.
+X' is what the smaller network feeds the layer, behind all layers that were fitted before; W are its weights before the
+fit. Y is what the large network has there. Where the output is added to a residual stream, Y is the sum in the large
+network less the stream of the smaller one, so each layer also corrects the error that its stream has by then. A layer
+without a bias whose outputs go through a batch norm uses the norm's mean.
+
+The equations of the two programs are evaluated side by side, once, on all batches; no gradient is taken and no label
+is read. Behind a block that is left out the stream is brought near to what it was with it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
+from jaxprune.core.arrays import Masked, is_code, materialize
 from jaxprune.core.where import is_float, leaf_path
 from jaxprune.numerics.precision import widen
 from jaxprune.structure.narrowed import kept
 from jaxprune.structure.plan import Plan
-from jaxprune.structure.ridge import solved
-from jaxprune.structure.rows import CONTRACTIONS
+from jaxprune.structure.recurrent import Cell, bias_in, cell_of, layers_of, sums_over_turns, uses_of
+from jaxprune.structure.ridge import Batch, change_of, summed
+from jaxprune.structure.rows import CONTRACTIONS, columns_of, weights
+from jaxprune.structure.sites import Bias, Layer, Leaf, Ways, bias_of, layer_of, leaf_of, moved_from, unmoved
+from jaxprune.structure.steps import (
+    LARGE,
+    MOVES,
+    SAME,
+    SMALL,
+    Equation,
+    Values,
+    consumers,
+    depends_on_params_alone,
+    last_reads,
+    unrolled,
+)
 from jaxprune.transforms.axes.groups import walked
 from jaxprune.transforms.axes.index import fresh
 from jaxprune.transforms.axes.narrow import Narrow
-from jaxprune.transforms.axes.shapes import IDENTITY
 from jaxprune.transforms.axes.traced import shapes_of, trace
-from jaxprune.transforms.axes.walk import Axes, Record, Walk, Walked
-from jaxprune.transforms.calls import INLINE, REMAT
+from jaxprune.transforms.axes.walk import Walk, Walked
 
-SAME = (IDENTITY - {"optimization_barrier"}) | {"convert_element_type"}
-"""Equations whose result is their operand, in another dtype at most."""
-
-
-CALLS = INLINE | REMAT | {"custom_jvp_call"}
 LOOPS = frozenset({"scan", "while", "cond"})
-Paths = list[str | None]
-"""Of leaves that values are."""
 
 
 class Reconstruction(NamedTuple):
@@ -48,46 +56,59 @@ class Reconstruction(NamedTuple):
 
     Attributes:
       params: the smaller params, fitted.
-      errors: path of a weight -> ‖Y' − Y‖ / ‖Y‖ of its layer's outputs, before its fit and after.
+      errors: path of a weight -> ‖Y' − Y‖ / ‖Y‖ of its layer's outputs, before its fit and after. A weight that a scan
+        slices has a path for each turn: "layers[0]".
       left: path of a weight that was not fitted -> why.
+      done: path of a leaf that was changed -> how.
     """
 
     params: Any
     errors: dict[str, tuple[float, float]]
     left: dict[str, str]
+    done: dict[str, str]
 
     def __str__(self) -> str:
-        wide = max(map(len, [*self.errors, *self.left]), default=0)
-        lines = [f"{path:<{wide}}  {before:8.4f} -> {after:8.4f}" for path, (before, after) in self.errors.items()]
-        return "\n".join([*lines, *(f"{path:<{wide}}  not fitted: {why}" for path, why in self.left.items())])
+        width = max(map(len, [*self.errors, *self.left, *self.done]), default=0)
+        lines = [f"{path:<{width}}  {before:8.4f} -> {after:8.4f}" for path, (before, after) in self.errors.items()]
+        lines += [f"{path:<{width}}  {how}" for path, how in self.done.items() if path not in self.errors]
+        lines += [f"{path:<{width}}  not fitted: {why}" for path, why in self.left.items()]
+        return "\n".join(lines)
 
 
 def reconstruct(
     f: Callable[..., Any],
     params: Any,
-    plan: Plan,
+    plan: Any,
     batches: Iterable[tuple[Any, ...]],
     *,
-    ridge: float = 1e-3,
+    ridge: float | None = None,
+    biases: bool = True,
+    streams: bool = True,
     state: str | None = None,
 ) -> Reconstruction:
-    """plan.cut(params), with the weights of all products and convolutions fitted to the whole network's outputs.
+    """The smaller or compressed params, refit by least squares to the outputs of the large network's layers.
 
     Args:
       f: the pure function f(params, *args) that the plan is of.
-      params: its params before the cut.
-      plan: what is kept.
+      params: its params before they were cut or compressed.
+      plan: what is kept, of `jp.shrink`; or a tree like params with compressed leaves. Of such a tree the dense leaves
+        are fitted to what the compressed ones before them give, the kept weights of a `Masked` leaf under its mask;
+        other codes stay as they are, and the biases behind them are fitted.
       batches: of the arguments after params, as tuples; all of one shape, and held in memory together.
-      ridge: the pull towards the weights that are left, as a share of the mean of X'ᵀX' on its diagonal. With few rows
-        more of it is needed.
+      ridge: the pull towards the weights before the fit, as a share of the mean of X'ᵀX' on its diagonal. None: for
+        each layer the one of six from 1e-5 to 1 that is best on a quarter of the rows, fitted to the others.
+      biases: whether biases and the means of norms are fitted with the weights in front of them.
+      streams: whether a layer that is added to something corrects the error of that too.
       state: outputs that are new values of params, as in `jp.axes`.
 
     Returns:
-      A `Reconstruction`. Weights used twice, inside a scan, a cond or a loop are left as they are, and named.
+      A `Reconstruction`: print it for what was done to each leaf. The layers of a scan over stacked params are fitted
+      in turn, the weights of a recurrent cell to all times at once. Weights used twice, in a cond or a while loop stay
+      as they are, and are named.
 
     Raises:
       ValueError: no batches, batches of several shapes, a ridge below 0, or of 0 where inputs are dependent, NaN, or a
-        plan of another model.
+        plan or tree of another model.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -103,153 +124,262 @@ def reconstruct(
     shapes = {str(jax.tree.map(lambda x: (np.shape(x), jnp.result_type(x)), batch)) for batch in given}
     if len(shapes) != 1:
         raise ValueError(f"reconstruct: batches of one shape are asked for; there are {sorted(shapes) or 'none'}")
-    if not ridge >= 0:
-        raise ValueError(f"reconstruct(ridge={ridge}): a number from 0 on")
-    traced, shapes_there = trace(f, params, given[0], {}), shapes_of(params)
-    leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes_there.items()}
-    program, small = walked(Walk(depth=True), traced, leaf_axes, state), plan.cut(params)
-    there = {leaf_path(keys): x for keys, x in jax.tree_util.tree_leaves_with_path(small)}
-    fit = _Fit(Narrow(kept(leaf_axes, [program], plan)), ridge, there, len(given))
-    paths = [*leaf_axes, *[None] * traced.inputs]
-    fit.count(program, paths)
+    if ridge is not None and not ridge >= 0:
+        raise ValueError(f"reconstruct(ridge={ridge}): a number from 0 on, or None")
+    traced = trace(f, params, given[0], {})
+    leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes_of(params).items()}
+    if isinstance(plan, Plan):
+        tree = plan.cut(params)
+    else:
+        tree, plan = plan, Plan({path: x.shape for path, x in shapes_of(params).items()}, {})
+        _refuse_other_tree(params, tree)
+    program = walked(Walk(depth=True), traced, leaf_axes, state)
+    narrow = Narrow(kept(leaf_axes, [program], plan))
+    leaves = {leaf_path(keys): x for keys, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_code)[0]}
+    small = {path: materialize(x) for path, x in leaves.items()}
     arrays = [[x for x in jax.tree.leaves(batch) if hasattr(x, "dtype")] for batch in given]
-    leaves = [[(x, there.get(path))] * len(given) for path, x in zip(leaf_axes, jax.tree.leaves(params))]
-    fit.run(program, [*leaves, *([(x, x) for x in column] for column in zip(*arrays))], paths)
-    made = jax.tree.unflatten(jax.tree.structure(small), list(fit.params.values()))
-    return Reconstruction(made, fit.errors, fit.left())
+    inputs = [([x], [small.get(path)]) for path, x in zip(leaf_axes, jax.tree.leaves(params))]
+    inputs += [(list(column), list(column)) for column in zip(*arrays)]
+    fit = _Fit(program, narrow, list(leaf_axes), inputs, leaves, small, ridge)
+    fit.biases = biases
+    fit.ways.streams = streams
+    fit.run()
+    made = [fit.leaf_again(path) for path in leaves]
+    structure = jax.tree.structure(tree, is_leaf=is_code)
+    return Reconstruction(jax.tree.unflatten(structure, made), fit.errors, fit.left(), fit.done)
 
 
-Values = list[tuple[Any, Any]]
-"""Over batches: a value in the whole program, and in the smaller one (None of what goes with a block)."""
+def _refuse_other_tree(params: Any, tree: Any) -> None:
+    """A tree of codes has a leaf for each param, of its shape."""
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_code)[0]
+    shapes = {leaf_path(keys): np.shape(materialize(x)) for keys, x in flat}
+    wanted = {path: x.shape for path, x in shapes_of(params).items()}
+    odd = [path for path in {**wanted, **shapes} if shapes.get(path) != wanted.get(path)]
+    if odd:
+        path = odd[0]
+        raise ValueError(
+            f"reconstruct: {path} is {shapes.get(path, 'missing')} in the tree and {wanted.get(path, 'missing')} in "
+            "the params: give a Plan, or a tree that was compressed from these params"
+        )
 
 
 class _Fit:
-    """Evaluates two programs side by side, and fits each weight before it is used."""
+    """Runs both programs step by step, and fits each weight before its result is used."""
 
-    def __init__(self, narrow: Narrow, ridge: float, params: dict[str, Any], num_batches: int):
-        self.narrow, self.whole, self.ridge, self.params = narrow, Narrow({}), ridge, params
-        self.num_batches = num_batches
-        self.uses: dict[str, list[str]] = {}
+    def __init__(
+        self,
+        program: Walked,
+        narrow: Narrow,
+        paths: Sequence[str],
+        inputs: Sequence[Any],
+        leaves: dict[str, Any],
+        small: dict[str, Any],
+        ridge: float | None,
+    ):
+        self.paths = list(paths)
+        self.leaves = leaves
+        self.params = dict(small)
+        self.ridge = ridge
+        self.biases = True
+        self.narrow = narrow
+        self.program = unrolled(program, narrow, len(paths))
+        self.values = Values(self.program, narrow, inputs)
+        self.constant = depends_on_params_alone(self.program, set(range(len(paths))), len(inputs))
+        self.ways = Ways(self.program, consumers(self.program, SMALL), self.constant)
+        self.uses = self._uses()
+        self.busy: set[int] = set()
+        self.fitted: set[int] = set()
         self.errors: dict[str, tuple[float, float]] = {}
+        self.done: dict[str, str] = {}
+
+    def _uses(self) -> dict[tuple[str, tuple[int, ...]], list[str]]:
+        """What uses each leaf, or each turn's slice of it, but to hand it on: names of primitives."""
+        uses: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+        for step in self.program.steps:
+            if not isinstance(step, Equation) or step.name in MOVES:
+                continue
+            for number in step.inputs(SMALL):
+                leaf = leaf_of(self.program, moved_from(self.program, number)[0], self.paths)
+                if leaf is not None:
+                    uses.setdefault((leaf.path, leaf.index), []).append(step.name)
+        return uses
 
     def left(self) -> dict[str, str]:
-        """Weights that were not fitted."""
-        odd = lambda uses: [u for u in uses if u in CONTRACTIONS or u in LOOPS]
-        why = lambda uses: f"it is used by {', '.join(uses)}"
-        there = {path: uses for path, uses in self.uses.items() if path in self.params and path not in self.errors}
-        return {path: why(uses) for path, uses in there.items() if odd(uses)}
+        """Weights that were not fitted, and why."""
+        why: dict[str, str] = {}
+        for (path, _), uses in self.uses.items():
+            products = [name for name in uses if name in CONTRACTIONS or name in LOOPS]
+            if path in self.done or path not in self.params or not products:
+                continue
+            code = self.leaves[path]
+            fixed = is_code(code) and not _is_masked(code)
+            why[path] = f"its code stays: {type(code).__name__}" if fixed else f"it is used by {', '.join(uses)}"
+        return why
 
-    def count(self, program: Walked, paths: Paths) -> Paths:
-        """Notes what uses each leaf, but to hand it on; gives the leaves among the results."""
-        env = dict(zip(program.jaxpr.invars, paths))
-        for r in program.records:
-            taken = [_read(env, v) for v in r.eqn.invars]
-            if entered(r):
-                outs = self.count(r.extra[0], taken)
-            else:
-                outs = handed_on(r, taken)
-                for path in (path for path in taken if path and path not in outs):
-                    self.uses.setdefault(path, []).append(r.eqn.primitive.name)
-            env.update(zip(r.eqn.outvars, outs))
-        return [_read(env, v) for v in program.jaxpr.outvars]
+    def leaf_again(self, path: str) -> Any:
+        """The leaf of the result: as it was, or with its new values."""
+        old = self.leaves[path]
+        if path not in self.done:
+            return old
+        return old.replace(values=self.params[path]) if is_code(old) else self.params[path]
 
-    def run(self, program: Walked, values: list[Values], paths: Paths) -> tuple[list[Values], Paths]:
-        """Both programs on all batches; what nothing reads any more is let go."""
-        known = zip(program.consts, program.const_axes)
-        consts = [[(x, self.narrow.cut(x, axes))] * self.num_batches for x, axes in known]
-        env = dict(zip(program.jaxpr.constvars, consts)) | dict(zip(program.jaxpr.invars, values))
-        names, ends = dict(zip(program.jaxpr.invars, paths)), last_uses(program)
-        live = set(map(id, self.narrow.live(program)))
+    # --- running ---
 
-        def read(v: Any, axes: Axes) -> Values:
-            return [(v.val, self.narrow.cut(v.val, axes))] * self.num_batches if isinstance(v, jex.Literal) else env[v]
+    def run(self) -> None:
+        """All steps in order; what nothing reads any more is let go."""
+        ends = last_reads(self.program)
+        for i, step in enumerate(self.program.steps):
+            for side in (LARGE, SMALL):
+                if side == LARGE or step.live:
+                    for number in step.outs:
+                        self.demand(number, side)
+            for number in set(ends.get(i, ())) - self.constant:
+                for side in (LARGE, SMALL):
+                    self.values.memo[side].pop(number, None)
 
-        for i, r in enumerate(program.records):
-            taken, known = (
-                [read(v, axes) for v, axes in zip(r.eqn.invars, r.ins)],
-                [_read(names, v) for v in r.eqn.invars],
-            )
-            if id(r) not in live:
-                outs, handed = self.alone(r, taken, program.jaxpr.debug_info), [None] * len(r.outs)
-            elif entered(r):
-                outs, handed = self.run(r.extra[0], taken, known)
-            else:
-                outs, handed = self.equation(r, taken, known, program.jaxpr.debug_info), handed_on(r, known)
-            env.update(zip(r.eqn.outvars, outs))
-            names.update(zip(r.eqn.outvars, handed))
-            for v in ends.get(i, ()):
-                env.pop(v, None)
-        ends_in = list(zip(program.jaxpr.outvars, program.outs))
-        return [read(v, axes) for v, axes in ends_in], [_read(names, v) for v, _ in ends_in]
+    def demand(self, number: int, side: int) -> list[Any]:
+        """A value over batches, with all that it needs, in the order of the program."""
+        while missing := self.values.missing(number, side):
+            self.compute(missing[0], side)  # a fit drops what a bias was added to: so look again
+        return self.values.memo[side][number]
 
-    def by_batch(self, operands: list[Values]) -> list[tuple[Any, ...]]:
-        """The operands of an equation, batch by batch; one without operands (iota) is run for each batch as well."""
-        return list(zip(*operands)) if operands else [()] * self.num_batches
+    def compute(self, i: int, side: int) -> None:
+        """Runs a step whose operands are there; a product of the small program is fitted then, and dropped."""
+        step = self.program.steps[i]
+        self.values.compute(i, side)
+        if side == SMALL and i not in self.fitted and isinstance(step, Equation):
+            self.fitted.add(i)
+            if step.name in CONTRACTIONS:
+                self.fit(i, step)
+            elif (cell := cell_of(step, self.narrow, self.constant)) is not None:
+                self.fit_cell(cell)
 
-    def alone(self, r: Record, taken: list[Values], info: Any) -> list[Values]:
-        """The results of an equation that the smaller program does not have."""
-        large = [self.whole.results(r, [a for a, _ in batch], info) for batch in self.by_batch(taken)]
-        return [[(y, None) for y in column] for column in zip(*large)]
+    # --- fitting ---
 
-    def equation(self, r: Record, taken: list[Values], paths: Paths, info: Any) -> list[Values]:
-        """The results of an equation, once its weight is fitted."""
-        batches = self.by_batch(taken)
-        large = [self.whole.results(r, [a for a, _ in batch], info) for batch in batches]
-        small = lambda: [self.narrow.results(r, [b for _, b in batch], info) for batch in batches]
-        made, k = small(), self.weight(r, paths)
-        if k is not None:
-            wanted = [self.narrow.cut(y, r.outs[0]) for [y] in large]
-            batches[:] = self.fitted(r, k, paths[k], batches, wanted, [y for [y] in made])
-            made = small()
-        return [list(zip(*pair)) for pair in zip(zip(*large), zip(*made))]
-
-    def weight(self, r: Record, paths: Paths) -> int | None:
-        """Which operand of an equation is a weight to be fitted."""
-        if r.eqn.primitive.name not in CONTRACTIONS:
+    def leaf(self, number: int) -> Leaf | None:
+        """The leaf that a value is, if nothing else uses it and it is a float."""
+        leaf = leaf_of(self.program, number, self.paths)
+        if leaf is None or not is_float(self.params.get(leaf.path)):
             return None
-        fit = [k for k, path in enumerate(paths) if path and len(self.uses[path]) == 1 and is_float(self.params[path])]
-        return fit[0] if len(fit) == 1 else None
+        uses = self.uses.get((leaf.path, leaf.index), [])
+        if leaf.index:
+            uses = uses + self.uses.get((leaf.path, ()), [])
+        return leaf if len(uses) == 1 else None
 
-    def fitted(self, r: Record, k: int, path: Any, batches: list[Any], wanted: list[Any], made: list[Any]) -> list[Any]:
-        """The batches with the fitted weight in them."""
-        w, dtype = batches[0][k][1], self.params[path].dtype
-        xs = [batch[1 - k][1] for batch in batches]
+    def free_leaf(self, number: int) -> Leaf | None:
+        """The same, if it is no code."""
+        leaf = self.leaf(number)
+        return None if leaf is None or is_code(self.leaves[leaf.path]) else leaf
+
+    def fit(self, i: int, step: Equation) -> None:
+        """Fits the weights of a product, if it has some, and a bias behind it."""
+        sources = [moved_from(self.program, number) for number in step.ins]
+        leaves = [self.leaf(origin) for origin, _ in sources]
+        operands = [k for k, leaf in enumerate(leaves) if leaf is not None]
+        if len(operands) != 1 or step.ins[1 - operands[0]] in self.constant:
+            return
+        [k] = operands
+        leaf = leaves[k]
+        assert leaf is not None
+        self.busy.add(i)
+        layer = layer_of(step, k, self.ways.follow(i, self.values, self.busy), self.narrow)
+        for link in layer.way.links:
+            if link.other is not None:
+                self.demand(link.other, SMALL)
+        self.demand(layer.way.end, LARGE)
+        self.busy.discard(i)
+        bias = bias_of(layer, self.values, self.free_leaf) if self.biases else None
+        sums = summed(layer, self._batches(layer), self.ridge is None)
+        self._take(layer, sums, leaf, sources[k][1], bias)
+
+    def _batches(self, layer: Layer) -> list[Batch]:
+        large, small = self.values.memo
+        columns = [small[layer.step.ins[1 - layer.weight]], small[layer.step.outs[0]], large[layer.way.end]]
+        others = layer.others(self.values)
+        batches = []
+        for b in range(self.values.batches):
+            x, made, end = (_of_batch(column, b) for column in columns)
+            beside = [None if column is None else _of_batch(column, b) for column in others]
+            batches.append(Batch(x, made, self.narrow.cut(end, layer.end), beside))
+        return batches
+
+    def fit_cell(self, cell: Cell) -> None:
+        """Fits the weights and biases that a scan uses in every turn."""
+        fittable = {n for n in cell.consts if self.leaf(moved_from(self.program, n)[0]) is not None}
+        operands = [*cell.consts, *cell.carry, *cell.slices]
+        for layer, k in layers_of(cell, self.narrow, fittable):
+            for number in operands:
+                self.demand(number, SMALL)
+            columns = [[self.values.memo[side][n] for n in operands] for side in (LARGE, SMALL)]
+            batches = range(self.values.batches)
+            large, small = ([[_of_batch(c, b) for c in side] for b in batches] for side in columns)
+            both = list(zip(large, small))
+            origin, outer = moved_from(self.program, cell.consts[k])
+            inner = moved_from(cell.body, layer.step.ins[layer.weight])[1]
+            leaf_at = self._leaf_of_cell(cell)
+            bias = bias_in(cell, layer, both[0], self.narrow, leaf_at) if self.biases else None
+            sums = sums_over_turns(cell, layer, self.narrow, both, self.ridge is None)
+            leaf = self.leaf(origin)
+            assert leaf is not None
+            self._take(layer, sums, leaf, [*outer, *inner], bias)
+
+    def _leaf_of_cell(self, cell: Cell) -> Callable[[int], Leaf | None]:
+        def leaf_at(number: int) -> Leaf | None:
+            if number >= len(cell.consts) or uses_of(cell.body, number) != 1:
+                return None
+            return self.free_leaf(cell.consts[number])
+
+        return leaf_at
+
+    def _take(self, layer: Layer, sums: Any, leaf: Leaf, moves: Sequence[Equation], bias: Bias | None) -> None:
+        """Solves for the changes of a layer, and makes them."""
+        code = self.leaves[leaf.path]
+        fixed = is_code(code) and not _is_masked(code)
+        if fixed and bias is None:
+            return
+        mask = self._mask(code, leaf, layer, moves) if is_code(code) and not fixed else None
         try:
-            change, self.errors[path] = solved(r.eqn, k, w, xs, wanted, made, self.ridge)
+            fit_rows, held_out = sums
+            change = change_of(fit_rows, held_out, self.ridge, bias is not None, mask, fixed)
         except ValueError as error:
-            raise ValueError(f"reconstruct: {path}: {error}") from None
-        new = (widen(w) + change).astype(dtype)
-        self.params[path] = new
-        return [
-            tuple((a, new.astype(w.dtype)) if i == k else (a, b) for i, (a, b) in enumerate(one)) for one in batches
-        ]
+            raise ValueError(f"reconstruct: {leaf.path}: {error}") from None
+        name = leaf.path + "".join(f"[{t}]" for t in leaf.index)
+        self.errors[name] = change.errors
+        if not fixed:
+            made = weights(layer.eqn, change.weights, layer.kernel, layer.weight)
+            shapes = [self.narrow.shape(step.record.ins[0]) for step in moves]
+            self._add(leaf, np.asarray(unmoved(moves, made, shapes)))
+            self.done[leaf.path] = "weights fitted" if mask is None else "kept weights fitted under their mask"
+        if bias is not None:
+            delta = np.zeros(np.size(self.values.memo[SMALL][bias.leaf.number][0]))
+            delta[bias.at] = change.bias * bias.slope
+            self._add(bias.leaf, delta)
+            self.done[bias.leaf.path] = f"fitted as the bias of {leaf.path}"
+
+    def _mask(self, code: Any, leaf: Leaf, layer: Layer, moves: Sequence[Equation]) -> np.ndarray:
+        """[groups, columns, outputs]: which weights of a layer are kept."""
+        mask = jnp.asarray(code.mask)[leaf.index]
+        for step in moves:
+            mask = mask if step.name in SAME else self.narrow.results(step.record, [mask], step.info)[0]
+        return columns_of(layer.eqn, np.asarray(mask), layer.weight, layer.groups)
+
+    def _add(self, leaf: Leaf, delta: np.ndarray) -> None:
+        """Changes a leaf, or a slice of it, and drops what was computed from it."""
+        memo = self.values.memo[SMALL]
+        old = memo[leaf.number][0]
+        new = (widen(old) + delta.reshape(np.shape(old)).astype(np.float32)).astype(old.dtype)
+        memo[leaf.number] = [new]
+        whole = jnp.asarray(self.params[leaf.path])
+        whole = whole.at[leaf.index].set(new.astype(whole.dtype)) if leaf.index else new.astype(whole.dtype)
+        self.params[leaf.path] = whole
+        memo[self.paths.index(leaf.path)] = [whole]
+        self.values.forget(leaf.number, SMALL)
 
 
-def entered(r: Record) -> bool:
-    """Whether an equation only calls a program, once."""
-    return r.eqn.primitive.name in CALLS and bool(r.extra)
+def _of_batch(column: Sequence[Any], b: int) -> Any:
+    return column[b] if len(column) > 1 else column[0]
 
 
-def handed_on(r: Record, paths: Paths) -> Paths:
-    """The leaves that an equation's results are."""
-    return list(paths) if r.eqn.primitive.name in SAME else [None] * len(r.outs)
-
-
-def last_uses(program: Walked) -> dict[int, list[Any]]:
-    """number of an equation -> what nothing reads after it."""
-    outs = {v for v in program.jaxpr.outvars if not isinstance(v, jex.Literal)}
-    last = {
-        v: i
-        for i, r in enumerate(program.records)
-        for v in (*r.eqn.outvars, *r.eqn.invars)
-        if not isinstance(v, jex.Literal)
-    }
-    ends: dict[int, list[Any]] = {}
-    for v, i in last.items():
-        if v not in outs:
-            ends.setdefault(i, []).append(v)
-    return ends
-
-
-def _read(env: dict[Any, Any], v: Any) -> Any:
-    return None if isinstance(v, jex.Literal) else env.get(v)
+def _is_masked(code: Any) -> bool:
+    """Whether it is a mask over plain values, which can be fitted."""
+    return isinstance(code, Masked) and not is_code(code.values)

@@ -17,7 +17,7 @@ from jax import Array, lax
 CONTRACTIONS = frozenset({"dot_general", "conv_general_dilated"})
 
 
-def inputs(eqn: Any, x: Array, kernel: Sequence[int], weight: int) -> Array:
+def inputs(eqn: Any, x: Array, kernel: Sequence[int], weight: int, every: int = 1) -> Array:
     """[groups, rows, columns]: what the weights of an equation are multiplied by.
 
     Args:
@@ -25,6 +25,7 @@ def inputs(eqn: Any, x: Array, kernel: Sequence[int], weight: int) -> Array:
       x: its other operand.
       kernel: the shape of the weights.
       weight: which operand they are.
+      every: of a convolution: only every so many places along each spatial axis.
     """
     p = eqn.params
     if eqn.primitive.name == "dot_general":
@@ -34,7 +35,7 @@ def inputs(eqn: Any, x: Array, kernel: Sequence[int], weight: int) -> Array:
     patches = lax.conv_general_dilated_patches(
         x,
         [kernel[k] for k in dims.rhs_spec[2:]],
-        p["window_strides"],
+        [every * stride for stride in p["window_strides"]],
         p["padding"],
         p["lhs_dilation"],
         p["rhs_dilation"],
@@ -45,7 +46,7 @@ def inputs(eqn: Any, x: Array, kernel: Sequence[int], weight: int) -> Array:
     return jnp.moveaxis(last.reshape(-1, groups, last.shape[-1] // groups), 1, 0)
 
 
-def outputs(eqn: Any, y: Array, weight: int, groups: int) -> Array:
+def outputs(eqn: Any, y: Array, weight: int, groups: int, every: int = 1) -> Array:
     """[groups, rows, outputs]: the result of the equation, in the order of `inputs`."""
     if eqn.primitive.name == "dot_general":
         (_, _), (lb, _) = eqn.params["dimension_numbers"]
@@ -55,7 +56,9 @@ def outputs(eqn: Any, y: Array, weight: int, groups: int) -> Array:
         if weight == 0:
             first, last = range(y.ndim - free, y.ndim), range(n, y.ndim - free)
         return _stacked(y, range(n), first, last)
-    last = jnp.moveaxis(y, eqn.params["dimension_numbers"].out_spec[1], -1)
+    spec = eqn.params["dimension_numbers"].out_spec
+    y = y[tuple(slice(None, None, every) if k in spec[2:] else slice(None) for k in range(y.ndim))]
+    last = jnp.moveaxis(y, spec[1], -1)
     return jnp.moveaxis(last.reshape(-1, groups, last.shape[-1] // groups), 1, 0)
 
 
@@ -67,6 +70,15 @@ def weights(eqn: Any, w: np.ndarray, shape: Sequence[int], weight: int) -> np.nd
     dims = eqn.params["dimension_numbers"].rhs_spec  # (out, in, window); columns are (in, window)
     made = w.transpose(0, 2, 1).reshape([shape[k] for k in dims])  # out = group, output of the group
     return made.transpose(np.argsort(dims))
+
+
+def columns_of(eqn: Any, w: np.ndarray, weight: int, groups: int) -> np.ndarray:
+    """[groups, columns, outputs] of weights in the shape that the equation takes: the inverse of `weights`."""
+    if eqn.primitive.name == "dot_general":
+        return np.asarray(_stacked(w, *_parts(eqn.params, weight, w.ndim)))
+    dims = eqn.params["dimension_numbers"].rhs_spec
+    made = w.transpose(dims)  # (out, in, window)
+    return made.reshape(groups, made.shape[0] // groups, -1).transpose(0, 2, 1)
 
 
 def kernel_groups(eqn: Any, x: Sequence[int], kernel: Sequence[int]) -> int:
@@ -86,6 +98,6 @@ def _free(eqn: Any, operand: int) -> int:
     return len(_parts(eqn.params, operand, len(eqn.invars[operand].aval.shape))[2])
 
 
-def _stacked(x: Array, *parts: Sequence[int]) -> Array:
+def _stacked(x: Any, *parts: Sequence[int]) -> Any:
     sizes = [math.prod(x.shape[k] for k in part) for part in parts]
     return x.transpose([k for part in parts for k in part]).reshape(sizes)
