@@ -76,7 +76,7 @@ class Network(NamedTuple):
 
 def cnn_params(key: Array) -> Any:
     """A residual CNN without norms: a first convolution, three blocks of two, a dense layer."""
-    shapes = {"first": (3, 3, 1, 16)}
+    shapes: dict[str, tuple[int, ...]] = {"first": (3, 3, 1, 16)}
     shapes |= {f"{name}{i}": (3, 3, *io) for i in range(3) for name, io in (("up", (16, 32)), ("down", (32, 16)))}
     shapes["last"] = (16, 10)
     params = {}
@@ -231,7 +231,7 @@ def measured(name: str, net: Network, settings: Any, path: pathlib.Path | None =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=pathlib.Path, help="of what is done: the next call goes on")
     parser.add_argument("--networks", default="cnn,gru,resnet20,resnet56")
     args, home = parser.parse_args(), pathlib.Path(os.environ["JAXPRUNE_DATA"])

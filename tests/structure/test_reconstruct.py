@@ -8,7 +8,8 @@ from jax import lax
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
-from jaxprune.structure.rows import inputs, outputs, weights
+from jaxprune.structure.rows import columns_of, inputs, outputs, weights
+from tests.reference.reconstruct import refit
 
 RNG = np.random.default_rng(5)
 draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)
@@ -50,6 +51,7 @@ def test_an_equation_is_a_product_of_matrices(name):
     w = RNG.normal(size=(rows.shape[0], rows.shape[2], n)).astype(np.float32)
     made = weights(eqn, w, kernel, k)
     assert made.shape == kernel
+    assert_array_equal(columns_of(eqn, made, k, len(rows)), w)
     assert_allclose(outputs(eqn, f(x, made), k, len(rows)), rows @ w, rtol=1e-4, atol=1e-5)
 
 
@@ -65,30 +67,190 @@ PARAMS = {
 }
 
 
+def wide(tree):
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
 def test_it_is_least_squares_layer_by_layer():
-    """The slow way: each layer by itself, behind those before it."""
+    """The slow way: each layer by itself, behind those before it, with its bias if it has one."""
     x, ridge = draw(40, 6), 0.01
     thin = jp.shrink(net, PARAMS, x, ratio=0.5)
     fitted = jp.reconstruct(net, PARAMS, thin.plan, [(x[:20],), (x[20:],)], ridge=ridge)
-    wide = lambda tree: jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
-    p, q, h, g = wide(PARAMS), wide(thin.params), np.asarray(x, np.float64), np.asarray(x, np.float64)
+    p, q, h, g = wide(PARAMS), wide(thin.params), wide(x), wide(x)
     for name in "abc":
-        wanted = h @ p[name]["kernel"]
-        w = q[name]["kernel"]
+        bias = q[name].get("bias")
+        wanted = h @ p[name]["kernel"] + p[name].get("bias", 0)
         kept = thin.plan.keep.get(f"{name}/kernel", {}).get(1, np.arange(wanted.shape[1]))
-        scatter, rest = g.T @ g, wanted[:, kept] - g @ w
-        w = w + np.linalg.solve(scatter + ridge * np.trace(scatter) / len(w) * np.eye(len(w)), g.T @ rest)
+        w, b = refit(g, wanted[:, kept], q[name]["kernel"], bias, ridge)
         assert_allclose(fitted.params[name]["kernel"], w, rtol=1e-3, atol=1e-4)
-        before, after = np.linalg.norm(rest), np.linalg.norm(wanted[:, kept] - g @ w)
-        assert_allclose(
-            fitted.errors[f"{name}/kernel"], np.array([before, after]) / np.linalg.norm(wanted[:, kept]), 1e-3, 1e-6
-        )
-        if name != "c":
-            h = np.maximum(wanted + p[name]["bias"], 0)
-            g = np.maximum(g @ w + q[name]["bias"], 0)
-            assert_array_equal(fitted.params[name]["bias"], thin.params[name]["bias"])
+        h, g = wanted, g @ w
+        if b is not None:
+            assert_allclose(fitted.params[name]["bias"], b, rtol=1e-3, atol=1e-4)
+            h, g = np.maximum(h, 0), np.maximum(g + b, 0)
     assert fitted.errors["a/kernel"][0] < 1e-6 and fitted.errors["c/kernel"][1] < fitted.errors["c/kernel"][0]
-    assert not fitted.left
+    assert fitted.done["b/bias"] == "fitted as the bias of b/kernel" and not fitted.left
+
+
+def test_weights_alone_can_be_asked_for():
+    x = draw(40, 6)
+    thin = jp.shrink(net, PARAMS, x, ratio=0.5)
+    fitted = jp.reconstruct(net, PARAMS, thin.plan, [(x,)], ridge=0.1, biases=False, streams=False)
+    assert set(fitted.done) == {"a/kernel", "b/kernel", "c/kernel"}
+    assert_array_equal(fitted.params["b"]["bias"], thin.params["b"]["bias"])
+
+
+def residual(p, x):
+    """Two blocks on a stream, the second with its bias in front of a scale, and a stream computed after the branch."""
+    x = x + (jax.nn.relu(x @ p["a"]) @ p["b"] + p["bb"])
+    branch = (jax.nn.relu(x @ p["c"]) @ p["d"] - p["mean"]) * p["scale"] + p["shift"]
+    return branch.reshape(-1, 2, 3) + jnp.pad(x[:, :4], ((0, 0), (1, 1))).reshape(-1, 2, 3)
+
+
+def test_a_layer_that_is_added_to_a_stream_corrects_the_error_of_the_stream():
+    p = {"a": draw(6, 10), "b": draw(10, 6), "bb": draw(6), "c": draw(6, 10), "d": draw(10, 6)}
+    p |= {"mean": draw(6), "scale": jnp.array([1.0, -2.0, 0.5, 3.0, 0.0, 1.0]), "shift": draw(6)}
+    x = draw(60, 6)
+    thin = jp.shrink(residual, p, x, ratio=0.5, where="[ac]")
+    fitted = jp.reconstruct(residual, p, thin.plan, [(x[:30],), (x[30:],)], ridge=0.02)
+    q, x, p = wide(thin.params), wide(x), wide(p)
+    kept = [thin.plan.keep[name][1] for name in "ac"]
+    dense = x + np.maximum(x @ p["a"], 0) @ p["b"] + p["bb"]
+    hidden = np.maximum(x @ q["a"], 0)  # nothing is lost of it
+    b, bb = refit(hidden, dense - x, q["b"], q["bb"], 0.02)
+    stream = x + hidden @ b + bb
+    assert_allclose(fitted.params["b"], b, rtol=1e-3, atol=1e-4)
+    assert_allclose(fitted.params["bb"], bb, rtol=1e-3, atol=1e-4)
+    wanted = dense @ p["c"][:, kept[1]]
+    c, _ = refit(stream, wanted, q["c"], None, 0.02)
+    assert_allclose(fitted.params["c"], c, rtol=1e-3, atol=1e-4)
+    out = (
+        (np.maximum(dense @ p["c"], 0) @ p["d"] - p["mean"]) * p["scale"]
+        + p["shift"]
+        + np.pad(dense[:, :4], ((0, 0), (1, 1)))
+    )
+    seen = p["scale"] != 0
+    wanted = (out - np.pad(stream[:, :4], ((0, 0), (1, 1))) - p["shift"]) / np.where(seen, p["scale"], 1)
+    d, minus_mean = refit(np.maximum(stream @ c, 0), wanted, q["d"], -q["mean"], 0.02)
+    assert_allclose(fitted.params["d"][:, seen], d[:, seen], rtol=1e-3, atol=1e-4)
+    assert_allclose(fitted.params["mean"][seen], -minus_mean[seen], rtol=1e-3, atol=1e-4)
+    assert_array_equal(fitted.params["d"][:, ~seen], thin.params["d"][:, ~seen])  # a scale of 0 hides it
+
+
+def cell(p, h, x):
+    new = jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"])
+    return new, new
+
+
+def recurrent(p, x):
+    last, every = lax.scan(lambda h, x: cell(p, h, x), jnp.zeros((x.shape[1], p["u"].shape[0])), x)
+    return every @ p["out"] + last @ p["end"]
+
+
+RECURRENT = {"w": draw(3, 10), "u": 0.3 * draw(10, 10), "b": draw(10), "out": draw(10, 2), "end": draw(10, 2)}
+
+
+def test_the_weights_of_a_recurrent_cell_are_fitted_to_all_times():
+    x = draw(7, 20, 3)
+    thin = jp.shrink(recurrent, RECURRENT, x, ratio=0.6)
+    fitted = jp.reconstruct(recurrent, RECURRENT, thin.plan, [(x[:, :10],), (x[:, 10:],)], ridge=0.05)
+    p, q, kept = wide(RECURRENT), wide(thin.params), thin.plan.keep["w"][1]
+    sums, inputs = [], []
+    h = np.zeros((20, 10))
+    for now in wide(x):
+        sums.append((now @ p["w"] + h @ p["u"] + p["b"])[:, kept])
+        h = np.tanh(now @ p["w"] + h @ p["u"] + p["b"])
+        inputs.append(now)
+
+    def states(q):
+        h, before = np.zeros((20, len(kept))), []
+        for now in inputs:
+            before.append(h)
+            h = np.tanh(now @ q["w"] + h @ q["u"] + q["b"])
+        return before
+
+    for weight in fitted.errors if set(fitted.errors) == {"u", "w"} else list(fitted.errors)[:2]:
+        before = np.concatenate(states(q))
+        rows, other = (np.concatenate(inputs), before @ q["u"])
+        if weight == "u":
+            rows, other = before, np.concatenate(inputs) @ q["w"]
+        q[weight], q["b"] = refit(rows, np.concatenate(sums) - other, q[weight], q["b"], 0.05)
+    for name in ("w", "u", "b"):
+        assert_allclose(fitted.params[name], q[name], rtol=2e-3, atol=1e-4)
+    off = lambda params: np.linalg.norm(thin.apply(params, x) - recurrent(RECURRENT, x))
+    assert off(fitted.params) < off(thin.params)
+
+
+def test_the_layers_of_a_scan_are_fitted_in_turn():
+    def layer(x, w):
+        return x + jax.nn.relu(x @ w["up"] + w["bias"]) @ w["down"], None
+
+    def scanned(p, x):
+        return lax.scan(layer, x, p)[0]
+
+    p, x = {"bias": draw(3, 8), "down": draw(3, 8, 4), "up": draw(3, 4, 8)}, draw(30, 4)
+    thin = jp.shrink(scanned, p, x, ratio=0.5)
+    fitted = jp.reconstruct(scanned, p, thin.plan, [(x,)], ridge=0.01)
+    q, dense, stream = wide(thin.params), wide(x), wide(x)
+    kept = thin.plan.keep["up"][2]
+    for t in range(3):
+        up, bias = refit(
+            stream, (dense @ wide(p["up"][t]) + wide(p["bias"][t]))[:, kept], q["up"][t], q["bias"][t], 0.01
+        )
+        hidden = np.maximum(stream @ up + bias, 0)
+        dense = dense + np.maximum(dense @ wide(p["up"][t]) + wide(p["bias"][t]), 0) @ wide(p["down"][t])
+        down, _ = refit(hidden, dense - stream, q["down"][t], None, 0.01)
+        stream = stream + hidden @ down
+        assert_allclose(fitted.params["up"][t], up, rtol=1e-3, atol=2e-4)
+        assert_allclose(fitted.params["bias"][t], bias, rtol=1e-3, atol=2e-4)
+        assert_allclose(fitted.params["down"][t], down, rtol=1e-3, atol=2e-4)
+    assert set(fitted.errors) == {f"{name}[{t}]" for name in ("up", "down") for t in range(3)}
+    first = jp.Depth(score={"up": [0.0, 1.0, 1.0]}, only=True)
+    deep = jp.shrink(scanned, p, x, ratio=0.7, depth=first)
+    assert deep.params["up"].shape == (2, 4, 8)
+    fitted = jp.reconstruct(scanned, p, deep.plan, [(x,)])
+    off = lambda params: float(jnp.linalg.norm(deep.apply(params, x) - scanned(p, x)))
+    assert set(fitted.errors) == {"up[0]", "up[1]", "down[0]", "down[1]"} and off(fitted.params) < 0.9 * off(
+        deep.params
+    )
+
+
+def test_a_compressed_tree_is_repaired_under_its_masks_and_around_its_codes():
+    x, key = draw(80, 6), jax.random.key(0)
+    mask = jax.random.bernoulli(key, 0.5, (16, 12))
+    tree = {
+        "a": {"kernel": jp.quantize(2).init(PARAMS["a"]["kernel"]), "bias": PARAMS["a"]["bias"]},
+        "b": {"kernel": jp.Masked(PARAMS["b"]["kernel"], mask), "bias": PARAMS["b"]["bias"]},
+        "c": PARAMS["c"],
+    }
+    fitted = jp.reconstruct(net, PARAMS, tree, [(x[:40],), (x[40:],)], ridge=0.03)
+    p, q, made = wide(PARAMS), wide(jp.materialize(tree)), fitted.params
+    assert made["a"]["kernel"] is tree["a"]["kernel"] and "code stays: Quantized" in fitted.left["a/kernel"]
+    first = wide(x) @ p["a"]["kernel"] + p["a"]["bias"]
+    bias = q["a"]["bias"] + (first - wide(x) @ q["a"]["kernel"] - q["a"]["bias"]).mean(0)
+    assert_allclose(made["a"]["bias"], bias, rtol=1e-4, atol=1e-5)
+    hidden = np.maximum(wide(x) @ q["a"]["kernel"] + bias, 0)
+    second = np.maximum(first, 0) @ p["b"]["kernel"] + p["b"]["bias"]
+    w, b = refit(hidden, second, q["b"]["kernel"], q["b"]["bias"], 0.03, np.asarray(mask))
+    assert isinstance(made["b"]["kernel"], jp.Masked) and bool((made["b"]["kernel"].mask == mask).all())
+    assert_allclose(jp.materialize(made["b"]["kernel"]), w, rtol=1e-3, atol=1e-4)
+    assert_allclose(made["b"]["bias"], b, rtol=1e-3, atol=1e-4)
+    assert (
+        fitted.done["b/kernel"] == "kept weights fitted under their mask"
+        and fitted.done["c/kernel"] == "weights fitted"
+    )
+    off = lambda tree: float(jnp.linalg.norm(net(jp.materialize(tree), x) - net(PARAMS, x)))
+    assert off(made) < 0.6 * off(tree)
+
+
+def test_where_nothing_is_lost_the_dense_function_comes_back():
+    x = draw(50, 6)
+    same = jax.tree.map(jnp.copy, PARAMS)
+    fitted = jp.reconstruct(net, PARAMS, same, [(x,)])
+    jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-5), fitted.params, PARAMS)
+    shifted = jax.tree.map(jnp.copy, PARAMS)
+    shifted["b"]["kernel"] = jp.Masked(PARAMS["b"]["kernel"] + 0.3, jnp.ones((16, 12), bool))
+    fitted = jp.reconstruct(net, PARAMS, shifted, [(x,)], ridge=0.0)
+    assert_allclose(net(jp.materialize(fitted.params), x), net(PARAMS, x), rtol=1e-3, atol=1e-3)
 
 
 def test_what_others_can_say_is_not_lost():
@@ -110,20 +272,24 @@ def test_what_others_can_say_is_not_lost():
 def test_what_is_left_alone_is_named():
     def f(p, x):
         x, _ = lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, p["layers"])
-        x = x @ p["tied"]
+        x = lax.fori_loop(0, jnp.argmax(x[0] * 0) + 2, lambda i, x: jnp.tanh(x @ p["loop"]), x @ p["tied"])
         return jax.nn.relu(x @ p["up"]) @ p["down"] + (x @ p["tied"].T)[:, :2] @ p["end"].astype(jnp.float32)
 
     end = draw(2, 2).astype(jnp.bfloat16)
-    params = {"layers": draw(2, 6, 6), "tied": draw(6, 6), "up": draw(6, 8), "down": draw(8, 2), "end": end}
-    x = draw(9, 6)
-    thin = jp.shrink(f, params, x, ratio=0.5, keep={"tied": 1.0})
-    fitted = jp.reconstruct(f, params, thin.plan, [(x,)])
-    assert set(fitted.errors) == {"up", "down", "end"}
-    assert fitted.left == {
-        "layers": "it is used by scan",
-        "tied": "it is used by dot_general, transpose",
+    params = {
+        "layers": draw(2, 6, 6),
+        "loop": draw(6, 6),
+        "tied": draw(6, 6),
+        "up": draw(6, 8),
+        "down": draw(8, 2),
+        "end": end,
     }
-    assert "not fitted: it is used by scan" in str(fitted) and fitted.params["end"].dtype == jnp.bfloat16
+    x = draw(9, 6)
+    thin = jp.shrink(f, params, x, ratio=0.5, keep={"tied": 1.0, "loop": 1.0})
+    fitted = jp.reconstruct(f, params, thin.plan, [(x,)])
+    assert set(fitted.errors) == {"layers[0]", "layers[1]", "up", "down", "end"}
+    assert fitted.left == {"tied": "it is used by dot_general, dot_general", "loop": "it is used by while"}
+    assert "not fitted: it is used by while" in str(fitted) and fitted.params["end"].dtype == jnp.bfloat16
     assert_array_equal(fitted.params["tied"], params["tied"])
     whole = np.linalg.norm(thin.apply(thin.params, x) - f(params, x))
     assert np.linalg.norm(thin.apply(fitted.params, x) - f(params, x)) < 0.9 * whole
@@ -167,7 +333,8 @@ def test_behind_a_block_that_is_left_out_layers_are_fitted_to_what_they_gave_wit
     up = np.linalg.lstsq(x, middle @ STREAM["c"])[0]  # the block passed by: x itself is what comes in
     assert_allclose(fitted.params["c"], up, atol=1e-4)
     hidden = np.maximum(x @ up, 0)
-    down = np.linalg.lstsq(hidden, np.maximum(middle @ STREAM["c"], 0) @ STREAM["d"])[0]
+    end = middle + np.maximum(middle @ STREAM["c"], 0) @ STREAM["d"]  # x is what the stream has instead of `middle`
+    down = np.linalg.lstsq(hidden, end - x)[0]
     assert_allclose(fitted.params["d"], down, atol=1e-3)
     wanted = stream(STREAM, x)
     assert_allclose(fitted.params["h"], np.linalg.lstsq(x + hidden @ down, wanted)[0], atol=1e-3)
