@@ -57,7 +57,7 @@ class Quantized(CompressedArray):
     Attributes:
       q: integers, `Packed` below 8 bits; or float8.
       scale: `Float32`, of q's rank, each axis dividing q's.
-      zero_point: integers shaped like `scale`, or None.
+      zero_point: `Int32` shaped like `scale`, or None.
       bits: bits of one q (6 bits pay 6, 12 bits pay 12).
       dense_dtype: of the weights.
       grid: the values q points at (nf4), or None.
@@ -78,7 +78,7 @@ class Quantized(CompressedArray):
         n = kept
         if kept is None:
             n = self.q.nbits() // self.bits if isinstance(self.q, Packed) else self.q.size
-        side = _bits(self.scale) + (0 if self.zero_point is None else self.zero_point.size * self.bits)
+        side = _bits(self.scale) + (0 if self.zero_point is None else _bits(self.zero_point))
         return n * self.bits + side
 
 

@@ -24,6 +24,7 @@ from jaxprune.numerics.placement import put_like
 from jaxprune.numerics.precision import wide
 
 BITS = 16
+CODED = 2047  # largest level of an alphabet of at most 4096
 
 
 def entropy_quantize(
@@ -52,7 +53,8 @@ def entropy_quantize(
 
     Raises:
       ValueError: not exactly one of the three, or one that is not a positive number; a step too small for 16 bits
-        (traced: the levels saturate); a target under trace; an sqnr out of reach; NaN or Inf in a concrete leaf.
+        (traced: the levels saturate); a target under trace; an sqnr out of reach; bits_per_weight of weights whose
+        outliers lie more than 2047 steps from 0, which a file codes at a fixed width; NaN or Inf in a concrete leaf.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -124,6 +126,12 @@ def _refuse_wide(slot: Slot, step: Any) -> None:
     w = there(slot)
     if isinstance(w, Tracer) or isinstance(step, Tracer):
         return
+    finest = rate.finest_step(w.dtype)
+    if not finest <= float(step) <= 1 / finest:
+        raise ValueError(
+            f"entropy_quantize(step={float(step):g}): {slot} needs a step that is a normal float of "
+            f"{wide(w.dtype).__name__}: give {finest:.3g} <= step <= {1 / finest:.3g}"
+        )
     top = float(jnp.max(jnp.abs(w)))
     if round(top / float(step)) > rate.TOP:
         raise ValueError(
@@ -143,7 +151,7 @@ def _aimed(chosen: list[Slot], sqnr: Any, bits_per_weight: Any) -> list[Any]:
     if not data.top:
         raise ValueError(f"entropy_quantize({name}=…): all weights of {chosen[0]} and its like are 0; give step=")
     if sqnr is None:
-        found = rate.search(data, bits=bits_per_weight * sum(w.size for w in hosts))
+        found = _within_bits(chosen, data, bits_per_weight, sum(w.size for w in hosts))
         return _rounded(chosen, hosts, found)[0]
     aim = sqnr
     for _ in range(8):  # a 16-bit dtype rounds q s once more, which the search does not see
@@ -159,6 +167,23 @@ def _aimed(chosen: list[Slot], sqnr: Any, bits_per_weight: Any) -> list[Any]:
         f"entropy_quantize(sqnr={sqnr}): {BITS} bits and the weights' dtype do not reach it for {chosen[0]} and its "
         f"like, whose largest |w| is {data.top:g}; lower sqnr"
     )
+
+
+def _within_bits(chosen: list[Slot], data: rate.Sorted, bits_per_weight: float, size: int) -> Any:
+    """The least noise within the bits. Files code up to CODED levels each by its frequency, more at a fixed width."""
+    bits = bits_per_weight * size
+    free = rate.search(data, bits=bits)
+    if free is None or data.top <= CODED * free.step or bits_per_weight >= BITS:
+        return free
+    coded = rate.search(data, bits=bits, top=CODED)
+    if coded is None or coded.noise > 2 * free.noise + 1e-9 * data.power:
+        raise ValueError(
+            f"entropy_quantize(bits_per_weight={bits_per_weight}): the largest weight of {chosen[0]} and its like, "
+            f"{data.top:g}, is {data.top / free.step:.0f} steps, and a file codes levels up to {CODED} by their "
+            f"frequency: such outliers would cost {BITS} bits for every weight; clip them, exclude their leaf with "
+            f"`where`, or give step={data.top / CODED:.3g} or more"
+        )
+    return coded
 
 
 def _rounded(chosen: list[Slot], hosts: list[Any], found: Any) -> tuple[list[Any], float]:

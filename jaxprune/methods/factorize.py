@@ -100,7 +100,7 @@ def _convolution(slot: Slot, w: Any, ranks: Any, energy: Any, h: Any) -> Tucker:
 def _for_energy(slot: Slot, matrix: Any, energy: Any) -> int:
     if isinstance(matrix, Tracer):
         raise ValueError(f"factorize(energy=…): the rank of {slot} depends on its values; under trace give rank=")
-    return lowrank.rank_for_energy(jnp.linalg.svd(matrix, compute_uv=False), energy)
+    return lowrank.rank_for_energy(lowrank.singular_values(matrix), energy)
 
 
 def _rank(code: LowRank | Tucker) -> Any:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from jaxprune.core.tree import combine, fold_path, no_match, partition
 from jaxprune.core.where import Slot, Where, is_float, leaf_path, weights
+from jaxprune.numerics.affine import power_of_two, ratio
 from jaxprune.numerics.precision import widen
 
 Score = Callable[..., Any]
@@ -80,7 +81,7 @@ def fisher_from(grads: Any) -> Score:
       >>> print(jp.scores.fisher_from(jnp.array([1.0, 2.0]))(jnp.array([2.0, 1.0])))
       [2. 2.]
     """
-    return lambda params: _over(lambda w, g: 0.5 * w**2 * g**2, params, grads)
+    return lambda params: _over(lambda w, g: 0.5 * (w * g) ** 2, params, grads)  # w² alone may overflow
 
 
 def fisher(loss: Callable[..., Any], params: Any, batches: Iterable[tuple[Any, ...]]) -> Any:
@@ -196,7 +197,9 @@ def lamp(params: Any) -> Any:
     """
 
     def one(w: jax.Array) -> jax.Array:
-        square = jnp.square(w).reshape(-1)
+        # Scores do not depend on the leaf's scale: over a power of two, squares neither overflow nor vanish.
+        unit = power_of_two(jnp.max(jnp.abs(w), initial=0).reshape((1,) * w.ndim))
+        square = jnp.square(ratio(w, unit)).reshape(-1)
         order = jnp.argsort(square)
         rest = jnp.cumsum(square[order][::-1])[::-1]
         return jnp.zeros_like(square).at[order].set(square[order] / jnp.where(rest > 0, rest, 1)).reshape(w.shape)
@@ -236,10 +239,11 @@ def fpgm(params: Any, *, axis: int = -1) -> Any:
     """
 
     def one(w: jax.Array) -> jax.Array:
-        filters = jnp.moveaxis(widen(w), axis, 0).reshape(w.shape[axis], -1)
+        unit = power_of_two(jnp.max(jnp.abs(widen(w)), initial=0).reshape((1,) * w.ndim))
+        filters = jnp.moveaxis(ratio(w, unit), axis, 0).reshape(w.shape[axis], -1)
         apart = jax.lax.map(lambda one: jnp.sqrt(jnp.square(filters - one).sum(1)).sum(), filters)
         along = [-1 if k == axis % w.ndim else 1 for k in range(w.ndim)]
-        return jnp.broadcast_to((apart / filters.shape[1] ** 0.5).reshape(along), w.shape)
+        return jnp.broadcast_to((apart / filters.shape[1] ** 0.5).reshape(along) * unit, w.shape)
 
     return only(weights, lambda p: _over(lambda w: one(w) if w.ndim > 1 else w, p))(params)
 

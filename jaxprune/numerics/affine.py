@@ -1,8 +1,7 @@
 """Quantisation of an array on a grid: w ≈ s (q − z), with few bits for q.
 
     symmetric  q = round(w / s) in [−m, m]            s = max|w| / m, m = 2^(b−1) − 1
-    affine     q = round(w / s) + z in [0, 2^b − 1]   s = (h − l) / (2^b − 1), z = round(−l / s),
-                                                      h = max(w, 0), l = min(w, 0)
+    affine     q = round(w / s) + z in [0, 2^b − 1]   s = (max w − min w) / (2^b − 1), z = round(−min w / s)
     fixed      q = round(w Q), w ≈ q / Q              one given Q for the whole array
 
 One rule says which weights share a scale: s has the rank of w, each size of s divides that of w, and equal runs of w
@@ -13,6 +12,10 @@ scale); `group` cuts the contraction axis, −2, into runs. A vector has no chan
 `where` marks the weights that count (False: pruned). Others, and NaN and infinities, have no influence on any
 statistic; infinities saturate and NaN becomes 0. Encoding the decoded array again gives the same codes, and the same
 scale to an ulp or two.
+
+Any finite float may be a weight. Two floors keep the arithmetic exact at the ends of the range: no step is finer than
+twice the smallest normal float (XLA flushes what is smaller to 0, so the rounding costs no more than that), and no
+affine step is finer than max|w| / 2^22, about the spacing of float32 there (2^30 in float64: z is int32).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +31,7 @@ from jax.typing import DTypeLike
 
 from . import streamed
 from .placement import CHUNK, HOST, may_be_sharded, put_like, split_axes
-from .precision import widen
+from .precision import wide, widen
 
 Range = Literal["max", "mse"]
 Axes = tuple[int, ...]
@@ -81,14 +84,26 @@ def kept_of(w: Array, where: Array | None) -> Array:
 
 
 def ratio(w: Array, s: Array) -> Array:
-    """w / s. XLA divides by a broadcast through its reciprocal: written out, eager and jit agree exactly."""
+    """w / s. XLA divides by a broadcast through its reciprocal: written out, eager and jit agree exactly.
+
+    1 / s of a very large s is below the normal floats, and XLA flushes it to 0; 4 / s is a normal float for every s
+    that `usable` lets through. Multiplying by 4 and by 1/4 is exact, so all other quotients stay as they are.
+    """
     w, s = widen(w), widen(s)
-    return w * expand(1 / s, w.shape).astype(w.dtype)
+    inverse = 4 / s if s.ndim == 0 else expand(4 / s, w.shape)
+    return w * inverse.astype(w.dtype) * 0.25
 
 
-def _usable(scale: Array) -> Array:
-    """An empty range, and one so small that its reciprocal overflows, gets scale 1 (and codes 0)."""
-    return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, 1.0)
+def usable(scale: Array, largest: Array) -> Array:
+    """The scale, at least twice the smallest normal float; where the largest weight is 0, scale 1 (and codes 0)."""
+    finest = 2 * jnp.finfo(scale.dtype).tiny
+    return jnp.where(largest > 0, jnp.maximum(scale, finest), 1.0)
+
+
+def power_of_two(x: Array) -> Array:
+    """The power of two at or below each x > 0 (and 1 for 0): dividing by it is exact, and squares then fit."""
+    _, exponent = jnp.frexp(usable(x, x))
+    return jnp.ldexp(jnp.ones_like(x), exponent - 1)
 
 
 # --- scales ----------------------------------------------------------------------------------------------------------
@@ -103,7 +118,9 @@ def absmax_scale(w: Array, top: float, axis: Axes = (), group: int | None = None
         largest = _absmax(w, where, axis, group)
     else:
         largest = _absmax_of_rows(w, where, axis)
-    return _usable(largest * (1 / np.asarray(top, largest.dtype)))
+    scale = usable(largest * (1 / np.asarray(top, largest.dtype)), largest)
+    # Rounded up, the scale of the largest float would decode to infinity.
+    return jnp.where(jnp.isfinite(scale * top), scale, scale * (1 - 2.0**-22))
 
 
 def _absmax(w: Array, where: Array | None, axis: Axes, group: int | None) -> Array:
@@ -122,16 +139,23 @@ def _absmax_of_rows(w: Array, where: Array | None, axis: Axes) -> Array:
 
 
 def clip_ratio(
-    rebuild: Callable[[Array], Array], w: Array, axis: Axes = (), group: int | None = None, where: Array | None = None
+    rebuild: Callable[[Array], Array],
+    w: Array,
+    scale: Array,
+    axis: Axes = (),
+    group: int | None = None,
+    where: Array | None = None,
 ) -> Array:
     """The r in {1, 63/64, …, 1/64} with the least Σ (w − rebuild(r))² over each scale's own weights.
 
     rebuild(r) is w encoded, with every range cut to r of itself, and decoded. r = 1 is tried: never worse than "max".
+    The scale is the one of r = 1: errors are compared in its units, in which their squares neither overflow nor vanish.
     """
     counts, w = counted(w, where), lax.stop_gradient(widen(w))
+    unit = lax.stop_gradient(power_of_two(scale))
 
     def error(r):
-        gap = jnp.where(counts, lax.stop_gradient(rebuild(r)) - w, 0.0)
+        gap = jnp.where(counts, ratio(lax.stop_gradient(rebuild(r)) - w, unit), 0.0)
         return reduce_over(jnp.sum, gap * gap, axis, group)
 
     def step(i, best):
@@ -157,38 +181,68 @@ def symmetric_scale(
     scale = absmax_scale(w, _top(bits), axis, group, where)
     if range == "max":
         return scale
-    rebuild = lambda r: dequantize(quantize_symmetric(w, scale * r, bits), scale * r)
-    return scale * clip_ratio(rebuild, w, axis, group, where)
+
+    def rebuild(r: Array) -> Array:
+        clipped = usable(scale * r, scale)
+        return dequantize(quantize_symmetric(w, clipped, bits), clipped)
+
+    return usable(scale * clip_ratio(rebuild, w, scale, axis, group, where), scale)
 
 
 def affine_params(
     w: Array, bits: int, axis: Axes = (), group: int | None = None, where: Array | None = None, range: Range = "max"
 ) -> tuple[Array, Array]:
-    """(s, z) of the affine grid. The range is extended to 0, so that 0 (code z) is exact."""
-    kept = kept_of(w, where)
-    low = reduce_over(partial(jnp.min, initial=0.0), kept, axis, group)
-    high = reduce_over(partial(jnp.max, initial=0.0), kept, axis, group)
-    if range == "max":
-        return _affine(low, high, bits)
+    """(s, z) of the affine grid, z int32: s = (max w − min w) / (2^b − 1), z = round(−min w / s).
 
-    def rebuild(r):
-        s, z = _affine(low * r, high * r, bits)
+    Where 0 lies in the range it is the code z, exactly. Equal weights are exact too. range="mse" pulls both ends
+    towards 0, or, where 0 is outside the range, towards the end that is nearer to it.
+    """
+    counts, wide = counted(w, where), widen(w)
+    infinity = np.asarray(np.inf, wide.dtype)
+    low = reduce_over(partial(jnp.min, initial=infinity), jnp.where(counts, wide, infinity), axis, group)
+    high = reduce_over(partial(jnp.max, initial=-infinity), jnp.where(counts, wide, -infinity), axis, group)
+    nothing = low > high
+    low, high = jnp.where(nothing, 0.0, low), jnp.where(nothing, 0.0, high)
+    largest = float(jnp.finfo(w.dtype).max)
+    if range == "max":
+        return _affine(low, high, bits, largest)
+
+    middle = jnp.clip(jnp.zeros_like(low), low, high)
+
+    def clipped(r: Array) -> tuple[Array, Array]:
+        return _affine(middle + (low - middle) * r, middle + (high - middle) * r, bits, largest)
+
+    def rebuild(r: Array) -> Array:
+        s, z = clipped(r)
         return dequantize(quantize_affine(w, s, z, bits), s, z)
 
-    r = clip_ratio(rebuild, w, axis, group, where)
-    return _affine(low * r, high * r, bits)
+    scale, _ = _affine(low, high, bits, largest)
+    return clipped(clip_ratio(rebuild, w, scale, axis, group, where))
 
 
-def _affine(low: Array, high: Array, bits: int) -> tuple[Array, Array]:
+def _affine(low: Array, high: Array, bits: int, largest: float) -> tuple[Array, Array]:
+    """(s, z) for weights in [low, high] of a dtype whose largest number is given."""
     if not 1 <= bits <= 16:
         raise ValueError(f"bits={bits}: affine integers have 1 to 16 bits")
     top = 2**bits - 1
-    scale = (high - low) * (1 / np.asarray(top, low.dtype))
+    half = high * 0.5 - low * 0.5  # high − low may overflow
+    scale = jnp.minimum(half * (1 / np.asarray(top, low.dtype)), 0.5 * jnp.finfo(low.dtype).max) * 2
+    # The spacing of floats at the largest weight: a finer step means nothing, and its z would not be exact.
+    size = jnp.maximum(jnp.abs(low), jnp.abs(high))
+    spacing = size * max(2 * float(jnp.finfo(low.dtype).eps), 2.0**-30)
+    scale = usable(jnp.maximum(scale, spacing), size)
     # When −low/s ends in ½, both ends may round towards 0 and use one code less; encoding again would then find a
     # shorter range. A scale shorter by 2^−20 moves both ends past the tie.
-    span = jnp.round(ratio(high, _usable(scale))) - jnp.round(ratio(low, _usable(scale)))
-    scale = _usable(jnp.where(span < top, scale * (1 - 2.0**-20), scale))
-    return scale, jnp.round(ratio(-low, scale)).astype(jnp.uint8 if bits <= 8 else jnp.uint16)
+    span = jnp.round(ratio(high, scale)) - jnp.round(ratio(low, scale))
+    tie = (span == top - 1) & (scale > spacing)
+    scale = usable(jnp.where(tie, scale * (1 - 2.0**-20), scale), size)
+    z = jnp.round(ratio(-low, scale))
+    # The grid's ends lie up to half a step outside the range. Beyond the dtype they would decode to infinity: there the
+    # grid moves by one step. An end that is left outside is then no weight's code.
+    over = (top - z) * scale > largest
+    under = -z * scale < -largest
+    z = z + over.astype(z.dtype) - (under & ~over).astype(z.dtype)
+    return scale, z.astype(jnp.int32)
 
 
 # --- codes -----------------------------------------------------------------------------------------------------------
@@ -232,7 +286,7 @@ _compiled_codes = jax.jit(quantize_symmetric, static_argnames="bits")
 def quantize_affine(w: Array, scale: Array, zero_point: Array, bits: int, u: Array | None = None) -> Array:
     """q = round(w / s) + z in [0, 2^b − 1]: uint8 up to 8 bits, uint16 above."""
     x = _rounded(ratio(w, scale), u)
-    q = x + expand(zero_point.astype(x.dtype), w.shape)
+    q = x + expand(zero_point.astype(x.dtype), w.shape)  # both whole, and exact: see `_affine`
     return jnp.clip(q, 0, 2**bits - 1).astype(jnp.uint8 if bits <= 8 else jnp.uint16)
 
 
@@ -262,7 +316,10 @@ def bits_needed(w: Array, Q: float, where: Array | None = None) -> int:
     """The least signed width b with max|round(w Q)| <= 2^(b−1) − 1. Needs concrete values."""
     if isinstance(w, Tracer):
         raise ValueError(f"the width for Q={Q} depends on values, and w {w.shape} is traced: give bits=")
-    return int(jnp.max(jnp.abs(jnp.round(kept_of(w, where) * Q)), initial=0.0)).bit_length() + 1
+    largest = float(jnp.max(jnp.abs(kept_of(w, where)), initial=0.0))
+    # In Python's float64: the product of a large weight and a large Q overflows float32.
+    top = np.round(np.asarray(largest, wide(w.dtype)).astype(np.float64) * Q)
+    return int(top).bit_length() + 1 if np.isfinite(top) else 1025
 
 
 def fixed_point(w: Array, Q: float, bits: int | None = None, clip: bool = False, where: Array | None = None) -> Array:
@@ -270,9 +327,16 @@ def fixed_point(w: Array, Q: float, bits: int | None = None, clip: bool = False,
 
     A weight too large for `bits` saturates if clip=True or w is traced, and is an error otherwise.
     """
+    finest = 2 * float(jnp.finfo(wide(w.dtype)).tiny)
+    if not finest <= Q <= 1 / finest:
+        raise ValueError(f"Q={Q}: Q and 1 / Q must be normal floats, so Q is from {finest:.3g} to {1 / finest:.3g}")
     if bits is None or not (clip or isinstance(w, Tracer)):
         needed = bits_needed(w, Q, where)
         if bits is not None and needed > bits:
             raise ValueError(f"round(w · {Q}) needs {needed} bits, not {bits} (w {w.shape}): lower Q, or clip=True")
+        if needed > 32:
+            raise ValueError(f"round(w · {Q}) needs {needed} bits, and at most 32 are held (w {w.shape}): lower Q")
         bits = max(2, needed) if bits is None else bits
-    return _signed(_rounded(widen(w) * Q, None), bits)
+    q = _rounded(widen(w) * Q, None)
+    representable = np.floor(float(jnp.finfo(w.dtype).max) * Q)  # beyond, q / Q is infinite in the weights' dtype
+    return _signed(jnp.clip(q, -representable, representable), bits)

@@ -8,7 +8,8 @@ with lg and the root read off the bits of a float, linear between powers of two.
 and logarithmic for outliers, so that one weight of 10⁴ among 10⁻² does not put all others into one bin. A bin keeps its
 mass H = Σ h and Σ h (x − centre), hence the exact mean v of its members: it is a point v of mass H, called a cell.
 
-The same text runs on jax arrays and on numpy arrays.
+All of a histogram is in units of s, a power of two: float32 then holds sums and squares of the largest and the smallest
+weights alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,13 +76,14 @@ def clean(x: Any, h: Any = None) -> tuple[Any, Any]:
 
 
 class Scale(NamedTuple):
-    """low, high: the range of x; s: the size of most of x; start, length: the range of u."""
+    """low, high: the range of x; s: the size of most of x; start, length: the range of u; zeros: Σ h where x is 0."""
 
     low: Any
     high: Any
     s: Any
     start: Any
     length: Any
+    zeros: Any
 
     def position(self, x: Any, m: int) -> Any:
         """Where x lies among m bins, in [0, m]."""
@@ -92,15 +94,20 @@ class Scale(NamedTuple):
         return xp.minimum(xp.maximum(self.position(x, m), 0.0), m - 1.0).astype(np.int32)
 
     def value(self, position: Any, m: int) -> Any:
-        """The inverse of `position`."""
+        """The inverse of `position`, in units of s."""
         xp = xp_of(position)
         u = self.start + position * (self.length / m)
         y = _as_float((xp.clip(xp.abs(u), 0.0, 127.0) * 2.0**23).astype(np.int32) + ONE) - 1.0
-        return xp.where(u < 0, -y, y) * self.s
+        return xp.where(u < 0, -y, y)
+
+
+def in_units(x: Any, s: Any) -> Any:
+    """x / s by a product; 1 / s of a large s would be flushed to 0."""
+    return x * (4 / s) * np.float32(0.25)
 
 
 def _u(x: Any, s: Any) -> Any:
-    u = (_as_bits(abs(x) * (1 / s) + 1.0) - ONE).astype(np.float32) * np.float32(2.0**-23)
+    u = (_as_bits(abs(in_units(x, s)) + 1.0) - ONE).astype(np.float32) * np.float32(2.0**-23)
     return xp_of(x).where(x < 0, -u, u)
 
 
@@ -111,19 +118,25 @@ def scale_of(data: Data) -> Scale:
     def widen(carry: Any, x: Any, h: Any) -> Any:
         xp = xp_of(x)
         there = xp.ones_like(x, bool) if bare else h > 0  # the compiler sees through the ones; a NaN counts as 0
-        low, high, root, n = carry
+        low, high, root, n, zeros = carry
         low = xp.minimum(low, xp.min(xp.where(there, x, np.inf), initial=np.inf))
         high = xp.maximum(high, xp.max(xp.where(there, x, -np.inf), initial=-np.inf))
         root = root + xp.sum(_as_float((_as_bits(xp.abs(x)) >> 2) + ONE // 4 * 3), dtype=np.float32)
-        return low, high, root, n + xp.sum(there, dtype=np.float32)
+        zeros = zeros + xp.sum(xp.where(x == 0, h, 0.0), dtype=np.float32)
+        return low, high, root, n + xp.sum(there, dtype=np.float32), zeros
 
     xp = xp_of(data.xs[0])
     zero = xp.zeros((), np.float32)
-    low, high, root, n = data.fold(widen, (zero + np.float32(np.inf), zero - np.float32(np.inf), zero, zero))
-    s = (root / xp.maximum(n, 1.0)) ** 4
-    s = xp.where(s > 1e-30, s, 1.0).astype(np.float32)
+    first = (zero + np.float32(np.inf), zero - np.float32(np.inf), zero, zero, zero)
+    low, high, root, n, zeros = data.fold(widen, first)
+    size = xp.maximum(xp.abs(low), xp.abs(high))
+    _, most = xp.frexp(xp.where(xp.isfinite(size), size, 1.0))
+    exponent = xp.floor(4 * xp.log2(xp.maximum(root / xp.maximum(n, 1.0), np.float32(1e-20)))).astype(np.int32)
+    # Squares of what is 2^56 times s still fit into float32.
+    exponent = xp.clip(exponent, xp.maximum(most - 56, -125), xp.minimum(most, 126))
+    s = xp.ldexp(zero + np.float32(1), xp.where(root > 0, exponent, 0))
     start = _u(low, s)
-    return Scale(low, high, s, start, xp.maximum(_u(high, s) - start, np.float32(1e-30)))
+    return Scale(low, high, s, start, xp.maximum(_u(high, s) - start, np.float32(1e-30)), zeros)
 
 
 def bins_for(xs: Sequence[Any]) -> int:
@@ -132,7 +145,7 @@ def bins_for(xs: Sequence[Any]) -> int:
 
 
 class Cells(NamedTuple):
-    """Points `mean` of mass `mass`, ascending; `index`: the cell in which any x lies."""
+    """Points `mean` of mass `mass`, ascending, in units of a scale's s; `index`: the cell in which any x lies."""
 
     mass: Any
     mean: Any
@@ -140,21 +153,19 @@ class Cells(NamedTuple):
 
 
 def cells_of(data: Data, scale: Scale, m: int) -> Cells:
-    """The histogram, in one pass."""
-    xp = xp_of(data.xs[0])
+    """The histogram, in one pass, of jax arrays."""
     centre = partial(scale.value, m=m)
     few = sum(x.size for x in data.xs) <= 1 << 24 and data.chunked
 
     def tally(total: Any, x: Any, h: Any) -> Any:
         i = scale.index(x, m)
-        off = h * (x - centre(i.astype(np.float32) + 0.5))
-        if xp is np:
-            return total + (sums(i, h, m) + 1j * sums(i, off, m))
+        off = h * (in_units(x, scale.s) - centre(i.astype(np.float32) + 0.5))
         pair = lax.complex(h, off)  # one scatter of pairs costs less than two
         # Of more weights each part goes into fresh counters: in a float32 that has reached 2^24, adding 1 is lost.
         return sums(i, pair, m, total) if few else total + sums(i, pair, m)
 
-    pairs = data.fold(tally, xp.zeros(m, np.complex64 if xp is jnp else np.complex128))
+    pairs = data.fold(tally, jnp.zeros(m, np.complex64))
     mass, off = pairs.real, pairs.imag
-    mean = centre(xp.arange(m, dtype=np.float32) + 0.5) + xp.where(mass > 0, off / xp.where(mass > 0, mass, 1.0), 0.0)
-    return Cells(mass, mean, partial(scale.index, m=m))
+    offset = jnp.where(mass > 0, off / jnp.where(mass > 0, mass, 1.0), 0.0)
+    mean = centre(jnp.arange(m, dtype=np.float32) + 0.5) + offset
+    return Cells(mass, mean, lambda v: scale.index(v * scale.s, m))

@@ -17,10 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from .affine import power_of_two, ratio
+
 HIGHEST = lax.Precision.HIGHEST
 
 
+def _near_one(w: Array) -> Array:
+    """Each row over a power of two near its largest entry: its squares then neither overflow nor vanish."""
+    return ratio(w, power_of_two(jnp.max(jnp.abs(w), axis=-1, keepdims=True, initial=0)))
+
+
 def _unit(w: Array) -> Array:
+    w = _near_one(w)
     norm = jnp.linalg.norm(w, axis=-1, keepdims=True)
     return w / jnp.where(norm > 0, norm, 1)
 
@@ -50,6 +58,8 @@ def leaders(units: np.ndarray, similarity: float) -> tuple[np.ndarray, np.ndarra
 @partial(jax.jit, static_argnames=("k", "steps"))
 def spherical(units: Array, k: int, steps: int = 20) -> tuple[Array, Array]:
     """(k, d) unit prototypes and an assignment, started farthest first from the largest unit."""
+    # Over one power of two for all, so that their norms stay comparable.
+    units = ratio(units, power_of_two(jnp.max(jnp.abs(units), initial=0).reshape(1, 1)))
     u = _unit(units)
     norm = jnp.linalg.norm(units, axis=-1)
 
@@ -79,6 +89,11 @@ def nearest_direction(units: Array, p: Array) -> Array:
 
 def scales(units: Array, p: Array, assignment: Array) -> Array:
     """s = ⟨w, p⟩ / ⟨p, p⟩: the least squares scale of each unit; 1 exactly for the prototype itself."""
-    mine = p[assignment]
+    # Both over one power of two a unit: that of its prototype, then that of the unit itself.
+    of_prototype = power_of_two(jnp.max(jnp.abs(p), axis=-1, keepdims=True, initial=0))
+    of_unit = power_of_two(jnp.max(jnp.abs(units), axis=-1, keepdims=True, initial=0))
+    mine = ratio(p, of_prototype)[assignment]
     square = jnp.sum(mine * mine, axis=-1)
-    return jnp.sum(units * mine, axis=-1) / jnp.where(square > 0, square, 1)
+    dot = jnp.sum(ratio(units, of_unit) * mine, axis=-1)
+    times = ratio(of_unit, of_prototype[assignment])[:, 0]
+    return dot / jnp.where(square > 0, square, 1) * times

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from .affine import Axes, counted, expand, kept_of, ratio, reduce_over
+from .affine import Axes, counted, expand, kept_of, power_of_two, ratio, reduce_over
 from .precision import widen
 
 FLOAT8 = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}  # the largest finite values
@@ -50,12 +50,17 @@ def quantize_grid(w: Array, scale: Array, grid: Sequence[float]) -> Array:
 
 
 def _mean(x: Array, counts: Array, axis: Axes, group: int | None) -> Array:
-    """Mean of x >= 0 where it counts, or 0; taken about the maximum, so that the mean of equal numbers is exact."""
+    """Mean of x >= 0 where it counts, or 0; taken about the maximum, so that the mean of equal numbers is exact.
+
+    In units of a power of two near the maximum, so that the sum of large weights does not overflow.
+    """
     x = jnp.where(counts, x, 0.0)
-    pivot = reduce_over(partial(jnp.max, initial=0.0), x, axis, group)
+    largest = reduce_over(partial(jnp.max, initial=0.0), x, axis, group)
+    unit = power_of_two(largest)
+    x, pivot = ratio(x, unit), ratio(largest, unit)
     rest = reduce_over(jnp.sum, jnp.where(counts, x - expand(pivot, x.shape), 0.0), axis, group)
     n = reduce_over(jnp.sum, counts.astype(jnp.int32), axis, group)
-    return jnp.where(n > 0, pivot + rest / jnp.maximum(n, 1).astype(x.dtype), 0.0)
+    return jnp.where(n > 0, pivot + rest / jnp.maximum(n, 1).astype(x.dtype), 0.0) * unit
 
 
 def binary(w: Array, axis: Axes = (), where: Array | None = None, group: int | None = None) -> tuple[Array, Array]:

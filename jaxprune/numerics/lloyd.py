@@ -13,24 +13,9 @@ import numpy as np
 from jax import lax
 
 from .cells import Cells, sums, xp_of
+from .windows import centres, cumsum, loop
 
 EIGHTHS = np.arange(1, 8, dtype=np.int32)[:, None]  # where a cluster's bins are cut on trial, and at its mean
-
-
-def cumsum(x: Any) -> Any:
-    """Along the last axis, of a multiple of 256 entries, on two levels: jnp.cumsum takes twice the time."""
-    xp = xp_of(x)
-    inner = xp.cumsum(x.reshape(*x.shape[:-1], -1, 256), -1)
-    ends = inner[..., -1]
-    return (inner + (xp.cumsum(ends, -1) - ends)[..., None]).reshape(x.shape)
-
-
-def _while(condition: Callable, body: Callable, carry: Any, xp: Any) -> Any:
-    if xp is jnp:
-        return lax.while_loop(condition, body, carry)
-    while condition(carry):
-        carry = body(carry)
-    return carry
 
 
 def _between(values: Any, middle: Any) -> Callable:
@@ -47,13 +32,14 @@ def _between(values: Any, middle: Any) -> Callable:
 
 
 def lloyd(cells: Cells, c: Any, iterations: int, swaps: bool) -> Any:
+    """The borders b_0 = 0 … b_k = m of the clusters that levels c come to."""
     mass, mean, index = cells
     xp, k, m = xp_of(mass), c.size, mass.size
-    between = _between(xp.stack([mass, mass * mean]), index(xp.zeros((), np.float32)))
+    between = _between(xp.stack([mass, mass * mean]), index(xp.zeros((), mean.dtype)))
 
     def before(x: Any) -> Any:
         """The number of cells up to x. The bin of x knows; no search."""
-        i = index(x.astype(np.float32))
+        i = index(x.astype(mean.dtype))
         return i + (mean[i] <= x).astype(np.int32)
 
     def ends(c: Any) -> Any:
@@ -75,8 +61,8 @@ def lloyd(cells: Cells, c: Any, iterations: int, swaps: bool) -> Any:
 
     still = max(1, m // (1024 * k))
     limit = iterations + k if swaps else iterations
-    _, c, b, _ = _while(lambda carry: (carry[0] < limit) & carry[3], step, (0, c, ends(c), True), xp)
-    return _settle(mass, mean, c, b)
+    _, _, b, _ = loop(lambda carry: (carry[0] < limit) & carry[3], step, (0, c, ends(c), True), xp)
+    return b
 
 
 def _swap(h: Any, c: Any, left: tuple[Any, Any], right: tuple[Any, Any]) -> Any:
@@ -109,12 +95,22 @@ def _ward(p: tuple[Any, Any], q: tuple[Any, Any]) -> Any:
     return h0 * h1 / xp.where(h0 + h1 > 0, h0 + h1, 1.0) * (c1 - c0) ** 2
 
 
-def _settle(mass: Any, mean: Any, c: Any, b: Any) -> Any:
-    """The exact means of the final clusters, summed about c; an empty one repeats its neighbour."""
-    xp, k, m = xp_of(mass), c.size, mass.size
-    a = xp.searchsorted(b[1:-1], xp.arange(m, dtype=np.int32), side="right").astype(np.int32)
+def nearest_borders(cells: Cells, c: Any) -> Any:
+    """The borders b_0 = 0 … b_k = m of the points that are nearest to each level."""
+    mass, mean, index = cells
+    xp = xp_of(mass)
+    half = (c[:-1] + (c[1:] - c[:-1]) * 0.5).astype(mean.dtype)
+    i = index(half)
+    inner = i + (mean[i] <= half).astype(np.int32)
+    return xp.concatenate([xp.zeros(1, np.int32), inner, xp.full(1, mass.size, np.int32)])
+
+
+def levels_of(mass: Any, mean: Any, b: Any, zero: Any) -> Any:
+    """The exact means of the clusters, and 0 of the one with the point `zero`; an empty one repeats its neighbour."""
+    xp, k = xp_of(mass), b.size - 1
+    a, c = centres(mass, mean, b)
     h = sums(a, mass, k)
-    c = c + sums(a, mass * (mean - c[a]), k) / xp.where(h > 0, h, 1.0)
+    c = xp.where((b[:-1] <= zero) & (zero < b[1:]), 0.0, c)
     last = xp.where(h > 0, xp.arange(k), 0)
     last = lax.cummax(last) if xp is jnp else np.maximum.accumulate(last)
     return c[xp.maximum(last, xp.argmax(h > 0))]

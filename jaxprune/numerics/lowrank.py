@@ -35,9 +35,17 @@ def svd(w: Array, rank: int, weights: Array | None = None) -> tuple[Array, Array
     _check_rank("rank", rank, min(w.shape[-2:]), w.shape)
     w = _whole(w)
     d = _row_weights(w, weights, (-1,))
+    w, root_unit = _scaled(w)
     a, s, b = jnp.linalg.svd(w * d, full_matrices=False)
     root = jnp.sqrt(s[..., :rank])
-    return a[..., :rank] * root[..., None, :] / d, root[..., :, None] * b[..., :rank, :]
+    u, v = a[..., :rank] * root[..., None, :] / d, root[..., :, None] * b[..., :rank, :]
+    return u * root_unit, v * root_unit
+
+
+def singular_values(w: Array) -> np.ndarray:
+    """The singular values of a concrete matrix, descending, in float64: their sum of squares may leave float32."""
+    w, root_unit = _scaled(_whole(w))
+    return np.asarray(jnp.linalg.svd(w, compute_uv=False), np.float64) * float(root_unit) ** 2
 
 
 def rank_for_energy(singular_values: ArrayLike, energy: float) -> int:
@@ -63,12 +71,13 @@ def tucker2(w: Array, ranks: tuple[int, int], weights: Array | None = None) -> t
         _check_rank(name, rank, size, w.shape)
     w = _whole(w)
     d = _row_weights(w, weights, (*range(w.ndim - 2), w.ndim - 1))
+    w, root_unit = _scaled(w)
     scaled = w * d
     u, v = _leading(_by_input(scaled), ranks[0]), _leading(_by_output(scaled), ranks[1])
     for _ in range(SWEEPS):
         u = _leading(_by_input(_dot(scaled, v)), ranks[0])
         v = _leading(_by_output(_dot(u.T, scaled)), ranks[1])
-    return _dot(_dot(u.T, scaled), v), u / d.reshape(-1, 1), v.T
+    return _dot(_dot(u.T, scaled), v) * root_unit, u / d.reshape(-1, 1) * root_unit, v.T
 
 
 def tucker_dense(core: Array, u: Array, v: Array) -> Array:
@@ -88,6 +97,16 @@ def tucker_size(shape: tuple[int, ...], ranks: tuple[int, int]) -> int:
     """Numbers in the core, U and V of a (…window, in, out) array."""
     *window, n_in, n_out = shape
     return int(np.prod(window, dtype=np.int64)) * ranks[0] * ranks[1] + n_in * ranks[0] + ranks[1] * n_out
+
+
+def _scaled(w: Array) -> tuple[Array, Array]:
+    """(w / 4^e, 2^e) with the largest |w| / 4^e near 1: squares of very large or small weights leave float32's range.
+
+    Both are exact. 2^e goes to each of two factors, which then are of one size.
+    """
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(w), initial=0))
+    root_unit = jnp.ldexp(jnp.ones((), w.dtype), exponent // 2)
+    return w / root_unit / root_unit, root_unit
 
 
 def _dot(a: Array, b: Array) -> Array:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from .cells import sums, xp_of
 from .placement import on_host, put_like, spec_of
-from .precision import widen
+from .precision import wide, widen
 
 TOP = 2**15 - 1  # levels are int16
 SLOPE = math.log(4) / 12
@@ -72,7 +72,13 @@ def magnitudes(w: Any, step: Any) -> Any:
     """a = |w|/Δ, at most TOP; NaN counts as 0."""
     xp = xp_of(w)
     size = abs(w.astype(np.float32) if w.dtype.itemsize < 4 else w)
-    return xp.minimum(xp.where(xp.isnan(size), size.dtype.type(0), size) * (1 / step), size.dtype.type(TOP))
+    size = xp.where(xp.isnan(size), size.dtype.type(0), size)
+    return xp.minimum(size * (4 / step) * size.dtype.type(0.25), size.dtype.type(TOP))  # 1/Δ may be flushed to 0
+
+
+def finest_step(dtype: Any) -> float:
+    """The least Δ for weights of a dtype: below twice the smallest normal float, XLA would decode q·Δ to 0."""
+    return 2 * float(jnp.finfo(wide(dtype)).tiny)
 
 
 def signed(level: Any, w: Any) -> Any:
@@ -178,13 +184,13 @@ def _levels(counts: NDArray, data: Sorted) -> NDArray:
     return n
 
 
-def search(data: Sorted, *, noise: float = math.inf, bits: float = math.inf) -> Trial | None:
+def search(data: Sorted, *, noise: float = math.inf, bits: float = math.inf, top: int = TOP) -> Trial | None:
     """The trial with the fewest bits within `noise`, or with the least noise within `bits`; None if there is none.
 
     A bisection finds the step of plain rounding that just meets the target. Around it STEPS are tried, and then the
-    neighbours of the best, each with the c in [0, 1] that just meets it.
+    neighbours of the best, each with the c in [0, 1] that just meets it. No level is above `top`.
     """
-    finest, coarsest = data.top / TOP, 3 * data.top
+    finest, coarsest = max(data.top / top, finest_step(data.sides[0].dtype)), min(3 * data.top, 2.0**127)
     meets = lambda t: t.noise <= noise and t.bits <= bits
     quiet = noise < math.inf  # then small steps and a small c meet the target, else large ones do
     cost = (lambda t: t.bits) if quiet else (lambda t: t.noise)

@@ -131,10 +131,11 @@ def absmax(w: Any, where: Any, channels: Sequence[int]) -> np.ndarray:
 def codes(w: Any, scale: np.ndarray, top: int, dtype: Any) -> np.ndarray:
     """`affine.quantize_symmetric` to the nearest: round(w / s) in ±top. Each axis of s is 1, or w's; the first is 1."""
     out = empty(w.shape, dtype)
-    inverse = (1 / scale).astype(scale.dtype)
+    inverse = (4 / scale).astype(scale.dtype)  # as in `affine.ratio`
     for rows in _rows(w):
         with np.errstate(all="ignore"):  # infinities saturate, NaN becomes 0
             q = w[rows] * inverse
+            q *= scale.dtype.type(0.25)
             np.nan_to_num(q, copy=False, nan=0.0, posinf=np.inf, neginf=-np.inf)
             np.rint(q, out=q)
             out[rows] = np.clip(q, -top, top, out=q)

@@ -144,7 +144,7 @@ def _bits(x: Any, name: str, codebook: Any) -> int | None:
         return index_bits((codebook if x.codebook is None else x.codebook).shape[-1])
     if isinstance(x, Shared) and name == "assignment":
         return index_bits(x.prototypes.shape[x.axis])
-    return x.bits if isinstance(x, Quantized) and name in ("q", "zero_point") else None
+    return x.bits if isinstance(x, Quantized) and name == "q" else None
 
 
 def _piece(x: Any, fields: tuple[str, ...], there: np.ndarray | None, bits: int | None) -> Piece:

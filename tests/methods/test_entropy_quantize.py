@@ -203,3 +203,22 @@ def test_all_zeros_and_a_leaf_of_one_weight():
     assert float(jp.materialize(one)[0, 0]) == pytest.approx(0.3, rel=0.01)
     two = jp.entropy_quantize(sqnr=20).init({"a": normal((9, 9)), "c": jnp.zeros((9, 9))})
     assert not np.any(two["c"].q)
+
+
+def test_bits_per_weight_are_met_in_the_file_or_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    outliers = rng.normal(size=(200, 200))
+    outliers[0, :2] = [1e5, -1e5]
+    met = {
+        "signs": np.sign(rng.normal(size=(200, 200))),
+        "three values": rng.choice([-0.7, 0.0, 1.3], (200, 200)),
+        "normal": rng.normal(size=(200, 200)),
+        "laplace": rng.laplace(size=(200, 200)),
+    }
+    for name, x in met.items():
+        path = tmp_path / "weights"
+        jp.save(path, jp.entropy_quantize(bits_per_weight=3).init({"w": jnp.asarray(x, jnp.float32)}))
+        assert 8 * path.stat().st_size / x.size < 3.1, name
+    for x in (outliers, rng.standard_cauchy((200, 200))):
+        with pytest.raises(ValueError, match="steps, and a file codes levels up to 2047"):
+            jp.entropy_quantize(bits_per_weight=3).init({"w": jnp.asarray(x, jnp.float32)})

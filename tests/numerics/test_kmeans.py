@@ -247,3 +247,74 @@ def test_sharded_weights_stay_where_they_are(kind):
             np.testing.assert_array_equal(
                 find(y, book[:k]), kmeans.assign(jnp.asarray(x), jnp.asarray(np.asarray(book)[:k]))
             )
+
+
+# --- the bound, and repeated values -----------------------------------------------------------------------------------
+
+DRAWS = {
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "cauchy": lambda rng, n: rng.standard_cauchy(n),
+    "two narrow modes": lambda rng, n: rng.choice([-1, 1], n) + 1e-6 * rng.standard_normal(n),
+    "lattice": lambda rng, n: np.round(10 * rng.standard_normal(n)),
+    "one outlier": lambda rng, n: np.append(0.01 * rng.standard_normal(n - 1), 1e4),
+    "lognormal": lambda rng, n: np.exp(3 * rng.standard_normal(n)),
+    "uniform": lambda rng, n: rng.random(n),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(DRAWS)), st.integers(0, 10**6), st.integers(20, 900), st.integers(2, 40), st.booleans())
+@example("normal", 1, 300, 8, False)
+@example("cauchy", 2, 300, 8, False)
+@example("one outlier", 0, 800, 40, True)
+def test_the_optimal_start_keeps_within_a_hundredth_of_the_exact_programme(name, seed, n, k, weighted):
+    rng = np.random.default_rng(seed)
+    x = DRAWS[name](rng, n).astype(np.float32)
+    h = (rng.random(n) ** 2).astype(np.float32) + np.float32(1e-3) if weighted else np.ones(n, np.float32)
+    book = kmeans.codebook(jnp.asarray(x), k, weights=jnp.asarray(h) if weighted else None)
+    best = slow.optimal(x - x.mean(dtype=np.float64), k, h) + x.mean(dtype=np.float64)
+    bound = 1.01 * slow.distortion(x, best, h) + 1e-6 * np.sum(h * np.spacing(np.abs(x)) ** 2) * n
+    assert slow.distortion(x, np.asarray(book), h) <= bound + n * float(np.spacing(np.abs(x).max())) ** 2
+
+
+def test_traced_samples_come_near_the_optimum():
+    for name in ("normal", "cauchy", "two narrow modes"):
+        x = DRAWS[name](np.random.default_rng(3), 1200).astype(np.float32)
+        book = np.asarray(compiled(x, 16))
+        best = slow.distortion(x, slow.optimal(x, 16))
+        assert slow.distortion(x, book) <= 1.01 * best + 1200 * float(np.spacing(np.abs(x).max())) ** 2, name
+
+
+def sparse(n=1200, density=0.1, seed=0):
+    """Weights that were pruned and then trained: most are 0, some of the others very small."""
+    rng = np.random.default_rng(seed)
+    x = np.where(rng.random(n) < density, 0.05 * rng.standard_normal(n), 0)
+    return np.where(rng.random(n) < 0.3, 1e-4 * x, x).astype(np.float32)
+
+
+@pytest.mark.parametrize("init", ["optimal", "linear"])
+def test_zeros_that_are_many_have_a_level_of_exactly_0(init):
+    x = sparse()
+    for k in (4, 16):
+        for book in (kmeans.codebook(jnp.asarray(x), k, init=init), compiled(x, k, init=init)):
+            decoded = np.asarray(book)[slow.nearest(x, np.asarray(book))]
+            assert np.all(decoded[x == 0] == 0), k
+    X = np.stack([sparse(seed=seed) for seed in range(3)])
+    books = np.asarray(jax.vmap(lambda x: kmeans.codebook(x, 4, init=init))(X))
+    assert np.all((books == 0).any(1))
+    below, above = sparse(density=0.5), np.abs(sparse(density=0.5))
+    for x in (below - above, above):  # of one sign
+        assert 0 in np.asarray(kmeans.codebook(jnp.asarray(x), 4, init=init))
+
+
+def test_few_zeros_cost_no_level_and_large_arrays_keep_theirs():
+    x = np.append(normal(999) + 9, np.float32(0)).astype(np.float32)
+    assert 0 not in np.asarray(kmeans.codebook(jnp.asarray(x), 4))
+    x = sparse(40_000)
+    for book in (kmeans.codebook(jnp.asarray(x), 16), compiled(x, 16)):
+        assert 0 in np.asarray(book)
+
+
+def test_another_value_that_is_repeated_has_its_own_level():
+    x = np.where(np.random.default_rng(0).random(2000) < 0.7, np.float32(0.3), normal(2000))
+    assert np.float32(0.3) in np.asarray(kmeans.codebook(jnp.asarray(x), 16))

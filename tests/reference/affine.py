@@ -48,11 +48,18 @@ def symmetric(bits):
 
 
 def affine_scale(bits):
-    return lambda ws: (max([0.0, *ws]) - min([0.0, *ws])) / (2**bits - 1) or 1.0
+    """(max w − min w) / (2^b − 1), and for equal weights the spacing of float32 at them."""
+
+    def scale(ws):
+        ws = ws or [0.0]
+        spacing = max(map(abs, ws)) / 2**22
+        return max((max(ws) - min(ws)) / (2**bits - 1), spacing) or 1.0
+
+    return scale
 
 
 def zero_point(bits):
-    return lambda ws: round(-min([0.0, *ws]) / affine_scale(bits)(ws))
+    return lambda ws: round(-min(ws, default=0.0) / affine_scale(bits)(ws))
 
 
 def affine(bits):
