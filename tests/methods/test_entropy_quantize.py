@@ -214,11 +214,12 @@ def test_bits_per_weight_are_met_in_the_file_or_refused(tmp_path):
         "three values": rng.choice([-0.7, 0.0, 1.3], (200, 200)),
         "normal": rng.normal(size=(200, 200)),
         "laplace": rng.laplace(size=(200, 200)),
+        "cauchy": np.clip(rng.standard_cauchy((200, 200)), -300, 300),
     }
     for name, x in met.items():
         path = tmp_path / "weights"
         jp.save(path, jp.entropy_quantize(bits_per_weight=3).init({"w": jnp.asarray(x, jnp.float32)}))
-        assert 8 * path.stat().st_size / x.size < 3.1, name
-    for x in (outliers, rng.standard_cauchy((200, 200))):
-        with pytest.raises(ValueError, match="steps, and a file codes levels up to 2047"):
-            jp.entropy_quantize(bits_per_weight=3).init({"w": jnp.asarray(x, jnp.float32)})
+        # Beside the levels a file has a manifest and a table of frequencies, about two bytes a level.
+        assert 8 * path.stat().st_size / x.size < 3.15, name
+    with pytest.raises(ValueError, match="steps, and a file codes levels up to 2047"):
+        jp.entropy_quantize(bits_per_weight=3).init({"w": jnp.asarray(outliers, jnp.float32)})
