@@ -179,7 +179,7 @@ def _within_bits(chosen: list[Slot], data: rate.Sorted, bits_per_weight: float, 
     # A few outliers may hold nearly all of Σ w²: what the others lose is measured against their own.
     sizes = np.sort(np.concatenate(data.sides))
     others = float(np.sum(np.square(sizes[: max(1, sizes.size * 99 // 100)], dtype=np.float64)))
-    if coded is None or (coded.noise > 2 * free.noise and coded.noise > 1e-3 * others):
+    if coded is None or (coded.bits < 0.9 * bits and coded.noise > 1e-3 * others):  # the alphabet is what limits
         raise ValueError(
             f"entropy_quantize(bits_per_weight={bits_per_weight}): the largest weight of {chosen[0]} and its like, "
             f"{data.top:g}, is {data.top / free.step:.0f} steps, and a file codes levels up to {CODED} by their "
