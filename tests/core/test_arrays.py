@@ -95,7 +95,7 @@ CLOSED_FORMS = {
     "int8": (jp.quantize(bits=8).init(normal((3, 4))), 12 * 8 + 4 * 32),
     "int3": (jp.quantize(bits=3).init(normal((3, 4))), 12 * 3 + 4 * 32),
     "int12": (jp.quantize(bits=12, axis=None).init(normal((3, 4))), 12 * 12 + 32),
-    "affine": (jp.quantize(bits=4, kind="affine").init(normal((3, 4))), 12 * 4 + 4 * (32 + 4)),
+    "affine": (jp.quantize(bits=4, kind="affine").init(normal((3, 4))), 12 * 4 + 4 * (32 + 32)),
     "groups": (jp.quantize(bits=4, group=2).init(normal((6, 4))), 24 * 4 + 12 * 32),
     "nf4": (jp.quantize(kind="nf4").init(normal((3, 4))), 12 * 4 + 4 * 32),
     "binary": (jp.quantize(bits=1).init(normal((3, 4))), 12 + 4 * 32),
