@@ -9,7 +9,7 @@ config, checkpoints while it works, then the compressed models, plots and, last,
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from jaxprune.app.progress import Progress
 from jaxprune.app.recipe import describe
 from jaxprune.app.rules import to_toml
 from jaxprune.core.arrays import materialize
+from jaxprune.distill.signals import Signals
 from jaxprune.methods import allocate
 from jaxprune.methods.prune import prune
 from jaxprune.report.deep_compression import deep_compression_bits
@@ -37,23 +38,28 @@ class Trees(NamedTuple):
     final: Any
 
 
-def run(config: Config, runs: Path) -> tuple[dict[str, Any], Path]:
+def run(config: Config, runs: Path, signals: Signals | None = None) -> tuple[dict[str, Any], Path]:
     """Runs a config, or goes on where a killed run stopped, or reads the results of a finished one.
 
     Args:
       config: without a sweep.
       runs: the folder of run folders.
+      signals: that the run obeys after an epoch, when its checkpoint is written.
 
     Returns:
       The results (docs/results.md) and the run's folder.
+
+    Raises:
+      ValueError: what cannot run, before its first step; a results.json that is none.
+      Stopped: a signal came.
     """
     folder = runs / run_name(config)
     finished = folder / "results.json"
     if finished.exists():
-        return out.read_json(finished), folder
+        return out.read_results(finished), folder
     total = len(seeds_of(config)) * sum(p.epochs for p in config.phase)
     with Progress(total) as progress:
-        lab = make_lab(config, folder, progress)
+        lab = make_lab(config, folder, progress, signals)
         out.write_json(folder / "config.json", to_dict(config))
         done = [_run_seed(lab, i, seed) for i, seed in enumerate(seeds_of(config))]
     results = _gather(lab, [figures for figures, _ in done])
@@ -85,11 +91,13 @@ def _run_seed(lab: Lab, index: int, seed: int) -> tuple[dict[str, Any], Trees]:
     tree = lab.model.init(seed_key(seed))
     dense, records = tree, []
     store = Checkpoints(lab.folder / "checkpoints" / f"seed-{seed}")
-    for i in range(len(lab.programs)):
-        tree, record = run_phase(lab, store, i, seed, tree, dense)
-        records.append(record)
-        dense = tree if i < dense_phases(lab.config) else dense
-    store.close()
+    try:
+        for i in range(len(lab.programs)):
+            tree, record = run_phase(lab, store, i, seed, tree, dense)
+            records.append(record)
+            dense = tree if i < dense_phases(lab.config) else dense
+    finally:
+        store.close()
     return _finish(lab, index, seed, records, Trees(dense, tree))
 
 
@@ -153,7 +161,7 @@ def _baselines(lab: Lab, dense: Any, kept: float, seed: int) -> dict[str, Any]:
 
 
 def _gather(lab: Lab, seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    about = {"schema": 1, "name": lab.config.name, "config": to_dict(lab.config)}
+    about = {"schema": out.SCHEMA, "name": lab.config.name, "config": to_dict(lab.config)}
     data = {"sha256": out.data_sha256(lab.data), "examples": [len(x) for x, _ in lab.data]}
     return about | out.summarise(seeds) | out.environment() | {"data": data, "seeds": seeds}
 
@@ -162,10 +170,10 @@ def _draw(results: dict[str, Any], trees: Trees, folder: Path) -> None:
     from jaxprune.app import figures
 
     dense, final = materialize(trees.dense), materialize(trees.final)
-    draw: dict[str, Callable[[Path], None]] = {
-        "weights.png": lambda path: figures.weights(path, dense, final),
-        "accuracy.png": lambda path: figures.accuracy(path, results),
-        "layers.png": lambda path: figures.layers(path, results),
+    draw: dict[str, Callable[[BinaryIO], None]] = {
+        "weights.png": lambda file: figures.weights(file, dense, final),
+        "accuracy.png": lambda file: figures.accuracy(file, results),
+        "layers.png": lambda file: figures.layers(file, results),
     }
     for name, make in draw.items():
         out.write_whole(folder / name, make)

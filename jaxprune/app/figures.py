@@ -1,7 +1,6 @@
 """Plots of a run, as PNG: weights before and after, accuracy against size, each layer's density and bits."""
 
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from jaxprune.core.where import leaf_path
 INK, BEFORE, AFTER = "#333333", "#9aa5b1", "#1f6feb"
 
 
-def weights(path: Path, dense: Any, final: Any) -> None:
+def weights(file: BinaryIO, dense: Any, final: Any) -> None:
     """Histograms of each weight leaf before and after; exact zeros are counted in the title, not drawn."""
     pairs = [(p, a, b) for (p, a), (_, b) in zip(_leaves(dense), _leaves(final), strict=True)]
     fig, axes = _grid(len(pairs))
@@ -27,10 +26,10 @@ def weights(path: Path, dense: Any, final: Any) -> None:
         ax.set_xlabel("weight")
     axes[0].set_ylabel("weights in a bin")
     axes[0].legend(fontsize=8, frameon=False, loc="upper right")  # the search for the best place warns when it is slow
-    _write(fig, path)
+    _write(fig, file)
 
 
-def accuracy(path: Path, results: dict[str, Any]) -> None:
+def accuracy(file: BinaryIO, results: dict[str, Any]) -> None:
     """Test accuracy against compression ratio after each phase; bars are one standard deviation over seeds."""
     from matplotlib import colormaps
 
@@ -49,7 +48,7 @@ def accuracy(path: Path, results: dict[str, Any]) -> None:
     ax.set_ylabel("test accuracy, %")
     ax.set_title(f"{results['name']}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", fontsize=10, color=INK)
     ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _write(fig, path)
+    _write(fig, file)
 
 
 def _ratios(ax: Any) -> None:
@@ -64,7 +63,7 @@ def _ratios(ax: Any) -> None:
     ax.set_xlabel("dense bytes / stored bytes")
 
 
-def layers(path: Path, results: dict[str, Any]) -> None:
+def layers(file: BinaryIO, results: dict[str, Any]) -> None:
     """Density and bits a weight of each compressed leaf, mean over seeds."""
     runs = [[x for x in s["final"]["leaves"] if x["type"] != "dense"] for s in results["seeds"]]
     names = [x["path"] for x in runs[0]] or ["(no leaf is compressed)"]
@@ -81,7 +80,7 @@ def layers(path: Path, results: dict[str, Any]) -> None:
         ax.invert_yaxis()
         ax.margins(x=0.18)
     axes[1].set_yticklabels([])
-    _write(fig, path)
+    _write(fig, file)
 
 
 def _leaves(params: Any) -> list[tuple[str, np.ndarray]]:
@@ -113,5 +112,5 @@ def _grid(n: int, size: tuple[float, float] = (4.2, 3.2)) -> tuple[Any, Any]:
     return fig, axes[:n]
 
 
-def _write(fig: Any, path: Path) -> None:
-    fig.savefig(path, dpi=120, format="png")
+def _write(fig: Any, file: BinaryIO) -> None:
+    fig.savefig(file, dpi=120, format="png")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxprune.app import results as out
 from jaxprune.app.config import Config, settings_of
+from jaxprune.app.ending import Stopped
 from jaxprune.app.models import model_of
 from jaxprune.app.preflight import check_batches, check_rules
 from jaxprune.app.progress import Progress
@@ -18,6 +19,7 @@ from jaxprune.app.splits import check_outputs, splits_of
 from jaxprune.app.strict import closest
 from jaxprune.app.training import Program, evaluator, program
 from jaxprune.distill.inner import convolves
+from jaxprune.distill.signals import Signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Lab:
       programs: one a phase.
       evaluate: (tree, (x, y)) -> loss and accuracy.
       progress: where it reports.
+      signals: that end the run where it can go on later; None leaves them alone.
     """
 
     config: Config
@@ -41,6 +44,20 @@ class Lab:
     programs: tuple[Program, ...]
     evaluate: Callable[..., tuple[float, float]]
     progress: Progress
+    signals: Signals | None = None
+
+    def stop_requested(self) -> bool:
+        """Whether a signal came."""
+        return self.signals is not None and self.signals.came is not None
+
+    def obey_signals(self) -> None:
+        """Ends the run if a signal came.
+
+        Raises:
+          Stopped: with its number.
+        """
+        if self.signals is not None and self.signals.came is not None:
+            raise Stopped(self.signals.came)
 
     def figures(self, tree: Any) -> dict[str, Any]:
         """Loss and accuracy on the splits that report, and the sizes."""
@@ -54,7 +71,7 @@ class Lab:
         return dict(zip(("loss", "accuracy"), self.evaluate(tree, pair)))
 
 
-def make_lab(config: Config, folder: Path, progress: Progress) -> Lab:
+def make_lab(config: Config, folder: Path, progress: Progress, signals: Signals | None = None) -> Lab:
     """Loads the model and the data and builds the phases."""
     splits = called(config.data, "data", config.data_args, lambda factory, args: splits_of(factory(**args)))
     inputs = splits.train[0]
@@ -78,7 +95,7 @@ def make_lab(config: Config, folder: Path, progress: Progress) -> Lab:
     )
     check_rules(config, programs, params)
     data = splits._replace(train=jax.tree.map(jnp.asarray, splits.train))
-    return Lab(config, folder, model, data, programs, evaluator(model.apply), progress)
+    return Lab(config, folder, model, data, programs, evaluator(model.apply), progress, signals)
 
 
 def called(name: str, what: str, args: dict[str, Any], call: Callable[..., Any]) -> Any:

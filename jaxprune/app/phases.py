@@ -68,8 +68,11 @@ def run_phase(lab: Lab, store: Checkpoints, index: int, seed: int, tree: Any, de
     now = _resume(Running(lab, store, index, seed, key, _data(lab, index, dense), state, {}))
     while now.epoch < now.phase.epochs:
         _train_one_epoch(now)
-        if now.epoch % settings_of(lab.config, now.phase).checkpoint_every == 0 and now.epoch < now.phase.epochs:
+        is_due = now.epoch % settings_of(lab.config, now.phase).checkpoint_every == 0
+        if now.epoch < now.phase.epochs and (is_due or lab.stop_requested()):
             _checkpoint(now)
+        if now.epoch < now.phase.epochs:
+            lab.obey_signals()
     chosen = now.state.best if now.phase.epochs else now.state.tree
     if now.record["after"] is None:
         now.record["after"] = lab.figures(chosen)
@@ -77,6 +80,7 @@ def run_phase(lab: Lab, store: Checkpoints, index: int, seed: int, tree: Any, de
     found = now.record["after"]
     told = f"test accuracy {found['test']['accuracy']:.2%}, {found['ratio']:.1f}x smaller"
     lab.progress.line(f"seed {seed}  {now.phase.name}: {told}")
+    lab.obey_signals()
     return chosen, now.record
 
 

@@ -6,10 +6,9 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -18,8 +17,11 @@ import jaxprune
 from jaxprune.core.arrays import is_code, materialize
 from jaxprune.core.tree import slots
 from jaxprune.report import measure
+from jaxprune.storage.atomic import replacing
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+SCHEMA = 1
+KEYS = ("name", "ratio", "accuracy", "bytes", "flops", "deep_compression", "std", "seeds")  # that the tables read
 SIZES = ("dense", "nonzero", "stored", "entropy")
 
 
@@ -111,25 +113,46 @@ def data_sha256(data: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file that is whole or not there."""
-    write_whole(path, lambda there: there.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    text = json.dumps(value, indent=2) + "\n"
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls write(temporary path beside `path`), then renames."""
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Calls write(file) on a new file, which takes the place of `path` once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        write(Path(name))
-        Path(name).chmod(0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with replacing(path) as file:
+        write(file)
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file; a broken one is an error that says so."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      ValueError: it is broken, or something else.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is not whole JSON ({e}). Delete it to run again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object. Delete it to run again")
+    return value
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A results.json.
+
+    Raises:
+      ValueError: it is none, or one of another version.
+    """
+    results = read_json(path)
+    schema = results.get("schema")
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path} has the schema {schema!r}, and this version of jaxprune reads {SCHEMA}. "
+            "Delete the folder to run again, or read it with the version that wrote it"
+        )
+    missing = [key for key in KEYS if key not in results]
+    if missing or not results["seeds"]:
+        raise ValueError(f"{path} lacks {', '.join(missing) or 'an entry in seeds'}. Delete it to run again")
+    return results

@@ -64,8 +64,8 @@ def fit(
 
     With a folder it writes checkpoints there, and a later call with the same arguments goes on from the newest one, to
     the bits of a run that nothing interrupted: state, data order, keys, early stopping and metrics included. SIGTERM
-    ends the chunk of steps in hand, writes a checkpoint and then does what it did before; SIGKILL loses what came after
-    the last checkpoint.
+    and Ctrl-C end the chunk of steps in hand, write a checkpoint and then do what they did before; a second one does so
+    at once. SIGKILL loses what came after the last checkpoint.
 
     Args:
       distiller: of `jp.distill.distiller`, or anything with `step(state, batch, teacher) -> (state, metrics)`; the

@@ -17,7 +17,7 @@ from jaxprune.distill.inner import chunk_runner
 from jaxprune.distill.placing import on_mesh
 from jaxprune.distill.plan import Diverged, Plan
 from jaxprune.distill.progress import Progress
-from jaxprune.distill.signals import Terminated
+from jaxprune.distill.signals import Signals
 from jaxprune.distill.writers import Jsonl
 from jaxprune.report.flops import flops
 
@@ -62,7 +62,7 @@ class Run:
         counts = ", ".join(f"{name} {n:.3g}" for name, n in self.flops.items() if n is not None)
         note = f"{self.inner} loop; operations: {counts}"
         self.progress = Progress(plan.steps, self.step, shown and jax.process_index() == 0, note)
-        self._signal = Terminated()
+        self._signal = Signals()
         self._theirs: float | None = None
         self._ready: list[Any] = []
 
@@ -112,12 +112,12 @@ class Run:
         self._ready = self._rows(stop) if self._feeder.ahead and stop < self.plan.steps else []
         self._look(step, {name: x[: stop - step] for name, x in jax.device_get(metrics).items()})
         judged = self.plan.due(stop, self.plan.evaluate_every)
-        if judged or self.plan.due(stop, self.plan.checkpoint_every) or self._signal.came:
+        if judged or self.plan.due(stop, self.plan.checkpoint_every) or self._signal.came is not None:
             self._refuse_spoilt(stop)
         if self.plan.evaluate and judged:
             self._evaluate(stop)
         ended = self._out_of_patience()
-        if self._store and (self.plan.due(stop, self.plan.checkpoint_every) or ended or self._signal.came):
+        if self._store and (self.plan.due(stop, self.plan.checkpoint_every) or ended or self._signal.came is not None):
             self._save(stop)
         self._signal.obey()
         return stop

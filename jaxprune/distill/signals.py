@@ -1,31 +1,54 @@
-"""SIGTERM, put off until there is a checkpoint."""
+"""SIGTERM and Ctrl-C, put off until there is a checkpoint.
+
+A handler that raises would do so between any two steps of Python: inside a callback of the garbage collector, where the
+exception is lost, or in the middle of a checkpoint. So the first signal is noted, and the loop looks at the note where
+it can stop. The second does at once what it did before.
+"""
 
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
-class Terminated:
-    """Within it, a SIGTERM is noted; `obey` lets it do what it did before. Nothing outside the main thread."""
 
-    def __init__(self) -> None:
-        self.came, self._before = False, None
+class Signals:
+    """Within it, the first SIGTERM or SIGINT is noted; `obey` lets it do what it did before.
 
-    def __enter__(self) -> "Terminated":
+    Nothing happens outside the main thread, nor to a signal that is ignored.
+
+    Args:
+      on_first: called when the first one comes.
+    """
+
+    def __init__(self, on_first: Callable[[], Any] = lambda: None) -> None:
+        self.came: int | None = None
+        self._on_first = on_first
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            for number in NUMBERS:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def obey(self) -> None:
-        """If it came: the handler from before runs; by default that ends the process."""
-        if self.came:
+        """If one came: the handler from before runs. By default SIGTERM ends the process, SIGINT raises."""
+        if self.came is not None:
             self.__exit__()
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(self.came)
 
-    def _note(self, *_: Any) -> None:
-        self.came = True
+    def _note(self, number: int, frame: Any) -> None:
+        if self.came is not None:
+            self.__exit__()
+            signal.raise_signal(number)
+            return
+        self.came = number
+        self._on_first()

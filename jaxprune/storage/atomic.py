@@ -1,9 +1,16 @@
-"""A file appears whole or not at all: it is written beside its place, flushed to the disk, and renamed."""
+"""A file appears whole or not at all: it is written beside its place, flushed to the disk, and renamed.
+
+The name beside it says which process of which machine writes it, `.model.jpz.1f2e3d4c-4711.<random>.tmp`: what a killed
+process left is removed by the next one that writes the same file.
+"""
 
 import contextlib
 import errno
 import os
+import re
 import secrets
+import socket
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -28,7 +35,8 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
     if os.path.exists(target) and not os.path.isfile(target):
         raise ValueError(f"{os.fspath(path)} is not a regular file, and is not replaced")
     folder, name = os.path.split(target)
-    beside = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}.tmp")
+    remove_leftovers(path)
+    beside = os.path.join(folder, f"{_prefix(name)}{_machine()}-{os.getpid()}.{secrets.token_hex(8)}.tmp")
     try:
         with named(path), open(beside, "xb") as file:
             yield file
@@ -40,6 +48,38 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
             os.unlink(beside)
         raise
     _sync(folder)
+
+
+def remove_leftovers(path: Any, own: bool = False) -> None:
+    """Removes what processes that have ended left of the file at `path`; with `own`, what this process has begun."""
+    folder, name = os.path.split(os.path.realpath(path))
+    pattern = re.compile(re.escape(_prefix(name)) + _machine() + r"-(\d+)\.[0-9a-f]{16}\.tmp")
+    with contextlib.suppress(OSError):
+        for other in os.listdir(folder):
+            match = pattern.fullmatch(other)
+            if match and ((own and int(match[1]) == os.getpid()) or not _is_alive(int(match[1]))):
+                os.unlink(os.path.join(folder, other))
+
+
+def _prefix(name: str) -> str:
+    return f".{name[:100]}."
+
+
+def _machine() -> str:
+    """A short name of this machine: the number of a process says nothing on another one that shares the folder."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # asking would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _sync(folder: str) -> None:

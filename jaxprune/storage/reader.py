@@ -147,7 +147,13 @@ def read(path: Any, *, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def write_npz(path: Any, out: Any, *, max_bytes: int = MAX_BYTES) -> None:
-    """Writes the arrays and numbers of a file as an .npz archive, each under its path; one is held at a time."""
+    """Writes the arrays and numbers of a file as an .npz archive, each under its path; one is held at a time.
+
+    Raises:
+      ValueError: `out` is the file itself; and as `read`.
+    """
+    if os.path.exists(out) and os.path.samefile(path, out):
+        raise ValueError(f"{os.fspath(out)} is the file that is read: choose another name")
     with opened(path) as file, atomic.replacing(out) as archive, zipfile.ZipFile(archive, "w") as members:
         found, names = contents(file), set()
         make = _maker(file, found, max_bytes)

@@ -16,6 +16,7 @@ from numpy.testing import assert_array_equal
 
 import jaxprune as jp
 from jaxprune.distill import losses
+from jaxprune.distill.signals import Signals
 from tests.distill.toy import DATA, KEY, TEACHER, X, distiller, same, start
 
 fit, Shuffled = jp.distill.fit, jp.distill.Shuffled
@@ -169,15 +170,34 @@ def test_a_signal_at_any_time_loses_nothing(tmp_path, how):
     assert same(found.state, whole.state)
 
 
-def test_outside_of_fit_a_sigterm_is_what_it_was():
+def test_outside_of_fit_a_signal_is_what_it_was():
     seen = []
-    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, _: seen.append(number)) for number in numbers]
     try:
         run(3)
-        signal.raise_signal(signal.SIGTERM)
-        assert seen == [1]
+        for number in numbers:
+            signal.raise_signal(number)
+        assert seen == list(numbers)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+
+
+def test_ctrl_c_is_noted_and_raises_where_it_is_obeyed_or_comes_again():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.came == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                signals.obey()
+        with Signals():
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_state_restored_is_on_the_device_and_typed(tmp_path):

@@ -1,6 +1,7 @@
-"""What all commands share: --json, and errors as one message.
+"""What all commands share: --json, --force, errors as one message, signals, and what an output may be.
 
-Exit codes: 0 all is well; 1 a difference or damage was found; 2 the user can mend it; 130 stopped by Ctrl-C.
+Exit codes: 0 all is well; 1 a difference or damage was found; 2 the user can mend it; 130 stopped by Ctrl-C, 143 by
+SIGTERM.
 """
 
 import contextlib
@@ -13,15 +14,32 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxprune.app.ending import Stopped, ends_at_once
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it exists.")]
 FOUND, BAD, STOPPED = 1, 2, 130
 
 
 @contextlib.contextmanager
-def plain_errors(stopped: str = "stopped: nothing was written") -> Iterator[None]:
-    """What the user can mend is one message and exit code 2; anything else keeps its traceback."""
+def plain_errors(stopped: str = "stopped: nothing was written", out: Path | None = None) -> Iterator[None]:
+    """What the user can mend is one message and exit code 2; anything else keeps its traceback.
+
+    Args:
+      stopped: what a signal prints before the process ends.
+      out: the file or folder that the command writes: what is half written of it is removed.
+    """
     try:
-        yield
+        with ends_at_once(stopped, lambda: _remove_half_written(out)):
+            yield
+    except Stopped as e:
+        print(stopped, file=sys.stderr)
+        raise typer.Exit(e.exit_code) from None
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would say so once more when it closes stdout.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         raise typer.Exit(BAD) from None
@@ -30,15 +48,67 @@ def plain_errors(stopped: str = "stopped: nothing was written") -> Iterator[None
         raise typer.Exit(STOPPED) from None
 
 
+def _remove_half_written(out: Path | None) -> None:
+    if out is None:
+        return
+    from jaxprune.storage import atomic
+    from jaxprune.storage.checkpoints import orbax
+
+    atomic.remove_leftovers(out, own=True)
+    orbax.remove_leftovers(out)
+
+
 def print_json(found: Any) -> None:
     """JSON on stdout, and nothing else."""
     print(json.dumps(found, indent=2, allow_nan=False))
 
 
-def check_target(out: Path, source: Path) -> None:
-    """Refuses a place that nothing can be written to, before the work."""
+def check_target(out: Path, inputs: dict[str, Path], force: bool = False) -> None:
+    """Refuses a place that nothing can be written to, before the work.
+
+    Args:
+      out: the file or folder to be written.
+      inputs: what the command reads: a name for the message, and the path.
+      force: an existing file may be replaced; an input never.
+
+    Raises:
+      ValueError: what `out` is, and what to do.
+    """
     folder = Path(os.path.realpath(out)).parent
     if not folder.is_dir():
         raise ValueError(f"{out}: the folder {folder} does not exist. Make it first")
-    if out.exists() and source.exists() and out.samefile(source):
-        raise ValueError(f"{out} is the checkpoint itself: choose another name for the result")
+    for name, path in inputs.items():
+        if relation := _overlap(out, path):
+            raise ValueError(f"{out} {relation} {name}{'' if path == out else f' ({path})'}: choose another name")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder, and is not replaced: remove it, or choose another name")
+    if os.path.lexists(out) and not force:
+        raise ValueError(f"{out} exists. Add --force to replace it, or choose another name")
+
+
+def _overlap(out: Path, source: Path) -> str:
+    """How an output overlaps an input, by whatever links and names both are reached; "" when it does not."""
+    if not source.exists():
+        return ""
+    if out.exists() and out.samefile(source):
+        return "is"
+    if is_inside(out, source):
+        return "is a file inside"
+    if is_inside(source, out):
+        return "is a folder that contains"
+    if source.is_dir() and out.is_file() and out.stat().st_nlink > 1 and _is_linked_inside(out, source):
+        return "is a hard link to a file inside"
+    return ""
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path`, which need not exist, lies in a folder. Asks the file system: names may differ in case alone."""
+    if not folder.is_dir():
+        return False
+    parents = Path(os.path.realpath(path)).parents
+    return any(parent.exists() and parent.samefile(folder) for parent in parents)
+
+
+def _is_linked_inside(file: Path, folder: Path) -> bool:
+    """Whether a file has another name below a folder."""
+    return any(os.path.samefile(file, os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxprune.app.commands.common import FOUND, Json, check_target, plain_errors, print_json
+from jaxprune.app.commands.common import FOUND, Force, Json, check_target, plain_errors, print_json
 
 
 def compress(
@@ -17,16 +17,17 @@ def compress(
     in_memory: Annotated[
         bool, typer.Option("--in-memory", help="Hold all leaves at once, for rules that need it.")
     ] = False,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Compress a checkpoint leaf by leaf. The plan is printed first; the file appears whole or not at all."""
-    with plain_errors(f"stopped: {out} is as it was"):
+    with plain_errors(f"stopped: {out} is as it was", out):
         from jaxprune.app.plans import plan
         from jaxprune.app.rules import read_recipe
         from jaxprune.storage.checkpoints.formats import open_checkpoint
 
         rules = read_recipe(recipe)
-        check_target(out, checkpoint)
+        check_target(out, {"the checkpoint": checkpoint, "the recipe": recipe}, force or dry_run)
         with open_checkpoint(checkpoint) as source:
             todo = plan(source, rules)
             if not as_json:

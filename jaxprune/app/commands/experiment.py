@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxprune.app.commands.common import Json, plain_errors, print_json
+from jaxprune.app.commands.common import Json, is_inside, plain_errors, print_json
 
 Set = Annotated[
     list[str] | None,
@@ -23,21 +23,34 @@ def run(
 ) -> None:
     """Run an experiment. A killed run goes on where it stopped; a finished one prints its table again."""
     with plain_errors("stopped: the same command goes on from the last checkpoint"):
-        from jaxprune.app.config import grid, load_config
+        from jaxprune.app.config import grid, load_config, run_name
 
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         todo = grid(load_config(config, set or []))
+        for _, one in todo:
+            _check_folder(runs / run_name(one), config)
         shown = [_plan(c, runs, as_json) if dry_run else _run(c, runs, as_json, chosen) for chosen, c in todo]
         if as_json:
             print_json(shown[0] if len(shown) == 1 else shown)
 
 
+def _check_folder(folder: Path, config: Path) -> None:
+    """Refuses a run folder that holds the config: a run writes files there and removes its checkpoints."""
+    if folder.is_dir() and is_inside(config, folder):
+        raise ValueError(
+            f"{config} lies in {folder}, where the run writes its results: move it, or give another --runs"
+        )
+
+
 def _run(config: Any, runs: Path, quiet: bool, chosen: dict[str, Any]) -> dict[str, Any]:
+    from jaxprune.app.ending import say
     from jaxprune.app.experiment import run
     from jaxprune.app.tables import print_results
+    from jaxprune.distill.signals import Signals
 
-    results, folder = run(config, runs)
+    with Signals(lambda: say("stopping after this epoch; Ctrl-C again ends at once")) as signals:
+        results, folder = run(config, runs, signals)
     if not quiet:
         if chosen:
             print(", ".join(f"{k} = {v}" for k, v in chosen.items()))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxprune.app.commands.common import FOUND, Json, check_target, plain_errors, print_json
+from jaxprune.app.commands.common import FOUND, Force, Json, check_target, plain_errors, print_json
 
 
 def inspect(
@@ -53,14 +53,15 @@ def restore(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="OUT", help="*.safetensors, *.npz, *.msgpack, or an Orbax folder.")
     ],
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Write the dense arrays, under their names, in their layout and dtypes."""
-    with plain_errors(f"stopped: {out} is as it was"):
+    with plain_errors(f"stopped: {out} is as it was", out):
         from jaxprune.app.progress import Bytes
         from jaxprune.storage.checkpoints.formats import format_of, open_checkpoint, write_checkpoint
 
-        check_target(out, file)
+        check_target(out, {"the checkpoint": file}, force)
         if not format_of(out):
             print("Orbax writes a folder from one tree: all arrays are held in memory at once", file=sys.stderr)
         with open_checkpoint(file) as source, Bytes("restore", _dense(source)) as tick:

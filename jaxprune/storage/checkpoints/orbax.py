@@ -103,11 +103,19 @@ def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[s
     try:
         with ocp.StandardCheckpointer() as store:
             store.save(os.path.abspath(path), tree)
-    except Exception as e:  # Orbax raises what its parts raise
-        folder, name = os.path.split(os.path.abspath(path))
-        for left in glob.glob(f"{glob.escape(name)}.orbax-checkpoint-tmp*", root_dir=folder):
-            shutil.rmtree(os.path.join(folder, left), ignore_errors=True)
+    except BaseException as e:
+        remove_leftovers(path)
+        if not isinstance(e, Exception):
+            raise
+        # Orbax raises what its parts raise.
         raise OSError(f"{path}: Orbax cannot write it, and nothing is left: {_first_line(e)}") from e
+
+
+def remove_leftovers(path: Any) -> None:
+    """Removes what is half written of the folder at `path`."""
+    folder, name = os.path.split(os.path.abspath(path))
+    for left in glob.glob(f"{glob.escape(name)}.orbax-checkpoint-tmp*", root_dir=folder):
+        shutil.rmtree(os.path.join(folder, left), ignore_errors=True)
 
 
 def _why_not(tensor: Tensor) -> str:
