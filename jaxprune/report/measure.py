@@ -6,7 +6,8 @@ Four sizes of one tree, each under another assumption:
     nonzero    the kept weights at their dtype, as if places were free: what pruning papers call the compression
     stored     what `save` writes: each array of the code raw, packed, or coded by itself or with others, as is least
     entropy    Σ n H(array) over masks, indices and integers, H the order-0 entropy, and floats as they are: no static
-               coder of single symbols goes below; `save` may in large arrays, where it looks at neighbours too
+               coder of single symbols goes below for the first; `save` may in large arrays, where it looks at
+               neighbours too, and in floats, whose exponents it codes
 
 All of it on the host, of concrete arrays.
 """

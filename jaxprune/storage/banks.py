@@ -43,7 +43,8 @@ def write_head(head: Head) -> bytes:
     for classes, centre in zip(head.classes, head.centres):
         said += integers.leb(integers.zigzag(classes.level)) + integers.leb(integers.zigzag(centre))
     every = np.concatenate([part for classes in head.classes for part in classes[1:]])
-    codec, octets, _ = streams.encode(every, DTYPES["i1"])
+    codec, pieces, _ = streams.encode(every, DTYPES["i1"])
+    octets = b"".join(pieces)
     return bytes(said) + bytes([codec]) + integers.leb(len(octets)) + bytes(octets) + _tables(bank)
 
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2  # the newest that is read
+FIRST = 1  # what a file says that has none of the codecs of version 2
 
 MAX_HEADER = 1 << 12
 MAX_MANIFEST = 16 << 20  # bytes of JSON
@@ -24,8 +25,9 @@ MAX_RANK = 32
 MAX_SIZE = 1 << 48  # elements of one array, counting axes of length 0 as 1
 MAX_TEXT = 1000
 
-RAW, BITS, RANS, CONTEXT = range(4)
-CODECS = ("raw", "bits", "rans", "context")
+RAW, BITS, RANS, CONTEXT, PLANES, LZMA = range(6)
+CODECS = ("raw", "bits", "rans", "context", "planes", "lzma")
+LAST_CODEC = {1: CONTEXT, 2: LZMA}  # of each version
 MAX_WIDTH = 32  # of the bits codec
 MAX_ALPHABET = 4096  # of the rans codec
 MAX_TABLES = 64  # of a bank of the context codec
@@ -211,11 +213,11 @@ def join(keys: tuple[str | int, ...]) -> str:
     return "/".join(str(key).replace("/", r"\/") for key in keys)
 
 
-def header(manifest: int, data: int) -> bytes:
+def header(manifest: int, data: int, version: int = FIRST) -> bytes:
     """The safetensors header of a file with so many bytes: the only one a reader accepts."""
     tensor = lambda a, b: {"dtype": "U8", "shape": [b - a], "data_offsets": [a, b]}
     text = {
-        "__metadata__": {"jaxprune": str(VERSION)},
+        "__metadata__": {"jaxprune": str(version)},
         "jp.manifest": tensor(0, manifest),
         "jp.data": tensor(manifest, manifest + data),
     }

@@ -59,11 +59,11 @@ def opened(path: Any) -> Iterator[BinaryIO]:
 def contents(file: BinaryIO) -> Contents:
     """The checked manifest of an open file."""
     total = os.fstat(file.fileno()).st_size
-    manifest, data = _header(file, total)
+    manifest, data, version = _header(file, total)
     start = file.tell()
     said, crcs = _manifest(exactly(file, manifest, "jp.manifest"))
     lengths = _bank_lengths(said.get("b", []))
-    found = Nodes(grids(said.get("g", [])), len(lengths), crcs)
+    found = Nodes(grids(said.get("g", [])), len(lengths), crcs, f.LAST_CODEC[version])
     try:
         tree = found.node(said["t"], (), None)
     except RecursionError:  # Commons in Commons have no depth of their own
@@ -100,7 +100,8 @@ def _banks(found: Nodes, lengths: list[int]) -> list[Bank]:
 # --- header and manifest ---------------------------------------------------------------------------------------------
 
 
-def _header(file: BinaryIO, total: int) -> tuple[int, int]:
+def _header(file: BinaryIO, total: int) -> tuple[int, int, int]:
+    """Bytes of the manifest, bytes of the data, and the version."""
     """The bytes of manifest and data; the header must be the one that such a file has."""
     if total < 8:
         raise FormatError(f"{total} bytes are too few for a jaxprune file")
@@ -121,12 +122,12 @@ def _header(file: BinaryIO, total: int) -> tuple[int, int]:
     except (KeyError, TypeError, IndexError):
         raise FormatError("byte 8: the header lacks jp.manifest or jp.data") from None
     manifest, data = integer(manifest, 5, 2**31, "size of jp.manifest"), integer(data, 0, 2**63, "size of jp.data")
-    if f.header(manifest, data)[8:] != raw:
+    if f.header(manifest, data, int(version))[8:] != raw:
         raise FormatError("byte 8: the header is not the one that `save` writes for these sizes")
     said = 8 + length + manifest + data
     if said != total:
         raise FormatError(f"the file has {total} bytes, its header speaks of {said}: truncated or extended")
-    return manifest, data
+    return manifest, data, int(version)
 
 
 def _manifest(octets: bytes) -> tuple[dict[str, Any], list[int]]:

@@ -26,8 +26,9 @@ def grids(said: Any) -> list[tuple[float, ...]]:
 class Nodes:
     """Turns the manifest's JSON into nodes; offsets are running sums, checksums are taken in order."""
 
-    def __init__(self, tables: list[tuple[float, ...]], banks: int, crcs: list[int]):
+    def __init__(self, tables: list[tuple[float, ...]], banks: int, crcs: list[int], last_codec: int = f.LZMA):
         self.grids = tables
+        self.last_codec = last_codec
         self.banks: list[list[Row]] = [[] for _ in range(banks)]
         self.crcs = iter(crcs)
         self.offset = 0
@@ -125,7 +126,7 @@ class Nodes:
         n = math.prod(shape) * DTYPES[dtype].itemsize
         codec, length = f.RAW, n
         if len(x) == 4:
-            codec, length = integer(x[2], f.RAW, f.CONTEXT, "codec"), integer(x[3], 0, 2**63, "length")
+            codec, length = integer(x[2], f.RAW, self.last_codec, "codec"), integer(x[3], 0, 2**63, "length")
         if codec == f.CONTEXT:
             return self.banked(dtype, host, shape, hidden, length)
         if hidden and len(x) == 2:

@@ -31,7 +31,7 @@ if not (__package__ or "").endswith(".storage"):
     __spec__ = importlib.machinery.ModuleSpec(f"{_alone.__name__}.storage.reader", None)
     __package__ = __spec__.parent  # what relative imports start from (PEP 366)
 
-from . import atomic, banks, streams
+from . import atomic, banks, planes, streams
 from . import format as f
 from .accounting import needed, shared
 from .format import DTYPES, KINDS, Array, Code, FormatError, Group, Leaf, Row
@@ -56,12 +56,27 @@ class Decoder:
         """The leaf's node, with an `Array` for each `Row`."""
         start = self.contents.start + leaf.offset
         try:
-            octets = self.octets(leaf.offset, leaf.length, leaf.crc)
-            node = self.decoded(leaf.node, octets, leaf.offset, None)
+            if isinstance(leaf.node, Row) and leaf.node.codec == f.PLANES:
+                node = self.by_blocks(leaf.node, start, leaf.crc)
+            else:
+                octets = self.octets(leaf.offset, leaf.length, leaf.crc)
+                node = self.decoded(leaf.node, octets, leaf.offset, None)
             check_values(node, shared)
         except FormatError as e:
             raise FormatError(f"leaf {leaf.path!r}, byte {start}: {e}") from None
         return node
+
+    def by_blocks(self, row: Row, start: int, crc: int) -> Array:
+        """An array whose stream is never in memory whole."""
+        dtype = DTYPES[row.dtype]
+        if dtype.discrete:
+            raise FormatError(f"the codec {row.codec} is none of an array of {dtype.name}")
+        self.file.seek(start)
+        blocks = planes.FileBlocks(self.file, row.length)
+        words = planes.decode(blocks, math.prod(row.shape), dtype.word)
+        if blocks.crc != crc:
+            raise FormatError("the checksum is wrong: the bytes are damaged")
+        return Array(row.dtype, row.host, words.reshape(row.shape))
 
     def octets(self, offset: int, length: int, crc: int) -> memoryview:
         self.file.seek(self.contents.start + offset)

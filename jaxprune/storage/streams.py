@@ -1,44 +1,57 @@
-"""One array as bytes. Three codecs, of which the smallest wins (the first of equals):
+"""One array as bytes, by the codec that makes the fewest (the first of equals):
 
     0 raw    the words, little endian
     1 bits   base, u8 width, then each symbol in `width` bits, lowest bit first; the last byte is padded with zeros
     2 rans   base, lanes, 2 (k − 1) + d, the k frequencies (of 4096), then the stream of `numerics.rans`
+    4 planes, 5 lzma   floats of 16 bits and more: see `planes`
 
 Symbols are the words less `base`, their smallest. Integers are varints (7 bits a byte, the lowest first; `base` is
-zigzagged), and the table is deflated when d = 1. Floats of 16 bits and more are raw, or bits of width 0: all alike, bit
-for bit. An empty array is raw. NumPy and the standard library only.
+zigzagged), and the table is deflated when d = 1. Floats of 16 bits and more have bits of width 0 only (all alike, bit
+for bit), no rans, and codecs of their own. An empty array is raw. NumPy and the standard library only.
 """
 
 import zlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..numerics import codes, rans
 from ..numerics import lanes as coder
-from .format import BITS, MAX_ALPHABET, MAX_WIDTH, RANS, RAW, Dtype, FormatError
+from . import planes
+from .format import BITS, LZMA, MAX_ALPHABET, MAX_WIDTH, PLANES, RANS, RAW, Dtype, FormatError
 from .integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
 
 CHUNK = 1 << 16  # symbols packed at a time: whole bytes, and little memory
+NAMED = 8  # bytes that a manifest takes to name a codec and a length: what planes have to save at least
 
 
 class Plan(NamedTuple):
-    """One way to write an array, and how long it will be (for rans a prediction, good to some bytes)."""
+    """One way to write an array, and how long it will be: for rans a prediction, good to some bytes; for planes of many
+    words one from a sample."""
 
     codec: int
     size: int
-    write: Callable[[], Buffer]
+    write: Callable[[], Buffer | Iterable[Buffer]]
 
 
-def encode(words: np.ndarray, dtype: Dtype) -> tuple[int, Buffer, int]:
-    """(codec, bytes, predicted length) of the words of one array."""
+def encode(words: np.ndarray, dtype: Dtype) -> tuple[int, Iterable[Buffer], int]:
+    """(codec, bytes in pieces, predicted length) of the words of one array; large pieces come one by one."""
+    if not dtype.discrete:
+        best = min(_plans(words, dtype), key=lambda plan: plan.size)
+        written: Any = best.write()
+        return best.codec, [written] if isinstance(written, bytes | memoryview) else written, best.size
+    codec, octets, predicted = _encode_discrete(words, dtype)
+    return codec, [octets], predicted
+
+
+def _encode_discrete(words: np.ndarray, dtype: Dtype) -> tuple[int, Any, int]:
     plans = _plans(words, dtype)
     predicted = min(plan.size for plan in plans)
     best = min((plan for plan in plans if plan.codec != RANS), key=lambda plan: plan.size)  # sizes that are exact
     for plan in plans:
         if plan.codec == RANS and plan.size <= 1.02 * predicted + 16:
-            octets = plan.write()
+            octets: Any = plan.write()
             if len(octets) < best.size:
                 return RANS, octets, predicted
     return best.codec, best.write(), predicted
@@ -55,12 +68,14 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
         if codec != RAW or len(buffer) != n * dtype.itemsize or (n and not dtype.may_be_raw):
             raise FormatError(f"{len(buffer)} bytes with the codec {codec} cannot be {n} raw elements of {dtype.name}")
         return np.frombuffer(buffer, "<" + dtype.word).astype(dtype.word, copy=False)
+    if codec in (PLANES, LZMA) and not dtype.discrete:
+        return planes.decode(buffer, n, dtype.word) if codec == PLANES else planes.decode_lzma(buffer, n, dtype.word)
     if codec not in (BITS, RANS):
-        raise FormatError(f"the codec {codec} is none of one array")
+        raise FormatError(f"the codec {codec} is none of one array of {dtype.name}")
     base, at = varint(buffer, 0)
     rest, base = memoryview(buffer)[at:], unzigzag(base)
     if not dtype.discrete and (codec, bytes(rest[:1])) != (BITS, b"\0"):
-        raise FormatError(f"elements of {dtype.name} are raw, or all alike in 0 bits")
+        raise FormatError(f"elements of {dtype.name} are raw, in planes, or all alike in 0 bits")
     return _shifted(_read_bits(rest, n), base, dtype) if codec == BITS else _read_rans(rest, n, base, dtype)
 
 
@@ -72,11 +87,27 @@ def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
     if words.size == 0:
         return raw
     base, top = int(words.min()), int(words.max()) - int(words.min())
-    if top >= 1 << (MAX_WIDTH if dtype.discrete else 0):
+    if not dtype.discrete and top:
+        return [*raw, *_float_plans(words)]
+    if top >= 1 << MAX_WIDTH:
         return raw
     head, symbols, width = leb(zigzag(base)), _less(words, base, top), top.bit_length()
     plans = [*raw, Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
     return plans + _rans(head, symbols, top, min(plan.size for plan in plans)) if 0 < top < MAX_ALPHABET else plans
+
+
+def _float_plans(words: np.ndarray) -> list[Plan]:
+    """Planes, where they save more than their name takes, and LZMA, where that is smaller by far."""
+    if words.size <= planes.EXACT_SIZE:
+        pieces = list(planes.encode(words))
+        plan = Plan(PLANES, sum(map(len, pieces)), lambda: pieces)
+    else:
+        plan = Plan(PLANES, planes.size(words), lambda: planes.encode(words))
+    plans = [plan] if plan.size + NAMED < words.nbytes else []
+    most = planes.LZMA_GAIN * min(plan.size, words.nbytes)
+    if planes.repeats(words) and (smaller := planes.encode_lzma(words, most)) is not None:
+        plans.append(Plan(LZMA, sum(map(len, smaller)), lambda: smaller))
+    return plans
 
 
 def _less(words: np.ndarray, base: int, top: int) -> np.ndarray:

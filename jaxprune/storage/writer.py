@@ -87,6 +87,7 @@ class Writer:
         self.grids: list[list[float]] = []
         self.length = 0
         self.predicted = 0
+        self.last_codec = f.RAW
         self._batch: list[Leaf] = []
         self._elements = 0  # of the batch
         self._bank_of: dict[int, int] = {}  # by the ids of the batch's arrays
@@ -115,7 +116,8 @@ class Writer:
         if metadata:
             said["m"] = _checked(metadata)
         manifest = _manifest(said, self.crcs + self.bank_crcs)
-        return [f.header(len(manifest), length), manifest]
+        version = min(version for version, codec in f.LAST_CODEC.items() if codec >= self.last_codec)
+        return [f.header(len(manifest), length, version), manifest]
 
     def _write(self) -> None:
         """Writes the batch."""
@@ -161,13 +163,17 @@ class Writer:
         name = (f.HOST if x.host else "") + x.dtype
         if id(x) in self._bank_of:
             return [name, list(x.shape), f.CONTEXT, self._bank_of[id(x)]]
-        codec, octets, predicted = streams.encode(x.kept(), DTYPES[x.dtype])
-        self.data(octets)
-        self._crc = zlib.crc32(octets, self._crc)
-        self.length += len(octets)
+        codec, pieces, predicted = streams.encode(x.kept(), DTYPES[x.dtype])
+        length = 0
+        for octets in pieces:
+            self.data(octets)
+            self._crc = zlib.crc32(octets, self._crc)
+            length += len(octets)
+        self.length += length
         self.predicted += predicted
+        self.last_codec = max(self.last_codec, codec)
         said = [name, list(x.shape) if x.mask is None else 0]
-        return said if codec == f.RAW and x.mask is None else [*said, codec, len(octets)]
+        return said if codec == f.RAW and x.mask is None else [*said, codec, length]
 
 
 def _tree(x: Any, said: Iterator[Any]) -> Any:

@@ -66,9 +66,8 @@ def test_leaves_have_parts_of_their_bank_by_symbols(path):
     """Two integer arrays in one bank, one three times the other; the masks follow from them, the scales are apart."""
     rng = np.random.default_rng(0)
     q = [jnp.asarray(integers(rng, shape, 0.3)) for shape in ((64, 96), (64, 32))]
-    tree = {
-        f"{i}": Masked(Quantized(x, jnp.arange(1.0, 2 + 31 * i)[None], None, 8, F32), x != 0) for i, x in enumerate(q)
-    }
+    noise = [jnp.asarray(rng.standard_normal((1, n), np.float32)) for n in (1, 32)]  # scales that are stored raw
+    tree = {f"{i}": Masked(Quantized(x, noise[i], None, 8, F32), x != 0) for i, x in enumerate(q)}
     save(path, tree)
     a, b = inspect(path).rows
     scales, bank = (4, 4 * 32), inspect(path).bytes.data - 4 - 4 * 32

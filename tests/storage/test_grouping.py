@@ -107,7 +107,7 @@ def test_a_bank_is_smaller_than_the_streams_and_as_predicted():
     (group,) = grouping.groups(arrays)
     octets = group.write()
     assert abs(len(octets) - group.size) <= 16
-    assert len(octets) < sum(len(streams.encode(x.words.ravel(), f.DTYPES["i1"])[1]) for x in arrays)
+    assert len(octets) < sum(len(b"".join(streams.encode(x.words.ravel(), f.DTYPES["i1"])[1])) for x in arrays)
     assert predicted_bytes([x.words for x in arrays]) == group.size
 
 

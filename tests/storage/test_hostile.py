@@ -40,9 +40,9 @@ def test_the_good_file_is_good(path):
 
 
 def test_a_newer_version_says_which(path):
-    path.write_bytes(versioned("2"))
+    path.write_bytes(versioned("3"))
     for read in (load, inspect):
-        with pytest.raises(FormatError, match="needs version 2 of the format; this library reads up to 1: upgrade"):
+        with pytest.raises(FormatError, match="needs version 3 of the format; this library reads up to 2: upgrade"):
             read(path)
 
 

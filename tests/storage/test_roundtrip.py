@@ -358,7 +358,10 @@ WORDS = {
     "none": (np.zeros(0, np.uint8), "?", f.RAW),
     "across chunks": (rng.integers(0, 8, 2 * streams.CHUNK + 5).astype(np.uint8), "u1", f.BITS),
     "floats alike": (np.full(9, 0x3F800000, np.uint32), "f4", f.BITS),
-    "floats": (np.array([0x3F800000, 0x3F800001] * 9, np.uint32), "f4", f.RAW),
+    "two floats": (np.array([0x3F800000, 0x3F800001] * 9, np.uint32), "f4", f.PLANES),
+    "noise": (rng.integers(0, 2**32, 4000, np.uint32), "f4", f.RAW),
+    "weights": (rng.standard_normal(4000).astype(np.float32).view(np.uint32), "f4", f.PLANES),
+    "copies of rows": (np.tile(rng.integers(0, 2**32, 40_000, np.uint32), 4), "f4", f.LZMA),
     "doubles alike": (np.full(2, 2**64 - 1, np.uint64), "f8", f.BITS),
     "float8": ((rng.standard_normal(4000)).astype(jnp.float8_e5m2).view(np.uint8), "float8_e5m2", f.RANS),
 }
@@ -367,7 +370,8 @@ WORDS = {
 @pytest.mark.parametrize("name", WORDS)
 def test_streams(name):
     words, code, expected = WORDS[name]
-    codec, octets, predicted = streams.encode(words, f.DTYPES[code])
+    codec, pieces, predicted = streams.encode(words, f.DTYPES[code])
+    octets = b"".join(pieces)
     assert codec == expected
     assert predicted == streams.predict(words, f.DTYPES[code])
     assert abs(predicted - len(octets)) <= max(64, 0.01 * len(octets))
@@ -383,7 +387,8 @@ def test_floats_alike_take_few_bytes(dtype, end):
     one = np.float32(end).reshape(1).astype(stored.name if dtype != "bf" else ml_dtypes.bfloat16).view(stored.word)
     for word in (one[0], one[0] ^ one.dtype.type(1)):  # another zero, infinity, or NaN of another payload
         words = np.full(1000, word)
-        codec, octets, predicted = streams.encode(words, stored)
+        codec, pieces, predicted = streams.encode(words, stored)
+        octets = b"".join(pieces)
         assert codec == f.BITS and len(octets) == predicted <= 11
         assert same(streams.decode(bytes(octets), 1000, codec, stored), words)
 

@@ -12,13 +12,13 @@ from jaxprune.storage.accounting import decoded_bytes, shared
 from jaxprune.storage.checkpoints import layouts
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Tensor
-from jaxprune.storage.format import DTYPES, VERSION, Code, FormatError, Row, header
+from jaxprune.storage.format import DTYPES, FIRST, Code, FormatError, Row, header
 from jaxprune.storage.loading import Loading
 from jaxprune.storage.structure import dense
 
 SEPARATOR = re.compile(r"(?<!\\)/")  # of keys in a path, as `format.join` writes it
 MAX_LEAF = 1 << 36  # bytes of one leaf, dense
-BEGINNING = header(0, 0)[8:].split(str(VERSION).encode())[0]
+BEGINNING = header(0, 0)[8:].split(str(FIRST).encode())[0]
 
 
 def is_own(beginning: bytes) -> bool:
