@@ -93,10 +93,12 @@ def masks(groups: Sequence[Group], taken: Sequence[Step]) -> list[np.ndarray]:
     return kept
 
 
-def refuse_no_fraction(name: str, budget: float) -> None:
+def refuse_no_fraction(name: str, budget: Any) -> None:
     """A budget is one."""
-    if not 0 < budget <= 1:
-        raise ValueError(f"{name}={budget}: a budget is a fraction of the whole, in (0, 1]")
+    is_number = np.ndim(budget) == 0 and np.issubdtype(np.asarray(budget).dtype, np.number)
+    if not is_number or not 0 < budget <= 1:
+        percent = f": {name}={budget / 100:g} is {budget:g} percent" if is_number and 1 < budget <= 100 else ""
+        raise ValueError(f"{name}={budget!r}: a budget is a fraction of the whole, in (0, 1]{percent}")
 
 
 def fewest(name: str, cost: Callable[[int], float], budget: float, must: int, most: int) -> int:
@@ -133,8 +135,7 @@ def chosen(groups: Sequence[Group], where: Any, approximate: bool, needed: bool 
     """
     hits = [i for i, g in enumerate(groups) if where is None or any(where(m.path) for m in g.members)]
     if not hits and needed:
-        what = "nothing can be cut" if where is None else "where matches no group"
-        raise ValueError(f"{what}. There are {[g.name for g in groups][:20]}")
+        raise ValueError(f"where matches no group. There are {[g.name for g in groups][:20]}")
     fit = [i for i in hits if approximate or not groups[i].approximate]
     if not fit and needed:
         reasons = sorted({groups[i].approximate[0] for i in hits})

@@ -1,6 +1,7 @@
 """What a function costs once it is cut: read off the walked program, without a trace or a compilation."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ import numpy as np
 
 from jaxprune.report.costs import COSTS, OPAQUE, cost, plain
 from jaxprune.report.flops import operations
-from jaxprune.transforms.axes.carriers import WHOLE
+from jaxprune.transforms.axes import index
+from jaxprune.transforms.axes.carriers import WHOLE, Carriers
 from jaxprune.transforms.axes.flat import is_inline
 from jaxprune.transforms.axes.groups import Groups
+from jaxprune.transforms.axes.index import Sum, Var, settled
 from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.walk import Record, Walked
 from jaxprune.transforms.calls import bodies
@@ -47,6 +50,40 @@ def elements(groups: Groups, narrow: Narrow) -> int:
 def octets(groups: Groups, narrow: Narrow, dtypes: Mapping[str, Any]) -> int:
     """Bytes of all leaves."""
     return sum(n * dtypes[p].itemsize for p, n in _sizes(groups, narrow).items())
+
+
+def counted_together(groups: Groups, variables: Sequence[Var], deep: Sequence[bool]) -> list[tuple[Var, ...]]:
+    """The axes of the params whose positions are units, each by the variables that it is a product of.
+
+    Heads × dimensions are counted as positions of that product, as one would by hand, and not heads and dimensions each
+    by itself: where an axis is made of both, and where dimensions always come with their head on axes of their own. Of
+    an axis that is made of what another has too (keys of grouped queries) only the larger one counts.
+
+    Args:
+      groups: of `axes`.
+      variables: of the groups that may be cut.
+      deep: of each, whether it is a block or layers, which count by themselves.
+    """
+    number = {v: i for i, v in enumerate(variables)}
+    wide = {v for v, is_deep in zip(variables, deep) if not is_deep}
+    products: set[tuple[Var, ...]] = {(v,) for v in variables}
+    for axis in (e for axes in groups.leaf_axes.values() for e in axes):
+        e = settled(axis)
+        for term in e.parts if isinstance(e, Sum) else (e,):
+            factors = [v for v in index.variables(term) if v in wide]
+            products.add(tuple(sorted(factors, key=number.__getitem__)))
+    carriers = Carriers(groups.leaf_axes, groups.programs)
+    for v in wide:
+        factors = [v, *(u for u in carriers(v) if u in wide)]
+        products.add(tuple(sorted(factors, key=number.__getitem__)))
+    sets = [frozenset(factors) for factors in products]
+    largest = [factors for factors in products if factors and not any(set(factors) < other for other in sets)]
+    return sorted(largest, key=lambda factors: [number[v] for v in factors])
+
+
+def units(counted: Sequence[tuple[Var, ...]], narrow: Narrow) -> int:
+    """Positions that are left of the axes that count."""
+    return sum(math.prod(narrow.size(v) for v in factors) for factors in counted)
 
 
 def _sizes(groups: Groups, narrow: Narrow) -> dict[str, int]:

@@ -71,6 +71,12 @@ class Plan(NamedTuple):
         keep = self.keep.get(path)
         return None if path in self.dropped else take(jnp.asarray(x), keep, jnp) if keep else x
 
+    def cut_here(self, path: str, x: np.ndarray) -> np.ndarray:
+        """`cut_one` of an array of the host; empty of one that is dropped."""
+        if path in self.dropped:
+            return x[:0]
+        return take(x, self.keep.get(path, {}), np)
+
     def mask(self, tree: Any) -> Any:
         """A tree of the old shapes, with zeros where a plan cuts."""
 

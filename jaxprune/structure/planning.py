@@ -1,30 +1,38 @@
 """Which units go: scores of weights become ranks of units, and the lowest go until the budget is met."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
 
-from jaxprune.core.where import Slot, Where, leaf_path, weights
+from jaxprune.core.where import Slot, Where, is_float, leaf_path, weights
 from jaxprune.structure import budget, cost, depth
 from jaxprune.structure.depth import Depth
+from jaxprune.structure.frozen import refuse_frozen
 from jaxprune.structure.greedy import Path, candidates
 from jaxprune.structure.importance import Normalize, Reduce, Scope, comparable
 from jaxprune.structure.latency import Model
+from jaxprune.structure.near import NEAR, Fill, near_budget
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.progress import progress
 from jaxprune.structure.speed import Pace, Stopwatch, closed
 from jaxprune.structure.uneven import Ranked, ranked
 from jaxprune.transforms.axes.groups import Group, Groups, compiled
+from jaxprune.transforms.axes.index import Var
 from jaxprune.transforms.axes.masks import kept_along
 from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.traced import shapes_of
 
+FIRST = -1.0
+"""The rank of units that hold NaN or Inf: below that of any other, and finite, for ranks are added up."""
+
 
 class Choice(NamedTuple):
-    """How units are chosen; see `shrink`."""
+    """How units are chosen; see `shrink`. `odd`: path -> where a leaf has NaN or Inf."""
 
     score: Any
     reduce: Reduce
@@ -36,6 +44,7 @@ class Choice(NamedTuple):
     approximate: bool
     uneven: bool = False
     depth: Depth | None = None
+    odd: Mapping[str, np.ndarray] = MappingProxyType({})
 
     @property
     def width(self) -> int:
@@ -65,6 +74,10 @@ class Cuts(NamedTuple):
     rounded: list[int]
     deep: list[bool]
 
+    @property
+    def variables(self) -> list[Var]:
+        return [r.variable for r in self.units]
+
     def narrow(self, taken: Sequence[budget.Step]) -> Narrow:
         """What is left after some steps."""
         return Narrow({r.variable: r.keep(kept) for r, kept in zip(self.units, budget.masks(self.groups, taken))})
@@ -79,6 +92,20 @@ class Cuts(NamedTuple):
         return [*([i] for i, d in enumerate(self.deep) if not d), *([deep] if deep else [])]
 
 
+class Planned(NamedTuple):
+    """What was chosen.
+
+    Attributes:
+      plan: what is kept.
+      pace: its time, where that was asked for.
+      short: what kept it from coming near the budget; empty where it did.
+    """
+
+    plan: Plan
+    pace: Pace | None = None
+    short: str = ""
+
+
 def planned(
     found: Groups,
     tree: Any,
@@ -86,8 +113,8 @@ def planned(
     how: Choice,
     watch: Stopwatch | None,
     calls: Sequence[Any] = (),
-) -> tuple[Plan, Pace | None]:
-    """The plan that meets all budgets with the least important units gone; and its time, where that was asked for.
+) -> Planned:
+    """The plan that meets all budgets with the least important units gone.
 
     Args:
       found: of `axes`.
@@ -105,10 +132,12 @@ def planned(
     if watch is not None and ("latency" in wanted or how.paced):
         return _paced(found, cuts, wanted, how, watch)
     order = budget.steps(cuts.ranks, cuts.bounds(how.keep), cuts.rounded)
-    return plan_of(found, cuts.narrow(order[: _taken(found, cuts, order, wanted)])), None
+    must, fill = _must(order), _fill(found, cuts, wanted)
+    taken = near_budget(order, _taken(found, cuts, order, wanted), must, fill)
+    return Planned(plan_of(found, cuts.narrow(taken)), None, _short(cuts, taken, must, fill))
 
 
-def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, watch: Stopwatch) -> tuple[Plan, Pace]:
+def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, watch: Stopwatch) -> Planned:
     """`planned`, with widths and an order that suit the device."""
     others, measured = {name: value for name, value in wanted.items() if name != "latency"}, None
     width = how.round_to if isinstance(how.round_to, int) else None
@@ -119,13 +148,13 @@ def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, 
         bounds, sizes = cuts.bounds(how.keep), [(g.size, deep) for g, deep in zip(cuts.groups, cuts.deep)]
         widths = [range(low, n) if d else candidates(n, low, high, width) for (n, d), (low, high) in zip(sizes, bounds)]
         path = Path(model, cuts.ranks, bounds, widths, scales, tell)
-        plan, costs = lambda m: plan_of(found, cuts.narrow(path.steps[:m])), _costs(found, cuts, path.steps)
-        path.extend(lambda m: all(costs[name](m) <= value * costs[name](0) for name, value in others.items()))
+        plan, fill = lambda m: plan_of(found, cuts.narrow(path.steps[:m])), _fill(found, cuts, others)
+        path.extend(lambda m: fill(path.steps[:m]) <= 1)
         taken = _taken(found, cuts, path.steps, others)
         if "latency" in wanted:
             race = watch.race()
             taken, measured = closed(wanted["latency"], path, taken, lambda m: race(plan(m)))
-    return plan(taken), Pace(measured, (path.seconds[0], path.seconds[taken]), model.timings)
+    return Planned(plan(taken), Pace(measured, (path.seconds[0], path.seconds[taken]), model.timings))
 
 
 def _refuse(wanted: Mapping[str, float], how: Choice) -> None:
@@ -150,12 +179,16 @@ def _wide(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | N
     """Units of widths; there may be none, if there is something else to cut."""
     wide = [i for i, g in enumerate(found.groups) if not g.layers]
     scores = _scores(tree, how.score)
+    if not others:
+        refuse_frozen(found, [found.groups[i] for i in wide], test)
     fit = [wide[i] for i in budget.chosen([found.groups[i] for i in wide], test, how.approximate, needed=not others)]
     fit = [i for i in fit if any(m.path in scores for m in found.groups[i].members)]
     if not fit and not others:
         raise ValueError(f"no weight that can be cut has a score; those that have one: {list(scores)[:5]}: give score=")
-    groups, units = [found.groups[i] for i in fit], ranked(found, fit, scores, how.reduce, how.uneven)
+    groups = [found.groups[i] for i in fit]
+    units = ranked(found, fit, scores, how.reduce, how.uneven, how.odd)
     ranks = comparable(groups, [r.values for r in units], how.scope, how.normalize)
+    ranks = [np.where(r.odd, FIRST, rank) for r, rank in zip(units, ranks)]
     return Cuts(groups, units, ranks, [how.width] * len(groups), [False] * len(groups))
 
 
@@ -174,22 +207,57 @@ def _deep(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | N
     return Cuts([u.group for u, _ in made], units, ranks, [int(not u.block) for u, _ in made], [True] * len(made))
 
 
+def _must(order: Sequence[budget.Step]) -> int:
+    """How many steps are taken in any case; they come first."""
+    return sum(step.rank == -np.inf for step in order)
+
+
 def _taken(found: Groups, cuts: Cuts, order: Sequence[budget.Step], wanted: Mapping[str, float]) -> int:
     """The smallest number of steps that meets all budgets."""
-    must, costs = sum(step.rank == -np.inf for step in order), _costs(found, cuts, order)
-    return max([must, *(budget.fewest(name, costs[name], v, must, len(order)) for name, v in wanted.items())])
+    must, costs = _must(order), _costs(found, cuts)
+    counts = [must]
+    for name, value in wanted.items():
+        after = lambda m, cost=costs[name]: cost(order[:m])
+        counts.append(budget.fewest(name, after, value, must, len(order)))
+    return max(counts)
 
 
-def _costs(found: Groups, cuts: Cuts, order: Sequence[budget.Step]) -> dict[str, Callable[[int], float]]:
-    """Of what is left after so many steps, by the name of the budget."""
+def _costs(found: Groups, cuts: Cuts) -> dict[str, Callable[[Sequence[budget.Step]], float]]:
+    """Of what is left after some steps, by the name of the budget."""
     dtypes = {path: x.dtype for path, x in found.shapes.items()}
-    narrow, units = lambda m: cuts.narrow(order[:m]), sum(g.size for g in cuts.groups)
+    counted = functools.cache(lambda: cost.counted_together(found, cuts.variables, cuts.deep))
     return {
-        "flops": lambda m: cost.flops(found.programs[0], narrow(m)),
-        "params": lambda m: cost.elements(found, narrow(m)),
-        "bytes": lambda m: cost.octets(found, narrow(m), dtypes),
-        "ratio": lambda m: units - sum(len(step.positions) for step in order[:m]),
+        "flops": lambda steps: cost.flops(found.programs[0], cuts.narrow(steps)),
+        "params": lambda steps: cost.elements(found, cuts.narrow(steps)),
+        "bytes": lambda steps: cost.octets(found, cuts.narrow(steps), dtypes),
+        "ratio": lambda steps: cost.units(counted(), cuts.narrow(steps)),
     }
+
+
+def _fill(found: Groups, cuts: Cuts, wanted: Mapping[str, float]) -> Fill:
+    """Steps -> the cost of what is left over the budget, of the budget that is fullest."""
+    costs = _costs(found, cuts)
+    limits = {name: fraction * costs[name](()) for name, fraction in wanted.items()}
+
+    def fill(steps: Sequence[budget.Step]) -> float:
+        return max((costs[name](steps) / limit for name, limit in limits.items()), default=0.0)
+
+    return fill
+
+
+def _short(cuts: Cuts, taken: Sequence[budget.Step], must: int, fill: Fill) -> str:
+    """Why the budget is not used up: the smallest step back, which would be more than it allows."""
+    full = fill(taken)
+    last = {step.group: step for step in taken[must:]}
+    if full >= 1 - NEAR or not last:
+        return ""
+    back = {g: fill([other for other in taken if other is not step]) for g, step in last.items()}
+    group = min(back, key=back.__getitem__)
+    count, size = len(last[group].positions), cuts.groups[group].size
+    return (
+        f"{full:.1%} of the budget is used: the smallest step back, {count} of the {size} units of "
+        f"{cuts.groups[group].name}, would make it {back[group]:.1%}"
+    )
 
 
 def plan_of(found: Groups, narrow: Narrow) -> Plan:
@@ -218,12 +286,25 @@ def _test(where: Any, tree: Any) -> Callable[[str], bool] | None:
     return lambda path: path in hits
 
 
+def odd_weights(tree: Any) -> dict[str, np.ndarray]:
+    """path -> where a leaf has NaN or Inf; only of leaves that do."""
+    floats = {path: np.asarray(x) for path, x in zip(shapes_of(tree), jax.tree.leaves(tree)) if is_float(x)}
+    finite = {path: np.isfinite(x) for path, x in floats.items()}
+    return {path: ~ok for path, ok in finite.items() if not ok.all()}
+
+
+def _magnitude(x: np.ndarray) -> np.ndarray:
+    """|w|, 0 for NaN and Inf: a unit that has one goes first, and must not decide what others are divided by."""
+    size = np.abs(x).astype(np.float32)
+    return np.where(np.isfinite(size), size, 0)
+
+
 def _scores(tree: Any, score: Any) -> dict[str, Any]:
     """path -> scores of its weights; None where a leaf does not count."""
     flat = dict(zip(shapes_of(tree), jax.tree.leaves(tree)))
     if score is None:
         chosen = {path: x for path, x in flat.items() if weights.test(Slot(path, x))}
-        return {path: np.abs(np.asarray(x)).astype(np.float32) for path, x in chosen.items()}
+        return {path: _magnitude(np.asarray(x)) for path, x in chosen.items()}
     made = jax.tree_util.tree_flatten_with_path(score(tree) if callable(score) else score)[0]
     given = {leaf_path(keys): s for keys, s in made}
     odd = [path for path in given if path not in flat]
@@ -232,6 +313,10 @@ def _scores(tree: Any, score: Any) -> dict[str, Any]:
     for path, s in given.items():
         if np.shape(s) != np.shape(flat[path]):
             raise ValueError(f"score of {path} is {np.shape(s)}, and the leaf {np.shape(flat[path])}")
-        if not np.isfinite(np.asarray(s)).all():
-            raise ValueError(f"score of {path} has NaN or Inf")
+        odd_scores = np.argwhere(~np.isfinite(np.asarray(s)))
+        if len(odd_scores):
+            raise ValueError(
+                f"score of {path} has NaN or Inf: {len(odd_scores)} of {np.size(s)}, the first at "
+                f"{odd_scores[0].tolist()}: give finite ones, or None where a leaf does not count"
+            )
     return given

@@ -31,6 +31,8 @@ class Report(NamedTuple):
       float64: the error of the self-check in float64, where `error` is larger than allowed; otherwise None.
       uneven: if that was asked for: group -> what its units differ along, or why they do not.
       folds: what was folded into biases, with `approximate="fold"` or "mean".
+      short: why the budget is not used up, where units are few and large.
+      odd: path -> how many weights were NaN or Inf, before and after; units that hold one go first.
       pace: of the time, where `latency=` or widths for the device were asked for.
     """
 
@@ -50,6 +52,8 @@ class Report(NamedTuple):
     uneven: Mapping[str, str] = MappingProxyType({})
     folds: Folds | None = None
     pace: Pace | None = None
+    short: str = ""
+    odd: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
     @property
     def latency(self) -> Seconds | None:
@@ -106,6 +110,8 @@ class Report(NamedTuple):
         lines += [f"left out: the block of {', '.join(b.leaves[:3])}: {b.place}" for b in self.blocks]
         lines += [f"left out: {g.size - n} of {g.size} layers: {g.layers}" for g, n in self.groups if g.layers]
         lines += [_line(name, *getattr(self, name)) for name in ("flops", "params", "bytes")]
+        lines += [self.short] if self.short else []
+        lines += [f"NaN or Inf in {path}: {before} before, {after} left" for path, (before, after) in self.odd.items()]
         if self.pace:
             seen = {"measured": self.pace.measured, "predicted": self.pace.predicted}
             lines += [f"{name:<9} {_seconds(*seconds)}" for name, seconds in seen.items() if seconds]

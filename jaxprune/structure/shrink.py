@@ -9,6 +9,7 @@ After DepGraph (Fang et al. 2023, arXiv:2301.12900), whose graph is of modules a
 elementwise; here it is of every equation, and an unknown one freezes what it touches.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -24,7 +25,7 @@ from jaxprune.structure.fold import folded
 from jaxprune.structure.importance import Normalize, Reduce, Scope
 from jaxprune.structure.narrowed import bypassed, kept, narrowed
 from jaxprune.structure.plan import Plan
-from jaxprune.structure.planning import Choice, planned
+from jaxprune.structure.planning import Choice, odd_weights, planned
 from jaxprune.structure.rebuilt import agreement
 from jaxprune.structure.report import Report, differences
 from jaxprune.structure.speed import Stopwatch
@@ -32,6 +33,8 @@ from jaxprune.structure.timings import Timings
 from jaxprune.structure.uneven import told
 from jaxprune.transforms.axes.groups import Groups, axes, pairs, replaces
 from jaxprune.transforms.axes.narrow import Narrow
+from jaxprune.transforms.axes.odd_calls import refuse_odd_call
+from jaxprune.transforms.axes.traced import shapes_of
 
 
 class Thin(NamedTuple):
@@ -105,6 +108,7 @@ def shrink(
     timings: Timings | None = None,
     depth: bool | Depth = False,
     tolerance: float | None = None,
+    **kw: Any,
 ) -> Thin:
     """f and its params, made smaller until a budget is met.
 
@@ -118,7 +122,8 @@ def shrink(
       latency: what may be left of the time of one call of f under `jax.jit` on `args`, here and now: the smaller
         function is timed in turns with f until it meets this (see `structure/speed.py`). What saves most time for the
         importance that it costs goes first, by a table of measured times. Time it on a quiet machine.
-      ratio: the share of units (positions of all groups together) that may be left.
+      ratio: the share of units that may be left: channels, hidden units, heads × dimensions, as one counts them by hand
+        on the axes that can be cut.
       plan: instead of a budget, a plan that was made before.
       score: of single weights: a tree like the params (None where a leaf does not count), or a function making one;
         by default the magnitude of `jp.where.weights`. Groups without any scored weight are not cut.
@@ -143,6 +148,7 @@ def shrink(
       tolerance: the largest relative difference that the self-check allows; by default what rounding explains (1e-4,
         0.1 where f computes in half precision, 1e-9 in float64). A larger one is looked at again in float64, where
         1e-7 is allowed, before shrink refuses: rounding grows in a recurrence.
+      kw: given to f with the arguments (`train=False`), and to be given to `apply` as well.
 
     Returns:
       A `Thin`.
@@ -161,6 +167,7 @@ def shrink(
       [[0. 0. 3. 0.]
        [0. 0. 0. 4.]] [[7. 7.]]
     """
+    refuse_odd_call("shrink", [g for g, _ in pairs(f, args)], tree)
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"shrink(tolerance={tolerance!r}): a relative difference, in (0, 1)")
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(tree)):
@@ -169,20 +176,28 @@ def shrink(
     wanted = {name: value for name, value in budgets.items() if value is not None}
     if (plan is None) == (not wanted):
         names = ", ".join(f"{name}=" for name in budgets)
-        raise ValueError(f"shrink: give a budget ({names}: fractions of the whole) or a plan=")
+        others = f"; {', '.join(kw)} is given to f" if kw else ""
+        raise ValueError(f"shrink: give a budget ({names}: fractions of the whole) or a plan={others}")
+    shapes = [path for path, x in zip(shapes_of(tree), jax.tree.leaves(tree)) if isinstance(x, jax.ShapeDtypeStruct)]
+    if shapes:
+        raise ValueError(f"shrink: {shapes[0]} is a shape, and units are ranked by values: give arrays as params")
     if timings is not None and (plan is not None or (latency is None and round_to != "device")):
         raise ValueError('timings= is for latency= or round_to="device", and there is neither')
     if plan is not None and not isinstance(plan, Plan):
         raise ValueError(f"plan={plan!r}: give a Plan; jp.Plan.load reads one from a file")
-    found, calls = axes(f, tree, *args, state=state, depth=bool(depth) or plan is not None), pairs(f, args)
+    calls = pairs(f, args)
+    first = calls[0][0]
+    if kw:
+        calls = [(functools.partial(g, **kw), given) for g, given in calls]
+    found = axes(calls, tree, state=state, depth=bool(depth) or plan is not None)
     states = [state if any(replaces(path, state) for path in t.paths) else None for t in found.traced]
-    pace = None
+    pace, short, odd = None, "", odd_weights(tree)
     if plan is None:
         deep, limits = Depth() if depth is True else depth or None, dict(keep or {})
-        how = Choice(score, reduce, scope, normalize, where, round_to, limits, bool(approximate), uneven, deep)
+        how = Choice(score, reduce, scope, normalize, where, round_to, limits, bool(approximate), uneven, deep, odd)
         (g, given), watched = calls[0], (timings or Timings()).here()
         watch = Stopwatch(g, lambda plan: narrowed(g, plan, states[0]), tree, tuple(given), watched)
-        plan, pace = planned(found, tree, wanted, how, watch, calls)
+        plan, pace, short = planned(found, tree, wanted, how, watch, calls)
     plan.check()
     narrow, folds = Narrow(kept(found.leaf_axes, found.programs, plan)), None
     passed = plan.blocks or any(g.layers and narrow.size(v) < g.size for g, v in zip(found.groups, found.variables))
@@ -199,9 +214,13 @@ def shrink(
     accepted = np.inf if inexact else allowed  # of what is not exact the error is reported, and not judged
     checks = worst(checked(g, thin, plan, tree, given, accepted) for g, thin, (_, given) in zip(whole, small, calls))
     report = _report(found, plan, narrow, checks, allowed)
-    report = report._replace(uneven=told(found, narrow.keep) if uneven else {}, folds=folds, pace=pace)
+    nonfinite = {path: (int(at.sum()), int(plan.cut_here(path, at).sum())) for path, at in odd.items()}
+    report = report._replace(
+        uneven=told(found, narrow.keep) if uneven else {}, folds=folds, pace=pace, short=short, odd=nonfinite
+    )
     report.raise_if_wrong(bool(approximate))
-    return Thin(small[0], plan.cut(tree), plan, report)
+    apply = narrowed(first, plan, states[0]) if kw else small[0]
+    return Thin(apply, plan.cut(tree), plan, report)
 
 
 def _report(found: Groups, plan: Plan, narrow: Narrow, checks: Found, allowed: float) -> Report:

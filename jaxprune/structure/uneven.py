@@ -10,6 +10,7 @@ that are kept sum to at least what they do when all must keep the same: min over
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +31,14 @@ class Ranked(NamedTuple):
       values: [size], their importance.
       over: what the group comes with; empty for one that is cut evenly, whose units stay in their order.
       order: [*sizes of over, size], which position is a unit's at each position of those.
+      odd: [size], whether a unit holds NaN or Inf anywhere.
     """
 
     variable: Var
     values: np.ndarray
     over: tuple[Var, ...] = ()
     order: np.ndarray | None = None
+    odd: np.ndarray | bool = False
 
     def keep(self, units: np.ndarray) -> np.ndarray | Uneven:
         """What is kept of the variable, if this is of its units."""
@@ -47,22 +50,50 @@ class Ranked(NamedTuple):
 
 
 def ranked(
-    found: Groups, which: Sequence[int], scores: Mapping[str, Any], reduce: Reduce, uneven: bool
+    found: Groups,
+    which: Sequence[int],
+    scores: Mapping[str, Any],
+    reduce: Reduce,
+    uneven: bool,
+    odd_weights: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> list[Ranked]:
-    """Units of some groups, in the order of `which`."""
+    """Units of some groups, in the order of `which`.
+
+    Args:
+      found: of `axes`.
+      which: numbers of groups.
+      scores: path -> one number a weight.
+      reduce: as in `importance`.
+      uneven: whether units may differ.
+      odd_weights: path -> where a leaf has NaN or Inf; units that hold one come first.
+    """
     over = carried(Carriers(found.leaf_axes, found.programs), found.variables) if uneven else {}
-    return [_ranked(found, i, over.get(found.variables[i], ()), scores, reduce) for i in which]
+    return [_ranked(found, i, over.get(found.variables[i], ()), scores, reduce, odd_weights) for i in which]
 
 
-def _ranked(found: Groups, i: int, over: tuple[Var, ...], scores: Mapping[str, Any], reduce: Reduce) -> Ranked:
+def _ranked(
+    found: Groups,
+    i: int,
+    over: tuple[Var, ...],
+    scores: Mapping[str, Any],
+    reduce: Reduce,
+    odd_weights: Mapping[str, np.ndarray],
+) -> Ranked:
     group, v = found.groups[i], found.variables[i]
+    beside = None
+    if over:
+        places = {m.path: _places(found.leaf_axes[m.path], over) for m in group.members}
+        beside = Beside(tuple(u.size for u in over), places)
+    values = importance(group, scores, reduce, beside)
+    odd = np.zeros(values.shape, bool)
+    if any(m.path in odd_weights for m in group.members):
+        odd = importance(group, odd_weights, "max", beside) > 0
     if not over:
-        return Ranked(v, importance(group, scores, reduce))
-    places = {m.path: _places(found.leaf_axes[m.path], over) for m in group.members}
-    values = importance(group, scores, reduce, Beside(tuple(u.size for u in over), places))
-    order = np.argsort(values, axis=-1, kind="stable")
+        return Ranked(v, values, odd=odd)
+    order = np.argsort(np.where(odd, -1, values), axis=-1, kind="stable")
     means = np.take_along_axis(values, order, -1).reshape(-1, v.size).mean(0)
-    return Ranked(v, means, over, order)
+    odd_somewhere = np.asarray(np.take_along_axis(odd, order, -1).reshape(-1, v.size).any(0))
+    return Ranked(v, means, over, order, odd_somewhere)
 
 
 def _places(axes: Any, over: tuple[Var, ...]) -> list[np.ndarray]:

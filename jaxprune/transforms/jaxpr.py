@@ -104,11 +104,39 @@ def evaluate(equations: Iterable[Equation], values: dict[int, Any]) -> dict[int,
     return values
 
 
-def run_equations(eqns: list[Any], env: dict[Any, Any], info: Any) -> dict[Any, Any]:
-    """What a run of equations makes, evaluated as one jaxpr: contexts, names and custom derivatives stay theirs."""
+def last_uses(eqns: list[Any], results: Iterable[Any]) -> dict[int, list[Any]]:
+    """Number of an equation -> the variables that nothing reads after it, so that their values can be let go.
+
+    Args:
+      eqns: equations in the order in which they are run.
+      results: variables that are read at the end.
+    """
+    last: dict[Any, int] = {}
+    for i, eqn in enumerate(eqns):
+        for v in (*eqn.outvars, *eqn.invars):
+            if not isinstance(v, jex.Literal):
+                last[v] = i
+    for v in results:
+        if not isinstance(v, jex.Literal):
+            last.pop(v, None)
+    ends: dict[int, list[Any]] = {}
+    for v, i in last.items():
+        ends.setdefault(i, []).append(v)
+    return ends
+
+
+def run_equations(eqns: list[Any], env: dict[Any, Any], info: Any, wanted: set[Any] | None = None) -> dict[Any, Any]:
+    """What a run of equations makes, evaluated as one jaxpr: contexts, names and custom derivatives stay theirs.
+
+    Args:
+      eqns: the equations.
+      env: values of what they take.
+      info: the debug info of their jaxpr.
+      wanted: the results that are asked for; by default all. What is not asked for is let go on the way.
+    """
     made = dict.fromkeys(v for e in eqns for v in e.outvars)
     used = dict.fromkeys(v for e in eqns for v in e.invars if not isinstance(v, jex.Literal) and v not in made)
-    give = [v for v in made if type(v).__name__ != "DropVar"]
+    give = [v for v in made if type(v).__name__ != "DropVar" and (wanted is None or v in wanted)]
     effects = set().union(*(e.effects for e in eqns))
     inner = jex.Jaxpr((), list(used), give, eqns, effects, info.with_unknown_names())
     outs = jex.jaxpr_as_fun(jex.ClosedJaxpr(inner, ()))(*(env[v] for v in used))

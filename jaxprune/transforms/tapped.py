@@ -49,16 +49,30 @@ def run_with(
     read = lambda v: v.val if isinstance(v, jex.Literal) else env[v]
     taps: Taps = {}
     given = {name: list(values) for name, values in given.items()}
-    for eqns, special in _runs(jaxpr, where):
+    runs = list(_runs(jaxpr, where))
+    ends = _last_runs(runs, jaxpr.outvars)
+    for i, (eqns, special) in enumerate(runs):
         values = [read(v) for v in eqns[0].invars] if special else []
-        if not special:
-            env.update(run_equations(eqns, env, jaxpr.debug_info))
-            continue
-        outs, brought = _visit(eqns[0], values, where, edits, given)
-        env.update(zip(eqns[0].outvars, outs))
-        for name, found in brought.items():
-            taps.setdefault(name, []).extend(found)
+        if special:
+            outs, brought = _visit(eqns[0], values, where, edits, given)
+            env.update(zip(eqns[0].outvars, outs))
+            for name, found in brought.items():
+                taps.setdefault(name, []).extend(found)
+        else:
+            wanted = {v for v, last in ends.items() if last > i}
+            env.update(run_equations(eqns, env, jaxpr.debug_info, wanted))
+        for v in [v for v in env if ends.get(v, -1) <= i]:  # outside of jit nothing else lets an activation go
+            del env[v]
     return [read(v) for v in jaxpr.outvars], taps
+
+
+def _last_runs(runs: list[tuple[list[Any], bool]], results: list[Any]) -> dict[Any, int]:
+    """Variable -> the number of the last run that reads it; those read at the end come after all."""
+    last: dict[Any, int] = {}
+    for i, (eqns, _) in enumerate(runs):
+        last.update((v, i) for eqn in eqns for v in eqn.invars if not isinstance(v, jex.Literal))
+    last.update((v, len(runs)) for v in results if not isinstance(v, jex.Literal))
+    return last
 
 
 def _visit(eqn: Any, values: list[Any], where: Any, edits: dict[str, Edit], given: Taps) -> tuple[list[Any], Taps]:

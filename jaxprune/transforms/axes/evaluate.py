@@ -17,7 +17,7 @@ from jaxprune.transforms.axes.index import names
 from jaxprune.transforms.axes.shapes import IDENTITY
 from jaxprune.transforms.axes.walk import Record, Walked
 from jaxprune.transforms.calls import INLINE, REMAT, scan_operands
-from jaxprune.transforms.jaxpr import run_equations
+from jaxprune.transforms.jaxpr import last_uses, run_equations
 
 SAME = (IDENTITY - {"optimization_barrier", "device_put"}) | {"convert_element_type"}
 MOVES = SAME | names("transpose reshape squeeze broadcast_in_dim slice split tile rev")
@@ -55,10 +55,13 @@ class Evaluation:
         """The results of a program."""
         env = dict(zip(program.jaxpr.constvars, map(Value, program.consts))) | dict(zip(program.jaxpr.invars, ins))
         read = lambda v: Value(v.val) if isinstance(v, jex.Literal) else env[v]
-        for r in program.records:
+        ends = last_uses([r.eqn for r in program.records], program.jaxpr.outvars)
+        for i, r in enumerate(program.records):
             values = [read(v) for v in r.eqn.invars]
             called = isinstance(r.extra, list) and bool(r.extra) and isinstance(r.extra[0], Walked)
             env.update(zip(r.eqn.outvars, self._call(r, values) if called else self.equation(r, values)))
+            for v in ends.get(i, ()):
+                env.pop(v, None)
         return [read(v) for v in program.jaxpr.outvars]
 
     def equation(self, r: Record, ins: list[Value]) -> list[Value]:

@@ -14,6 +14,7 @@ from jaxprune.core.tree import nearest
 from jaxprune.transforms.axes.blocks import Block, joined, residual_blocks
 from jaxprune.transforms.axes.index import UNIT, Var, freeze, fresh, is_frozen, reason, size, unify, variables
 from jaxprune.transforms.axes.masks import positions
+from jaxprune.transforms.axes.odd_calls import refuse_odd_call
 from jaxprune.transforms.axes.traced import Traced, shapes_of, trace
 from jaxprune.transforms.axes.walk import Axes, Walk, Walked
 from jaxprune.transforms.axes.zeros import Zeros
@@ -120,6 +121,7 @@ def axes(f: Any, params: Any, *args: Any, state: str | None = None, depth: bool 
     if state is not None:
         compiled("state", state)
     calls = pairs(f, args)
+    refuse_odd_call("axes", [g for g, _ in calls], params)
     shapes = shapes_of(params)
     leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes.items()}
     walk, traced, programs = Walk(depth), [], []

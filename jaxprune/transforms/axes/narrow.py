@@ -23,7 +23,7 @@ from jaxprune.transforms.axes.masks import Keep, Uneven, kept_along, mask
 from jaxprune.transforms.axes.places import place
 from jaxprune.transforms.axes.walk import Axes, Record, Walk, Walked
 from jaxprune.transforms.calls import ENTERED, enter
-from jaxprune.transforms.jaxpr import run_equations
+from jaxprune.transforms.jaxpr import last_uses, run_equations
 
 
 class Narrow:
@@ -33,6 +33,7 @@ class Narrow:
         self.keep = keep
         self._masks: dict[int, tuple[np.ndarray, Axis]] = {}
         self._live: dict[int, tuple[Walked, set[int], list[bool]]] = {}
+        self._ends: dict[int, tuple[Walked, dict[int, list[Any]]]] = {}
 
     def mask(self, e: Axis) -> np.ndarray:
         """Which positions of an axis stay (see `mask`); remembered by the expression, which is kept alive."""
@@ -111,11 +112,21 @@ class Narrow:
         def read(v: Any, axes: Axes) -> Any:
             return self.cut(v.val, axes) if isinstance(v, jex.Literal) else env.get(v)
 
-        for r in self.live(program):
+        live, ends = self.live(program), self._last_uses(program)
+        for i, r in enumerate(live):
             values = [read(v, axes) for v, axes in zip(r.eqn.invars, r.ins)]
             env.update(zip(r.eqn.outvars, self.results(r, values, program.jaxpr.debug_info)))
+            for v in ends.get(i, ()):  # outside of jit nothing else lets an activation go
+                env.pop(v, None)
         outs, lost = [read(v, axes) for v, axes in zip(program.jaxpr.outvars, program.outs)], self.lost(program)
         return [None if k in lost else x for k, x in enumerate(outs)]
+
+    def _last_uses(self, program: Walked) -> dict[int, list[Any]]:
+        """Number of a live equation -> the values that nothing reads after it; remembered."""
+        if id(program) not in self._ends:
+            ends = last_uses([r.eqn for r in self.live(program)], program.jaxpr.outvars)
+            self._ends[id(program)] = program, ends
+        return self._ends[id(program)][1]
 
     def results(self, r: Record, values: list[Any], info: Any) -> Any:
         """What one equation makes of values that are cut; `info` is the debug info of its jaxpr."""

@@ -1,5 +1,6 @@
 """A function of params traced at their shapes, ready to be walked."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,7 +61,8 @@ def trace(f: Callable[..., Any], params: Any, args: tuple[Any, ...], kw: dict[st
     """
     like = jax.tree.unflatten(jax.tree.structure(params), list(shapes_of(params).values()))
     g, arrays = of_arrays(f, (like, *args), kw)
-    name = getattr(f, "__name__", type(f).__name__)
+    inner = getattr(f, "func", f)  # of a functools.partial
+    name = getattr(inner, "__name__", type(inner).__name__)
     try:
         closed, shape = jax.make_jaxpr(g, return_shape=True)(*arrays)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
@@ -68,6 +70,9 @@ def trace(f: Callable[..., Any], params: Any, args: tuple[Any, ...], kw: dict[st
     except TypeError as error:
         if "not a valid JAX type" in str(error):
             raise ValueError(f"{name} returns what is not an array: return arrays only. {error}") from error
+        if re.search(r"(missing \d+ required|unexpected keyword|takes .* arguments? but)", str(error)):
+            given = ", ".join(["params", *["…"] * len(args), *(f"{key}=" for key in kw)])
+            raise ValueError(f"{name}({given}) cannot be called with the arguments that were given: {error}") from error
         raise
     jaxpr, consts = open_jaxpr(closed)
     if not all(isinstance(n, int) for v in jaxpr.invars for n in v.aval.shape):
