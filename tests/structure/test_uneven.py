@@ -106,9 +106,10 @@ SLOW = {"heads", "grouped queries", "scanned layers", "groups of channels"}
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES])
 def test_what_differs_is_lossless_where_each_has_dead_units_of_its_own(name):
+    ratio = 0.4 if name == "groups of channels" else 0.5  # so small that units go, and not heads or groups alone
     with jax.enable_x64(True):
         f, params, x = wide(CASES[name][0]())
-        thin = jp.shrink(f, params, x, ratio=0.7, scope="group", keep={".*": 2}, score=at_random(params), uneven=True)
+        thin = jp.shrink(f, params, x, ratio=ratio, scope="group", keep={".*": 2}, score=at_random(params), uneven=True)
         differ = [line for line in thin.report.uneven.values() if line.startswith("differs along")]
         assert len(differ) == CASES[name][1] and thin.report.error <= 1e-12
         dead, full = thin.plan.mask(params), value_and_grads(f, (x,))
@@ -119,7 +120,7 @@ def test_what_differs_is_lossless_where_each_has_dead_units_of_its_own(name):
         # a model that has these dead units is not changed by cutting as many, but if all must cut the same
         how, found = Choice(None, "l2", "group", "mean", None, 1, {".*": 2}, False), jp.axes(f, params, x)
         again, even = (
-            planned(found, dead, {"ratio": 0.7}, how._replace(uneven=uneven), None)[0] for uneven in (True, False)
+            planned(found, dead, {"ratio": ratio}, how._replace(uneven=uneven), None)[0] for uneven in (True, False)
         )
         assert all(again.small(path) == even.small(path) == thin.plan.small(path) for path in found.shapes)
         assert distance(dead, again.mask(dead)) == 0 and distance(y, full(even.mask(dead), c)[0]) > 0.01
