@@ -66,8 +66,8 @@ def commands(checkpoint: pathlib.Path, recipe: pathlib.Path) -> tuple[dict[str, 
     """What each command takes, and the bytes of the compressed file."""
     out, back = checkpoint.with_suffix(".jpz"), checkpoint.with_suffix(".back.safetensors")
     took = {
-        "compress": run("compress", checkpoint, "-o", out, "-r", recipe),
-        "restore": run("restore", out, "-o", back),
+        "compress": run("compress", checkpoint, "-o", out, "-r", recipe, "--force"),
+        "restore": run("restore", out, "-o", back, "--force"),
         "diff": run("diff", checkpoint, out),
     }
     size = out.stat().st_size

@@ -1,15 +1,34 @@
 """The command line. Each command is a thin layer over a function of the library."""
 
+from typing import Annotated
+
 import typer
 
 from jaxprune.app.commands import compress, experiment, files
 
 app = typer.Typer(
     help="Compress neural networks in JAX.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import jaxprune
+
+        print(f"jaxprune {jaxprune.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Compress neural networks in JAX."""
 
 
 def main() -> None:

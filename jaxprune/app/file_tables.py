@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxprune.app.compare import remarks
 from jaxprune.app.plans import Plan
-from jaxprune.app.tables import size_text
+from jaxprune.app.tables import fitted_table, size_text
 from jaxprune.report.differences import Difference
 from jaxprune.storage.checkpoints.tensors import Checkpoint
 from jaxprune.storage.inspection import Inspection
@@ -14,45 +14,42 @@ PATH, ARRAY, WORDS = 34, 22, 22
 SHORT = (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i"), ("complex", "c"))
 
 
-def plan_table(plan: Plan) -> Any:
+def plan_table(plan: Plan, width: int) -> Any:
     """One row a leaf: its rule, what that does, the bytes before and to expect."""
-    table = _table("plan", {"leaf": 0, "array": 0, "rule": 1, "does": 0, "dense": 1, "predicted": 1})
+    columns = {"leaf": False, "array": False, "rule": True, "does": False, "dense": True, "predicted": True}
+    rows = []
     for leaf in plan.leaves:
         rule = "-" if leaf.rule is None else str(leaf.rule + 1)
         array = _array(leaf.tensor.dtype.name, leaf.tensor.shape)
         sizes = size_text(leaf.tensor.nbytes), _size(leaf.predicted)
-        table.add_row(*map(_plain, (leaf.path, array, rule, leaf.words, *sizes)))
+        rows.append([leaf.path, array, rule, leaf.words, *sizes])
     known = [leaf.predicted for leaf in plan.leaves if leaf.predicted is not None]
     least = "" if len(known) == len(plan.leaves) else ">= "
-    table.add_section()
     dense = sum(leaf.tensor.nbytes for leaf in plan.leaves)
-    table.add_row(f"{len(plan.leaves)} leaves", "", "", "", size_text(dense), least + size_text(sum(known)))
-    return table
+    total = [f"{len(plan.leaves)} leaves", "", "", "", size_text(dense), least + size_text(sum(known))]
+    return fitted_table("plan", columns, rows, [total], width, ("array", "dense"))
 
 
-def inspection_table(found: Inspection, fixed: dict[str, int]) -> Any:
+def inspection_table(found: Inspection, fixed: dict[str, int], width: int) -> Any:
     """One row a leaf of a jaxprune file: the bytes of the array, of its fixed-length code, and in the file."""
-    table = _table("leaves", {"leaf": 0, "stored as": 0, "array": 0, "dense": 1, "fixed": 1, "stored": 1, "codecs": 0})
+    columns = {"leaf": False, "stored as": False, "array": False, "dense": True, "fixed": True, "stored": True}
+    columns["codecs"] = False
+    rows = []
     for row in found.rows:
-        sizes = row.dense_bytes, fixed[row.path], row.stored_bytes
-        cells = row.path, row.kind, _array(row.dtype, row.shape), *map(size_text, sizes), "+".join(row.codecs)
-        table.add_row(*map(_plain, cells))
-    table.add_section()
+        sizes = map(size_text, (row.dense_bytes, fixed[row.path], row.stored_bytes))
+        rows.append([row.path, row.kind, _array(row.dtype, row.shape), *sizes, "+".join(row.codecs)])
     dense = sum(row.dense_bytes for row in found.rows)
-    sizes = dense, sum(fixed.values()), found.bytes.data
-    table.add_row(f"{len(found.rows)} leaves", "", "", *map(size_text, sizes), "")
-    return table
+    sizes = map(size_text, (dense, sum(fixed.values()), found.bytes.data))
+    total = [f"{len(found.rows)} leaves", "", "", *sizes, ""]
+    return fitted_table("leaves", columns, rows, [total], width, ("codecs", "fixed", "array", "stored as"))
 
 
-def checkpoint_table(checkpoint: Checkpoint) -> Any:
+def checkpoint_table(checkpoint: Checkpoint, width: int) -> Any:
     """One row an array of any other checkpoint."""
-    table = _table(f"{checkpoint.kind} checkpoint", {"leaf": 0, "array": 0, "bytes": 1})
-    for path, x in checkpoint.tensors.items():
-        table.add_row(*map(_plain, (path, _array(x.dtype.name, x.shape), size_text(x.nbytes))))
-    table.add_section()
-    total = sum(x.nbytes for x in checkpoint.tensors.values())
-    table.add_row(f"{len(checkpoint.tensors)} leaves", "", size_text(total))
-    return table
+    rows = [[path, _array(x.dtype.name, x.shape), size_text(x.nbytes)] for path, x in checkpoint.tensors.items()]
+    total = [f"{len(rows)} leaves", "", size_text(sum(x.nbytes for x in checkpoint.tensors.values()))]
+    columns = {"leaf": False, "array": False, "bytes": True}
+    return fitted_table(f"{checkpoint.kind} checkpoint", columns, rows, [total], width)
 
 
 def layout_line(plan: Plan) -> str:
@@ -64,21 +61,16 @@ def layout_line(plan: Plan) -> str:
     return 'layout: jax; for PyTorch\'s order of axes put layout = "torch" in the recipe'
 
 
-def diff_table(rows: list[Difference], total: Difference) -> Any:
+def diff_table(rows: list[Difference], total: Difference, width: int) -> Any:
     """One row for each leaf that differs."""
-    from rich.table import Table
-
-    table = Table(title="leaves that differ", title_justify="left")
-    table.add_column("leaf", overflow="fold")
-    for name in ("max error", "relative", "SQNR dB", "new zeros", "lost zeros"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("max error", "relative", "SQNR dB", "new zeros", "lost zeros")
+    columns = {"leaf": False} | dict.fromkeys(names, True)
+    cells = []
     for row in rows:
         words = remarks(row)
-        name = f"{row.path}\n  {words}" if words else row.path
-        table.add_row(*map(_plain, (name, *_numbers(row))))
-    table.add_section()
-    table.add_row("these together", *_numbers(total))
-    return table
+        cells.append([f"{row.path}\n  {words}" if words else row.path, *_numbers(row)])
+    closing = [["these together", *_numbers(total)]]
+    return fitted_table("leaves that differ", columns, cells, closing, width, ("lost zeros", "new zeros"))
 
 
 def diff_lines(rows: list[Difference], total: Difference) -> list[str]:
@@ -143,16 +135,6 @@ def _decibels(row: Difference) -> str:
     return "exact" if row.exact else "-"
 
 
-def _table(title: str, columns: dict[str, int]) -> Any:
-    """A table without rows; of a column 1 says that it holds numbers."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name, number in columns.items():
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    return table
-
-
 def _array(dtype: str, shape: tuple[int, ...]) -> str:
     for long, short in SHORT:
         if dtype.startswith(long):
@@ -163,10 +145,3 @@ def _array(dtype: str, shape: tuple[int, ...]) -> str:
 
 def _size(n: int | None) -> str:
     return "?" if n is None else size_text(n)
-
-
-def _plain(text: str) -> Any:
-    """Text in which brackets are no markup."""
-    from rich.text import Text
-
-    return Text(text)

@@ -55,11 +55,18 @@ def closest(name: str, names: Any) -> str:
 def _explain(message: str, to: Any) -> str:
     unknown = re.match(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?", message)
     if not unknown:
-        return message.replace("`$.", "`").replace("Object missing", "missing").replace(" - at `$`", "")
+        text = message.replace("`$.", "`").replace("Object missing", "missing").replace(" - at `$`", "")
+        return _numbered(text)
     name, place = unknown[1], (unknown[2] or "").lstrip(".")
     known = fields_at(to, place)
-    where = f" in {place}" if place else ""
+    where = f" in {_numbered(place)}" if place else ""
     return f"unknown key {name!r}{where}{closest(name, known)} Known: {', '.join(known)}"
+
+
+def _numbered(place: str) -> str:
+    """A place like `phase[0].rule[1].prune` as `phase 1, rule 2, prune`: tables are counted from 1, as in plans."""
+    place = re.sub(r"(phase|rule)\[(\d+)\]", lambda match: f"{match[1]} {int(match[2]) + 1}", place)
+    return re.sub(r"((?:phase|rule) \d+)\.", r"\1, ", place)
 
 
 def fields_at(to: Any, place: str) -> list[str]:

@@ -26,10 +26,10 @@ def test_reads(path):
 
 MISSPELT = [
     ("learning_rate = 1e-2", "lerning_rate = 1e-2", "'lerning_rate' in train. Did you mean 'learning_rate'"),
-    ("epochs = 5", "epcohs = 5", r"'epcohs' in phase\[0\]. Did you mean 'epochs'"),
+    ("epochs = 5", "epcohs = 5", r"'epcohs' in phase 1. Did you mean 'epochs'"),
     ('name = "toy"', 'nam = "toy"', "Did you mean 'name'"),
-    ("cluster = 4", "clusster = 4", r"'clusster' in phase\[2\].rule\[0\]. Did you mean 'cluster'"),
-    ("sparsity = 0.8", "sparcity = 0.8", r"'sparcity' in phase\[1\].rule\[0\].prune. Did you mean 'sparsity'"),
+    ("cluster = 4", "clusster = 4", r"'clusster' in phase 3, rule 1. Did you mean 'cluster'"),
+    ("sparsity = 0.8", "sparcity = 0.8", r"'sparcity' in phase 2, rule 1, prune. Did you mean 'sparsity'"),
     ("[train]", "[trian]", "Did you mean 'train'"),
 ]
 
@@ -44,7 +44,7 @@ def test_a_misspelt_key_names_the_file_and_the_nearest(path, right, wrong, messa
 
 WRONG = [
     ("batch = 20", 'batch = "20"', "train.batch"),
-    ("epochs = 5", "epochs = 5.5", r"phase\[0\].epochs"),
+    ("epochs = 5", "epochs = 5.5", r"phase 1, epochs"),
     ("epochs = 5", "epochs = -1", "epochs"),
     ("ramp = 0.6", "ramp = 1.6", "ramp"),
     ("epochs = 0", "epochs = 0\nramp = 0.5", "needs epochs > 0 and a rule that prunes"),

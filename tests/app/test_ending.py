@@ -1,5 +1,6 @@
 """What ends a command early: signals, closed pipes; and what an output may never be."""
 
+import io
 import os
 import pathlib
 import signal
@@ -9,8 +10,12 @@ import sys
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from rich.console import Console
 
+import jaxprune as jp
 from jaxprune.app.config import load_config, run_name
+from jaxprune.app.results import SIZES
+from jaxprune.app.tables import fitted_table
 from jaxprune.storage import atomic
 from jaxprune.storage.files import load, save
 from tests.app.test_compress import call
@@ -139,6 +144,52 @@ def test_a_closed_pipe_is_no_error(model):
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait(30) == 0
     process.stderr.close()
+
+
+def test_a_missing_file_names_the_nearest(model):
+    for args in (("inspect", model.parent / "n.npz"), ("diff", model, model.parent / "n.npz")):
+        result = call(*args)
+        assert result.exit_code == 2 and f"Nearest: {model}" in result.stderr, result.output
+    result = call("verify", model.parent / "no" / "m.npz")
+    assert result.exit_code == 2 and "nor does its folder" in result.stderr
+
+
+def test_version_and_help():
+    assert call("--version").stdout == f"jaxprune {jp.__version__}\n"
+    assert "restore" in call("-h").stdout and "--recipe" in call("compress", "-h").stdout
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_no_table_cuts_a_number(width, model, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    result = call("inspect", model)
+    assert "256 B" in result.stdout and "512 B" in result.stdout
+    rows = [["share, before", "0.1234", "97.69 ± 0.32", "1.07 MB", "85.3 kB", "44.0 kB", "43.0 kB", "24.3x"]]
+    columns = {"phase": False} | dict.fromkeys(("loss", "accuracy %", *SIZES, "ratio"), True)
+    table = fitted_table("toy", columns, rows, rows, width, ("nonzero", "entropy", "dense", "loss"))
+    screen = Console(width=width, file=io.StringIO())
+    screen.print(table)
+    text = screen.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    assert "97.69 ± 0.32" in text and "24.3x" in text and ("85.3 kB" in text) == (width == 100)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "null", "3", "{", "[" * 100_000, '{"schema": 0}', '{"schema": 1}', "{}"])
+def test_results_that_are_none_are_one_line(text, config):
+    runs = config.parent / "runs"
+    folder = runs / run_name(load_config(config))
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(text)
+    result = call("run", config, "--runs", runs)
+    assert result.exit_code == 2 and str(folder) in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "setting", ["seeds=[-1]", "seeds=[18446744073709551616]", "train.learning_rate=nan", "train.learning_rate=inf"]
+)
+def test_numbers_that_no_run_can_have_are_one_line(setting, config):
+    result = call("run", config, "--runs", config.parent / "runs", "--set", setting)
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and not (config.parent / "runs").exists()
 
 
 # --- an output is never an input -------------------------------------------------------------------------------------

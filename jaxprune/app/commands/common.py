@@ -5,6 +5,7 @@ SIGTERM.
 """
 
 import contextlib
+import difflib
 import json
 import os
 import sys
@@ -40,12 +41,29 @@ def plain_errors(stopped: str = "stopped: nothing was written", out: Path | None
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+    except FileNotFoundError as e:
+        print(f"error: {_missing(e)}", file=sys.stderr)
+        raise typer.Exit(BAD) from None
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         raise typer.Exit(BAD) from None
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         raise typer.Exit(STOPPED) from None
+
+
+def _missing(error: FileNotFoundError) -> str:
+    """The error of a file that is not there, with the names in its folder that are most like it."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return str(error)
+    path = Path(error.filename)
+    if not path.parent.is_dir():
+        return f"{path} does not exist, nor does its folder {path.parent}"
+    names = difflib.get_close_matches(path.name, os.listdir(path.parent), n=3)
+    hint = ", ".join(str(path.with_name(name)) for name in names)
+    return f"{path} does not exist" + (
+        f". Nearest: {hint}" if hint else f"; {path.parent} holds nothing of a like name"
+    )
 
 
 def _remove_half_written(out: Path | None) -> None:

@@ -47,7 +47,8 @@ def _show_plan(source: Any, todo: Any) -> None:
     from jaxprune.app.file_tables import layout_line, plan_table
     from jaxprune.app.tables import console
 
-    console().print(plan_table(todo))
+    screen = console()
+    screen.print(plan_table(todo, screen.width))
     for line in (layout_line(todo), *source.notes):
         print(line)
 

@@ -65,6 +65,7 @@ def _plan(config: Any, runs: Path, quiet: bool) -> list[dict[str, Any]]:
 
     rows = plan(config, runs / run_name(config))
     if not quiet:
-        console().print(plan_table(rows))
+        screen = console()
+        screen.print(plan_table(rows, screen.width))
         print(f"the run folder would be {runs / run_name(config)}")
     return rows

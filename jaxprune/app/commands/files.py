@@ -19,7 +19,8 @@ def inspect(
         from jaxprune.storage.checkpoints.formats import open_checkpoint
 
         with open_checkpoint(file) as source:
-            said, table, lines = _inspected(file) if source.kind == "jaxprune" else _listed(source)
+            width = console().width
+            said, table, lines = _inspected(file, width) if source.kind == "jaxprune" else _listed(source, width)
         if as_json:
             print_json(said)
         else:
@@ -27,7 +28,7 @@ def inspect(
             print("\n".join(lines))
 
 
-def _inspected(file: Path) -> tuple[dict[str, Any], Any, list[str]]:
+def _inspected(file: Path, width: int) -> tuple[dict[str, Any], Any, list[str]]:
     """JSON, a table and closing lines for a compressed file."""
     from jaxprune.app.file_tables import inspection_table
     from jaxprune.app.fixed import fixed_bytes
@@ -36,16 +37,16 @@ def _inspected(file: Path) -> tuple[dict[str, Any], Any, list[str]]:
     found, fixed = look(file), fixed_bytes(file)
     said = found.to_dict()
     said["rows"] = [{**row, "fixed_bytes": fixed[row["path"]]} for row in said["rows"]]
-    return said, inspection_table(found, fixed), str(found).splitlines()[-2:]
+    return said, inspection_table(found, fixed, width), str(found).splitlines()[-2:]
 
 
-def _listed(source: Any) -> tuple[dict[str, Any], Any, list[str]]:
+def _listed(source: Any, width: int) -> tuple[dict[str, Any], Any, list[str]]:
     """The same for any other checkpoint."""
     from jaxprune.app.file_tables import checkpoint_table
 
     row = lambda path, x: {"path": path, "shape": list(x.shape), "dtype": x.dtype.name, "bytes": x.nbytes}
     said = {"kind": source.kind, "rows": [row(path, x) for path, x in source.tensors.items()]}
-    return said, checkpoint_table(source), list(source.notes)
+    return said, checkpoint_table(source, width), list(source.notes)
 
 
 def restore(
@@ -99,7 +100,8 @@ def diff(
             print_json({"total": total.to_dict(), "leaves": [row.to_dict() for row in rows]})
         else:
             if not total.same:
-                console().print(diff_table([row for row in rows if not row.same], total))
+                screen = console()
+                screen.print(diff_table([row for row in rows if not row.same], total, screen.width))
             print("\n".join(diff_lines(rows, total)))
         if not total.same:
             raise typer.Exit(FOUND)
