@@ -358,6 +358,17 @@ def test_inspect_says_predicted_and_real_bytes(torch):
     )
 
 
+def test_of_two_checkpoints_the_damaged_one_is_named(torch):
+    out, _ = compress(torch, RULE)
+    damaged = bytearray(out.read_bytes())
+    damaged[-1] ^= 1
+    bad = out.with_name("bad.jpz")
+    bad.write_bytes(damaged)
+    for pair in ((bad, out), (out, bad)):
+        result = call("diff", *pair)
+        assert result.exit_code == 2 and result.stderr.startswith(f"error: {bad}: leaf 'linear.weight'")
+
+
 def test_compress_verify_finds_damage(torch, monkeypatch):
     add = streaming.Stream.add
     wrong = lambda self, keys, x: add(self, keys, x + 1 if keys == ("linear.bias",) else x)

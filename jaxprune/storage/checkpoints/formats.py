@@ -38,9 +38,22 @@ def open_checkpoint(path: Any) -> Iterator[Checkpoint]:
       ...     print(checkpoint.kind, list(checkpoint.tensors), checkpoint.read("params/dense/kernel")[1])
       npz ['params/dense/kernel'] [0. 1.]
     """
+    with contextlib.ExitStack() as stack:
+        with _naming(path):
+            checkpoint = stack.enter_context(READ[kind_of(path)](path))
+
+        def read(leaf: str, into: Any = None) -> Any:
+            with _naming(path):
+                return checkpoint.read(leaf, into)
+
+        yield checkpoint._replace(read=read)
+
+
+@contextlib.contextmanager
+def _naming(path: Any) -> Iterator[None]:
+    """An error says of which file it is: of two that are open, the one that was read."""
     try:
-        with READ[kind_of(path)](path) as checkpoint:
-            yield checkpoint
+        yield
     except FormatError as e:
         raise FormatError(f"{os.fspath(path)}: {e}") from None
 
