@@ -71,10 +71,14 @@ def needed(contents: Contents, wanted: Collection[Leaf], made: Callable[[Any, Gr
 def stored_bytes(contents: Contents) -> Iterator[int]:
     """Bytes of data of each leaf, in order: its own streams, and of a bank the part that its symbols are of all.
 
-    A manifest does not tell which symbols of a bank cost more. Together it is all of the data.
+    A manifest does not tell which symbols of a bank cost more. Together it is all of the data: a leaf that is tied to
+    an earlier one takes none.
     """
     parts = [shares(bank.length, (math.prod(row.shape) for row in bank.rows)) for bank in contents.banks]
     for leaf in contents.leaves:
+        if leaf.tied is not None:
+            yield 0
+            continue
         yield leaf.length + sum(parts[row.bank][row.offset] for row in rows(leaf.node) if row.bank >= 0)
 
 

@@ -121,6 +121,7 @@ NONZERO = 0  # in the place of a mask: it is True where the integers below it ar
 ALIGNED = "CDPQB"  # kinds between such a mask and its integers
 GROUP = "G"  # Common: a codebook, and the tree whose leaves share it
 LIST, TUPLE, INT_KEYS, NOT_FINITE = "l", "t", "i", "x"
+TIED = "@"  # a leaf that is an earlier one (of version 2)
 NOT_FINITE_TEXTS = ("nan", "inf", "-inf")
 INT_STATICS = {"axis": (-MAX_RANK, -1), "rank": (1, MAX_RANK), "bits": (1, 64), "signed": (0, 1)}
 
@@ -190,13 +191,15 @@ class Code:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """A leaf of the user's tree: a `Code`, a `Row` or `Array`, or a number; in a file, also where its bytes are."""
+    """A leaf of the user's tree: a `Code`, a `Row` or `Array`, or a number; in a file, also where its bytes are, and
+    the path of the earlier leaf whose bytes they are, if there is one."""
 
     path: str
     node: Any
     offset: int = 0
     length: int = 0
     crc: int = 0
+    tied: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -80,6 +80,8 @@ def _row(leaf: Leaf, group: Group | None, stored: int) -> LeafInfo:
         return LeafInfo(leaf.path, type(node).__name__, (), type(node).__name__, 0, 0, ())
     shape, dtype = dense(node, shared(group))
     codecs = tuple(dict.fromkeys(CODECS[row.codec] for row in rows(node)))
+    if leaf.tied is not None:
+        codecs = (f"= {leaf.tied}",)
     return LeafInfo(leaf.path, _kind(node), shape, DTYPES[dtype].name, dense_bytes(node, group), stored, codecs)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import jax
+import numpy as np
 
 from jaxprune.core.arrays import Common
 from jaxprune.core.tree import nearest
@@ -26,6 +27,8 @@ class Loading:
         self.pattern = None if only is None else re.compile(only)
         self.wanted = self.selection()
         self.codebooks: dict[Group, Any] = {}
+        self.tied_to = {id(leaf.node) for leaf in contents.leaves if leaf.tied is not None}
+        self.made: dict[int, Any] = {}  # by the node, of leaves that others are tied to
         self.afford(max_bytes)
 
     def run(self, like: Any) -> Any:
@@ -53,6 +56,15 @@ class Loading:
             raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
 
     def leaf(self, leaf: Leaf, group: Group | None) -> Any:
+        """A leaf's value; leaves that are tied are one object, but for NumPy's arrays, which can be written to."""
+        if id(leaf.node) not in self.tied_to:
+            return self.decoded(leaf, group)
+        if id(leaf.node) not in self.made:
+            self.made[id(leaf.node)] = self.decoded(leaf, group)
+            return self.made[id(leaf.node)]
+        return jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, self.made[id(leaf.node)])
+
+    def decoded(self, leaf: Leaf, group: Group | None) -> Any:
         node = self.decoder.read(leaf, shared(group))
         return parts.from_node(node, self.as_, self.codebook(group) if group and self.as_ != "compressed" else None)
 

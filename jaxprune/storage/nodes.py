@@ -29,6 +29,7 @@ class Nodes:
     def __init__(self, tables: list[tuple[float, ...]], banks: int, crcs: list[int], last_codec: int = f.LZMA):
         self.grids = tables
         self.last_codec = last_codec
+        self.untied: list[Leaf] = []  # the leaves that have arrays of their own
         self.banks: list[list[Row]] = [[] for _ in range(banks)]
         self.crcs = iter(crcs)
         self.offset = 0
@@ -66,6 +67,8 @@ class Nodes:
         return Group(path, codebook, self.node(x[2], keys, dense(codebook.node)))
 
     def leaf(self, x: Any, path: str, shared: Shaped | None) -> Leaf:
+        if type(x) is list and x[:1] == [f.TIED]:
+            return self.tied(x, path, shared)
         start = self.offset
         crc: int | None = 0
         try:
@@ -78,6 +81,20 @@ class Nodes:
         except FormatError as e:
             raise FormatError(f"leaf {path!r}: {e}") from None
         self.leaves.append(Leaf(path, node, start, self.offset - start, crc))
+        if isinstance(node, Row | Code):
+            self.untied.append(self.leaves[-1])
+        return self.leaves[-1]
+
+    def tied(self, x: list[Any], path: str, shared: Shaped | None) -> Leaf:
+        """A leaf whose arrays are those of an earlier one."""
+        try:
+            if len(x) != 2 or self.last_codec < f.PLANES:
+                raise FormatError(f"{str(x)[:40]} names no earlier leaf")
+            first = self.untied[integer(x[1], 0, len(self.untied) - 1, "number of an earlier leaf")]
+            dense(first.node, shared)
+        except FormatError as e:
+            raise FormatError(f"leaf {path!r}: {e}") from None
+        self.leaves.append(Leaf(path, first.node, first.offset, first.length, first.crc, first.path))
         return self.leaves[-1]
 
     def part(self, x: Any, mask: Shape | None, depth: int) -> Any:

@@ -9,7 +9,8 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from itertools import compress
+from typing import Any, NamedTuple
 
 from jaxprune.storage import format as f
 from jaxprune.storage import streams
@@ -17,6 +18,7 @@ from jaxprune.storage.accounting import shares
 from jaxprune.storage.format import DTYPES, KINDS, Array, Code, Group, Leaf
 from jaxprune.storage.grouping import arrays_of, batches, elements, groups
 from jaxprune.storage.streams import Buffer
+from jaxprune.storage.tied import Ties
 from jaxprune.storage.trees import to_nodes
 
 Sink = Callable[[Buffer], Any]
@@ -26,7 +28,7 @@ def encode(tree: Any, metadata: dict[str, Any] | None) -> list[Any]:
     """The file that holds a tree, in pieces to be written one after another."""
     data: list[Buffer] = []
     banks: list[Buffer] = []
-    writer = Writer(data.append, banks.append)
+    writer = Writer(data.append, banks.append, held=True)
     nodes = to_nodes(tree)
     for leaf in _leaves(nodes):
         writer.add(leaf)
@@ -45,8 +47,13 @@ def predicted_bytes(tree: Any) -> int:
 
 
 def predicted_of(leaves: Iterable[Leaf]) -> list[int]:
-    """`predicted_bytes` of each of the leaves of a file; of a bank they have parts as `accounting` gives them."""
-    return [size for batch in batches(leaves) for size in _predicted(batch)]
+    """`predicted_bytes` of each of the leaves of a file. Of a bank they have parts as `accounting` gives them; a leaf
+    that is tied to an earlier one takes none."""
+    ties = Ties(held=True)
+    every = list(leaves)
+    firsts = [ties.first(leaf) is None for leaf in every]
+    sizes = iter([size for batch in batches(compress(every, firsts)) for size in _predicted(batch)])
+    return [next(sizes) if first else 0 for first in firsts]
 
 
 def _predicted(batch: list[Leaf]) -> Iterator[int]:
@@ -71,6 +78,12 @@ def _leaves(node: Any) -> Iterator[Leaf]:
             yield from _leaves(kid)
 
 
+class _Tied(NamedTuple):
+    """In the place of a leaf's node: the number of the earlier leaf that it is."""
+
+    first: int
+
+
 class Writer:
     """Encodes leaves in order, hands the bytes on, and keeps what the manifest says of them.
 
@@ -78,8 +91,9 @@ class Writer:
     and `banks` those of the batch's banks, which follow all leaves in the file.
     """
 
-    def __init__(self, data: Sink, banks: Sink) -> None:
+    def __init__(self, data: Sink, banks: Sink, *, held: bool = False) -> None:
         self.data, self.banks = data, banks
+        self._ties = Ties(held)  # whether all leaves stay in memory until the end
         self.said: list[Any] = []  # of each leaf
         self.crcs: list[int] = []
         self.bank_crcs: list[int] = []
@@ -95,6 +109,10 @@ class Writer:
 
     def add(self, leaf: Leaf) -> None:
         """Takes the next leaf."""
+        first = self._ties.first(leaf)
+        if first is not None:
+            self.last_codec = max(self.last_codec, f.PLANES)  # such a leaf is of version 2, too
+            leaf = Leaf(leaf.path, _Tied(first))
         n = elements(leaf)
         if self._elements + n > f.MOST_BANK:
             self._write()
@@ -133,6 +151,8 @@ class Writer:
         self._batch, self._elements = [], 0
 
     def _leaf(self, x: Any) -> Any:
+        if isinstance(x, _Tied):
+            return [f.TIED, x.first]
         if isinstance(x, float) and not math.isfinite(x):
             return [f.NOT_FINITE, str(x)]
         if not isinstance(x, Array | Code):
