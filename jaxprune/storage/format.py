@@ -25,9 +25,9 @@ MAX_RANK = 32
 MAX_SIZE = 1 << 48  # elements of one array, counting axes of length 0 as 1
 MAX_TEXT = 1000
 
-RAW, BITS, RANS, CONTEXT, PLANES, LZMA = range(6)
-CODECS = ("raw", "bits", "rans", "context", "planes", "lzma")
-LAST_CODEC = {1: CONTEXT, 2: LZMA}  # of each version
+RAW, BITS, RANS, CONTEXT, PLANES, LZMA, ESCAPE = range(7)
+CODECS = ("raw", "bits", "rans", "context", "planes", "lzma", "escape")
+LAST_CODEC = {1: CONTEXT, 2: ESCAPE}  # of each version
 MAX_WIDTH = 32  # of the bits codec
 MAX_ALPHABET = 4096  # of the rans codec
 MAX_TABLES = 64  # of a bank of the context codec

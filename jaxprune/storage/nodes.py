@@ -26,7 +26,7 @@ def grids(said: Any) -> list[tuple[float, ...]]:
 class Nodes:
     """Turns the manifest's JSON into nodes; offsets are running sums, checksums are taken in order."""
 
-    def __init__(self, tables: list[tuple[float, ...]], banks: int, crcs: list[int], last_codec: int = f.LZMA):
+    def __init__(self, tables: list[tuple[float, ...]], banks: int, crcs: list[int], last_codec: int = f.ESCAPE):
         self.grids = tables
         self.last_codec = last_codec
         self.untied: list[Leaf] = []  # the leaves that have arrays of their own

@@ -4,6 +4,7 @@
     1 bits   base, u8 width, then each symbol in `width` bits, lowest bit first; the last byte is padded with zeros
     2 rans   base, lanes, 2 (k − 1) + d, the k frequencies (of 4096), then the stream of `numerics.rans`
     4 planes, 5 lzma   floats of 16 bits and more: see `planes`
+    6 escape           integers of which a few lie far from the others: see `escape`
 
 Symbols are the words less `base`, their smallest. Integers are varints (7 bits a byte, the lowest first; `base` is
 zigzagged), and the table is deflated when d = 1. Floats of 16 bits and more have bits of width 0 only (all alike, bit
@@ -18,11 +19,13 @@ import numpy as np
 
 from ..numerics import codes, rans
 from ..numerics import lanes as coder
-from . import planes
-from .format import BITS, LZMA, MAX_ALPHABET, MAX_WIDTH, PLANES, RANS, RAW, Dtype, FormatError
+from . import escape, planes
+from .format import BITS, DTYPES, ESCAPE, LZMA, MAX_ALPHABET, MAX_WIDTH, PLANES, RANS, RAW, Dtype, FormatError
 from .integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
 
+LEAST_ESCAPED = 1 << 8  # range of words from which escapes are tried
 CHUNK = 1 << 16  # symbols packed at a time: whole bytes, and little memory
+ABOUT = (RANS, ESCAPE)  # codecs whose plans' sizes are predictions
 NAMED = 8  # bytes that a manifest takes to name a codec and a length: what planes have to save at least
 
 
@@ -48,12 +51,12 @@ def encode(words: np.ndarray, dtype: Dtype) -> tuple[int, Iterable[Buffer], int]
 def _encode_discrete(words: np.ndarray, dtype: Dtype) -> tuple[int, Any, int]:
     plans = _plans(words, dtype)
     predicted = min(plan.size for plan in plans)
-    best = min((plan for plan in plans if plan.codec != RANS), key=lambda plan: plan.size)  # sizes that are exact
-    for plan in plans:
-        if plan.codec == RANS and plan.size <= 1.02 * predicted + 16:
+    best = min((plan for plan in plans if plan.codec not in ABOUT), key=lambda plan: plan.size)
+    for plan in sorted((plan for plan in plans if plan.codec in ABOUT), key=lambda plan: plan.size):
+        if plan.size <= 1.02 * predicted + 16:
             octets: Any = plan.write()
             if len(octets) < best.size:
-                return RANS, octets, predicted
+                return plan.codec, octets, predicted
     return best.codec, best.write(), predicted
 
 
@@ -70,6 +73,8 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
         return np.frombuffer(buffer, "<" + dtype.word).astype(dtype.word, copy=False)
     if codec in (PLANES, LZMA) and not dtype.discrete:
         return planes.decode(buffer, n, dtype.word) if codec == PLANES else planes.decode_lzma(buffer, n, dtype.word)
+    if codec == ESCAPE and dtype.discrete:
+        return _read_escape(buffer, n, dtype)
     if codec not in (BITS, RANS):
         raise FormatError(f"the codec {codec} is none of one array of {dtype.name}")
     base, at = varint(buffer, 0)
@@ -93,7 +98,11 @@ def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
         return raw
     head, symbols, width = leb(zigzag(base)), _less(words, base, top), top.bit_length()
     plans = [*raw, Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
-    return plans + _rans(head, symbols, top, min(plan.size for plan in plans)) if 0 < top < MAX_ALPHABET else plans
+    if 0 < top < MAX_ALPHABET:
+        plans += _rans(head, symbols, top, min(plan.size for plan in plans))
+    if LEAST_ESCAPED <= top < escape.MOST_RANGE:
+        plans += _escape(words, symbols, base, top, dtype, min(plan.size for plan in plans))
+    return plans
 
 
 def _float_plans(words: np.ndarray) -> list[Plan]:
@@ -151,6 +160,39 @@ def _rans(head: bytes, symbols: np.ndarray, top: int, best: int) -> list[Plan]:
     # A lane's state of 32 bits starts with 16 that say nothing, and ends with 8 on average that filled no word.
     size = len(head) + 4 * lanes + round(max(0.0, information - 8 * lanes) / 8)
     return [Plan(RANS, size, lambda: head + coder.encode(symbols, freqs, lanes))]
+
+
+def _escape(words: np.ndarray, symbols: np.ndarray, base: int, top: int, dtype: Dtype, best: int) -> list[Plan]:
+    """The plan for escapes, unless it takes more than the best without."""
+    listed = escape.listed(_counts(symbols, top + 1), base)
+    if listed is None or listed.bits / 8 >= best:
+        return []
+    head = escape.write_list(listed.words)
+    symbols, escaped = escape.split(words, listed.words)
+    coded = _rans(leb(0), symbols, listed.words.size, 1 << 62)[0]
+    apart = min((plan for plan in _plans(escaped, dtype) if plan.codec in (RAW, BITS)), key=lambda plan: plan.size)
+
+    def write() -> bytes:
+        stream: Any = coded.write()
+        rest: Any = apart.write()
+        return head + leb(len(stream)) + bytes(stream) + bytes([apart.codec]) + bytes(rest)
+
+    return [Plan(ESCAPE, len(head) + 4 + coded.size + apart.size, write)]
+
+
+def _read_escape(buffer: Buffer, n: int, dtype: Dtype) -> np.ndarray:
+    listed, rest = escape.read_list(buffer, *dtype.words)
+    length, at = varint(rest, 0)
+    stream, rest = rest[at : at + length], rest[at + length :]
+    if not len(rest) or rest[0] not in (RAW, BITS):
+        raise FormatError("the stream of escaped words is truncated, or neither raw nor bits")
+    symbols = decode(stream, n, RANS, DTYPES["u2"])
+    if symbols.max(initial=0) > listed.size:
+        raise FormatError(f"the symbol {symbols.max()} of {listed.size} words and an escape")
+    words = np.append(listed, 0).astype(dtype.word)[symbols]
+    outside = symbols == listed.size
+    words[outside] = decode(rest[1:], int(np.count_nonzero(outside)), rest[0], dtype)
+    return words
 
 
 def _counts(symbols: np.ndarray, k: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Floats in planes: every bit comes back, whatever it means; small where something can be saved; hostile streams."""
 
+import contextlib
 import struct
 import zlib
 
@@ -136,7 +137,9 @@ STREAM = b"".join(planes.encode(WEIGHTS.ravel()[:5000].view(np.uint32)))
 SPARSE = b"".join(planes.encode(zeroed(WEIGHTS, 0.8).ravel()[:5000].view(np.uint32)))
 PALETTE = b"".join(planes.encode(ARRAYS["1,000 values"][:9000].view(np.uint32)))
 LZMA = b"".join(planes.encode_lzma(WEIGHTS.ravel()[:5000].view(np.uint32), 1e9) or [])
-KINDS = ["planes", "sparse", "palette", "lzma"]
+KINDS = ["planes", "sparse", "palette", "lzma", "escape"]
+TAILS = np.rint(3 * RNG.standard_cauchy(5000)).clip(-32767, 32767).astype(np.int16)
+ESCAPED = b"".join(streams.encode(TAILS, f.DTYPES["i2"])[1])
 BOMB = zlib.compress(bytes(1 << 24), 9, -15)
 
 
@@ -180,15 +183,28 @@ def test_hostile_lzma(stream):
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.sampled_from(KINDS), st.integers(0, 2**31), st.integers(1, 255), st.booleans())
 def test_mutated_streams_give_words_or_a_format_error(kind, place, change, cut):
-    stream = bytearray({"planes": STREAM, "sparse": SPARSE, "palette": PALETTE, "lzma": LZMA}[kind])
+    stream = bytearray({"planes": STREAM, "sparse": SPARSE, "palette": PALETTE, "lzma": LZMA, "escape": ESCAPED}[kind])
     n = 9000 if kind == "palette" else 5000
     stream[place % len(stream)] ^= change
     octets = bytes(stream[: place % len(stream)] if cut else stream)
+    if kind == "escape":
+        octets = octets or b"\0"
+        with contextlib.suppress(FormatError):
+            assert streams.decode(octets, n, f.ESCAPE, f.DTYPES["i2"]).size == n
+        return
     try:
         words = planes.decode_lzma(octets, n, "u4") if kind == "lzma" else planes.decode(octets, n, "u4")
     except FormatError:
         return
     assert words.size == n
+
+
+@pytest.mark.parametrize("words", [b"", b"\0", b"\2\0", b"\2" * 5000, b"\xff" * 12, b"\xff\xff\xff\xff\x0f"])
+def test_hostile_lists_of_frequent_words(words):
+    deflated = zlib.compress(words, 9, -15)
+    octets = bytes([len(deflated)]) + deflated + ESCAPED[-200:]
+    with pytest.raises(FormatError):
+        streams.decode(octets, 5000, f.ESCAPE, f.DTYPES["i2"])
 
 
 def test_a_damaged_byte_is_found(tmp_path):
