@@ -1,16 +1,17 @@
 """Accuracy at 2.1 times fewer operations without a gradient step: what each part of `jp.reconstruct` adds.
 
 Four networks: the CIFAR-10 ResNet-20 and ResNet-56, a residual CNN without any norm and a GRU that reads the rows of a
-digit (both on MNIST, trained here from a seed). Units inside the blocks are ranked by group L2 and cut; what is left is
-repaired with 1,024 training images, without labels:
+digit (both on MNIST, trained here from a seed). Units inside the blocks are ranked and cut; what is left is repaired
+with 1,024 training images, without labels:
 
     cut       as it is
     weights   weights alone, each layer to its own output (ridge 1e-3)
     biases    with biases and the means of norms
     streams   and what is added to a stream corrects the error of the stream
 
-and, repaired in the last way, units cut at random, and blocks left out too (depth=True) where there are some. Each draw
-takes other images. Nothing is chosen by the test set, which is looked at once for each figure.
+The ranking is group L2 of the weights (magnitude), or of |w| √E[x²] on the same images (contribution: Wanda's score);
+random is the control, and blocks is contribution with depth=True. Each draw takes other images. Nothing is chosen by
+the test set, which is looked at once for each figure.
 
 JAXPRUNE_DATA=data python -m experiments.structured.reconstruction [--folder FOLDER] [--networks NAME,NAME]
 """
@@ -34,7 +35,7 @@ from experiments import resnet
 from experiments.data import mnist
 from experiments.distillation.common import plus_minus, remembered, save, show, summary
 from experiments.distillation.recovery_task import cifar
-from experiments.structured.resnet56 import STREAMS, kernels
+from experiments.structured.resnet56 import kernels
 
 HERE = pathlib.Path(__file__).parent
 SETTINGS: dict[str, Any] = {
@@ -42,8 +43,9 @@ SETTINGS: dict[str, Any] = {
     "images": 1024,
     "batch": 128,
     "draws": [0, 1, 2],
-    "one_draw": ["resnet56"],
-    "steps": 1500,
+    "examples": 128,
+    "slow": ["resnet20", "resnet56"],
+    "steps": 600,
     "rate": 2e-3,
     "train_batch": 64,
 }
@@ -62,7 +64,7 @@ class Network(NamedTuple):
       apply: (params, images) -> logits.
       params: trained.
       train, test: (images as `apply` takes them, labels).
-      keep: what `jp.shrink` keeps whole.
+      inside: the leaves whose units may go, those inside the blocks: the streams stay whole.
       deep: whether it has blocks that can be left out.
     """
 
@@ -70,7 +72,7 @@ class Network(NamedTuple):
     params: Any
     train: tuple[Any, Any]
     test: tuple[Any, Any]
-    keep: dict[str, Any]
+    inside: str | None
     deep: bool
 
 
@@ -153,12 +155,12 @@ def network(name: str, settings: Any, home: pathlib.Path) -> Network:
     if name.startswith("resnet"):
         data = cifar(home)
         params = resnet.load(home / f"{name}.npz")
-        return Network(resnet.apply, params, data["train"], data["test"], STREAMS, True)
+        return Network(resnet.apply, params, data["train"], data["test"], r".*\.bn1/scale", True)
     train, _, test = mnist()
     init, apply = (cnn_params, cnn) if name == "cnn" else (gru_params, gru)
     params = trained(apply, init(jax.random.key(0)), train, settings)
-    keep = {r"first/.*": 1.0} if name == "cnn" else {}
-    return Network(apply, params, train, test, keep, name == "cnn")
+    inside = r"up\d/.*" if name == "cnn" else None
+    return Network(apply, params, train, test, inside, name == "cnn")
 
 
 def images_of(net: Network, settings: Any, draw: int) -> Any:
@@ -180,20 +182,26 @@ def accuracy(apply: Callable[..., Array], params: Any, test: Any, batch: int = 2
     return 100 * float(np.concatenate(right).mean())
 
 
+def batches_of(images: Any, settings: Any) -> list[tuple[Any]]:
+    n = settings["batch"]
+    return [(images[i : i + n],) for i in range(0, len(images) - n + 1, n)]
+
+
 def cut(net: Network, units: str, images: Any, settings: Any, draw: int) -> Any:
     """The network with a share of its operations left."""
-    score = jp.scores.magnitude(net.params)
     if units == "random":
         score = jp.scores.random(net.params, key=jax.random.key(draw))
-    how: dict[str, Any] = {"score": kernels(score), "keep": net.keep, "approximate": units != "blocks"}
-    if units == "blocks":
-        how |= {"depth": True}
-    return jp.shrink(net.apply, net.params, images[: settings["batch"]], flops=settings["flops"], **how)
+    elif units == "magnitude":
+        score = jp.scores.magnitude(net.params)
+    else:
+        score = jp.scores.wanda(jp.input_rms(net.apply, net.params, batches_of(images, settings)))(net.params)
+    how: dict[str, Any] = {"score": kernels(score), "where": net.inside, "approximate": not net.deep}
+    examples = images[: settings["examples"]] if units == "blocks" else images[:2]
+    return jp.shrink(net.apply, net.params, examples, flops=settings["flops"], depth=units == "blocks", **how)
 
 
 def repaired(net: Network, thin: Any, images: Any, settings: Any, repair: str) -> Any:
-    n = settings["batch"]
-    batches = [(images[i : i + n],) for i in range(0, len(images) - n + 1, n)]
+    batches = batches_of(images, settings)
     return jp.reconstruct(net.apply, net.params, thin.plan, batches, **REPAIRS[repair]).params
 
 
@@ -209,14 +217,16 @@ def run(net: Network, units: str, repair: str, settings: Any, draw: int) -> dict
 
 
 def arms(name: str, net: Network, settings: Any) -> list[tuple[str, str, int]]:
-    """(units, repair, draw) of all figures."""
+    """(units, repair, draw) of all figures; of the ResNets only the full repair of ranked units takes every draw."""
+    kinds = [("magnitude", "streams"), ("contribution", "streams"), ("magnitude", "weights"), ("magnitude", "biases")]
+    kinds += [("random", "streams")]
+    kinds += [("blocks", "streams")] if net.deep else []
     draws = settings["draws"]
-    few = draws[:1] if name in settings["one_draw"] else draws
     found = [("magnitude", "cut", draws[0])]
-    found += [("magnitude", "streams", draw) for draw in draws]
-    found += [("magnitude", repair, draw) for repair in ("weights", "biases") for draw in few]
-    found += [("blocks", "streams", draw) for draw in few] if net.deep else []
-    return found + [("random", "streams", draw) for draw in few]
+    for units, repair in kinds:
+        slow = name in settings["slow"] and (repair != "streams" or units in ("random", "blocks"))
+        found += [(units, repair, draw) for draw in (draws[:1] if slow else draws)]
+    return found
 
 
 def measured(name: str, net: Network, settings: Any, path: pathlib.Path | None = None) -> dict[str, Any]:

@@ -4,7 +4,7 @@
     a loss    loss(f without the block) − loss(f)
 
 What an addition alone uses is found on the jaxpr (`transforms/axes/blocks.py`). A block is one unit that is there or
-not, a scan over n layers n units; `shrink` ranks them with the units of widths.
+not, a scan over n layers n units; how many of them go beside units of widths, `mixing` says.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +33,8 @@ class Depth(NamedTuple):
         what the loss gains without it; or {regular expression for paths: a number, or one a layer}, which chooses too.
       least, most: the share of the operations of f that one carries; others stay.
       only: nothing else is cut: no widths.
+      repaired: where blocks and units share a budget: whether the plans that leave out none, one, two, four, … blocks
+        are compared after a refit to the examples (`jp.reconstruct`), as they should be; False is quicker.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
@@ -47,6 +49,7 @@ class Depth(NamedTuple):
     least: float = 0.0
     most: float = 1.0
     only: bool = False
+    repaired: bool = True
 
 
 class Unit(NamedTuple):
@@ -146,9 +149,9 @@ def scored(
     if isinstance(depth.score, Mapping):
         made = _by_path(there, depth.score)
     elif callable(depth.score):
-        made = _by_loss(found, there, depth.score, _values(tree, calls[0][1]))
+        made = _by_loss(found, there, depth.score, values_of(tree, calls[0][1]))
     elif depth.score == "cosine":
-        made = _by_cosine(found, there, [_values(tree, given) for _, given in calls])
+        made = _by_cosine(found, there, [values_of(tree, given) for _, given in calls])
     else:
         raise ValueError(f'depth: score={depth.score!r} is none of "cosine", a function of outputs, {{path: number}}')
     for unit, values in made:
@@ -176,7 +179,8 @@ def ranks(values: Sequence[np.ndarray], scope: Scope, normalize: Normalize) -> l
     return np.split(rank, np.cumsum([len(v) for v in values])[:-1])
 
 
-def _values(tree: Any, args: tuple[Any, ...]) -> list[Any]:
+def values_of(tree: Any, args: tuple[Any, ...]) -> list[Any]:
+    """The inputs of a walked function; noise where only shapes are given."""
     return [*jax.tree.leaves(tree), *(concrete(x) for x in jax.tree.leaves(args) if hasattr(x, "dtype"))]
 
 
@@ -216,9 +220,14 @@ def _by_cosine(found: Groups, there: Sequence[Unit], given: Sequence[list[Any]])
     return [(there[k], values) for k, values in sorted(made.items())]
 
 
-def _by_loss(found: Groups, there: Sequence[Unit], loss: Callable[[Any], Any], values: list[Any]) -> list[Any]:
-    """loss(f without it) − loss(f), of each; one compilation."""
-    program, tree, sites = found.programs[0], found.traced[0].tree, []
+def switchable(program: Any, values: list[Any]) -> Callable[[list[Any], Narrow], list[Any]]:
+    """(inputs, what is kept) -> the results of a function whose blocks and layers are on as that says; compiled once.
+
+    Args:
+      program: of the function.
+      values: of its inputs, for their shapes.
+    """
+    sites: list[Axis] = []
 
     def note(e: Axis) -> Any:
         sites.append(e)
@@ -227,13 +236,24 @@ def _by_loss(found: Groups, there: Sequence[Unit], loss: Callable[[Any], Any], v
     jax.eval_shape(lambda values: switched(program, values, note)[0], values)
 
     @jax.jit
-    def run(values: list[Any], flags: list[Any]) -> Any:
+    def compiled_once(values: list[Any], flags: list[Any]) -> list[Any]:
         on = iter(flags)
-        return loss(jax.tree.unflatten(tree, switched(program, values, lambda e: next(on))[0]))
+        return switched(program, values, lambda e: next(on))[0]
+
+    def run(values: list[Any], narrow: Narrow) -> list[Any]:
+        return compiled_once(values, [jnp.asarray(narrow.mask(e)) for e in sites])
+
+    return run
+
+
+def _by_loss(found: Groups, there: Sequence[Unit], loss: Callable[[Any], Any], values: list[Any]) -> list[Any]:
+    """loss(f without it) − loss(f), of each; one compilation."""
+    tree = found.traced[0].tree
+    run = switchable(found.programs[0], values)
 
     def of(keep: dict[Var, np.ndarray]) -> float:
         narrow = Narrow({settled(v): kept for v, kept in keep.items()})
-        found = run(values, [jnp.asarray(narrow.mask(e)) for e in sites])
+        found = loss(jax.tree.unflatten(tree, run(values, narrow)))
         if np.shape(found):
             raise ValueError(f"depth: score gives a loss of shape {np.shape(found)}: it must return one number")
         return float(found)

@@ -11,11 +11,12 @@ import numpy as np
 
 from jaxprune.core.where import Slot, Where, is_float, leaf_path, weights
 from jaxprune.structure import budget, cost, depth
-from jaxprune.structure.depth import Depth
+from jaxprune.structure.depth import Depth, values_of
 from jaxprune.structure.frozen import refuse_frozen
 from jaxprune.structure.greedy import Path, candidates
 from jaxprune.structure.importance import Normalize, Reduce, Scope, comparable
 from jaxprune.structure.latency import Model
+from jaxprune.structure.mixing import Tried, best, counts, output_change
 from jaxprune.structure.near import NEAR, Fill, near_budget
 from jaxprune.structure.plan import Plan
 from jaxprune.structure.progress import progress
@@ -99,11 +100,13 @@ class Planned(NamedTuple):
       plan: what is kept.
       pace: its time, where that was asked for.
       short: what kept it from coming near the budget; empty where it did.
+      tried: the plans that were compared, where blocks and units share a budget.
     """
 
     plan: Plan
     pace: Pace | None = None
     short: str = ""
+    tried: tuple[Tried, ...] = ()
 
 
 def planned(
@@ -132,9 +135,62 @@ def planned(
     if watch is not None and ("latency" in wanted or how.paced):
         return _paced(found, cuts, wanted, how, watch)
     order = budget.steps(cuts.ranks, cuts.bounds(how.keep), cuts.rounded)
-    must, fill = _must(order), _fill(found, cuts, wanted)
-    taken = near_budget(order, _taken(found, cuts, order, wanted), must, fill)
-    return Planned(plan_of(found, cuts.narrow(taken)), None, _short(cuts, taken, must, fill))
+    fill = _fill(found, cuts, wanted)
+    if any(cuts.deep) and not all(cuts.deep):
+        taken, must, tried = _mixed(found, cuts, order, wanted, how, values_of(tree, calls[0][1]), tree)
+    else:
+        must, tried = _must(order), ()
+        taken = near_budget(order, _taken(found, cuts, order, wanted), must, fill)
+    return Planned(plan_of(found, cuts.narrow(taken)), None, _short(cuts, taken, must, fill), tried)
+
+
+def _mixed(
+    found: Groups,
+    cuts: Cuts,
+    order: Sequence[budget.Step],
+    wanted: Mapping[str, float],
+    how: Choice,
+    values: list[Any],
+    tree: Any,
+) -> tuple[Sequence[budget.Step], int, tuple[Tried, ...]]:
+    """The steps that are taken, how many of them must be, and what was compared; see `mixing`.
+
+    Raises:
+      ValueError: no plan meets the budget.
+    """
+    assert how.depth is not None
+    fill = _fill(found, cuts, wanted)
+    forced = [step for step in order if step.rank == -np.inf]
+    free = [step for step in order if step.rank != -np.inf]
+    deep = [step for step in free if cuts.deep[step.group]]
+    wide = [step for step in free if not cuts.deep[step.group]]
+    losses = how.scope == "global" and how.normalize == "none"  # then what blocks and units cost is the same kind
+    plans = []
+    for k in [0] if losses else counts(len(deep)):
+        steps = [*forced, *deep[:k], *wide]
+        try:
+            taken = _taken(found, cuts, steps, wanted, len(forced))
+        except ValueError:
+            continue  # so few blocks and all units are not enough
+        count = min(k, taken - len(forced))
+        must = len(forced) + count
+        plans.append((count, near_budget(steps, max(taken, must), must, fill), must))
+        if count < k:
+            break  # blocks alone are enough
+    if losses or not plans:
+        taken = near_budget(order, _taken(found, cuts, order, wanted), len(forced), fill)
+        plans.append((sum(cuts.deep[step.group] for step in taken), taken, len(forced)))
+    if len(plans) < 2:
+        [(_, steps, must)] = plans
+        return steps, must, ()
+
+    def plan_after(steps: Sequence[budget.Step]) -> tuple[Plan, Narrow]:
+        narrow = cuts.narrow(steps)
+        return plan_of(found, narrow), narrow
+
+    change = output_change(found, tree, values, how.depth.repaired)
+    chosen, tried = best([(count, steps) for count, steps, _ in plans], plan_after, change)
+    return plans[chosen][1], plans[chosen][2], tried
 
 
 def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, watch: Stopwatch) -> Planned:
@@ -212,9 +268,12 @@ def _must(order: Sequence[budget.Step]) -> int:
     return sum(step.rank == -np.inf for step in order)
 
 
-def _taken(found: Groups, cuts: Cuts, order: Sequence[budget.Step], wanted: Mapping[str, float]) -> int:
-    """The smallest number of steps that meets all budgets."""
-    must, costs = _must(order), _costs(found, cuts)
+def _taken(
+    found: Groups, cuts: Cuts, order: Sequence[budget.Step], wanted: Mapping[str, float], must: int | None = None
+) -> int:
+    """The smallest number of steps that meets all budgets, and takes those that must be."""
+    must = _must(order) if must is None else must
+    costs = _costs(found, cuts)
     counts = [must]
     for name, value in wanted.items():
         after = lambda m, cost=costs[name]: cost(order[:m])

@@ -163,6 +163,36 @@ def _refuse_other_tree(params: Any, tree: Any) -> None:
         )
 
 
+def change_after(
+    program: Walked, narrow: Narrow, plan: Plan, params: Any, examples: Sequence[Any], ridge: float | None = None
+) -> float:
+    """‖y' − y‖² / ‖y‖² of the outputs y of a walked function, once what the plan leaves is refit to examples.
+
+    Args:
+      program: of the function.
+      narrow: what is kept of its variables; `plan` is the same, of the params.
+      params: before the cut.
+      examples: the arrays among the further arguments.
+      ridge: as in `reconstruct`.
+    """
+    small = {leaf_path(keys): x for keys, x in jax.tree_util.tree_flatten_with_path(plan.cut(params))[0]}
+    paths = list(shapes_of(params))
+    inputs = [([x], [small.get(path)]) for path, x in zip(paths, jax.tree.leaves(params))]
+    fit = _Fit(program, narrow, paths, inputs + [([x], [x]) for x in examples], dict(small), small, ridge)
+    fit.run()
+    large, made = fit.values.memo
+    lost = narrow.lost(program)
+    rest = whole = 0.0
+    for k, number in enumerate(fit.program.outputs):
+        [y], [new] = large[number], made.get(number) or [None]
+        if k in lost or new is None or np.shape(new) != np.shape(y) or not is_float(y):
+            continue
+        y, new = np.asarray(y, np.float64), np.asarray(new, np.float64)
+        rest += float(np.square(new - y).sum())
+        whole += float(np.square(y).sum())
+    return rest / whole if whole else 0.0
+
+
 class _Fit:
     """Runs both programs step by step, and fits each weight before its result is used."""
 
@@ -191,6 +221,7 @@ class _Fit:
         self.fitted: set[int] = set()
         self.errors: dict[str, tuple[float, float]] = {}
         self.done: dict[str, str] = {}
+        self.undone: dict[str, str] = {}
 
     def _uses(self) -> dict[tuple[str, tuple[int, ...]], list[str]]:
         """What uses each leaf, or each turn's slice of it, but to hand it on: names of primitives."""
@@ -210,6 +241,9 @@ class _Fit:
         for (path, _), uses in self.uses.items():
             products = [name for name in uses if name in CONTRACTIONS or name in LOOPS]
             if path in self.done or path not in self.params or not products:
+                continue
+            if path in self.undone:
+                why[path] = self.undone[path]
                 continue
             code = self.leaves[path]
             fixed = is_code(code) and not _is_masked(code)
@@ -252,7 +286,7 @@ class _Fit:
             if step.name in CONTRACTIONS:
                 self.fit(i, step)
             elif (cell := cell_of(step, self.narrow, self.constant)) is not None:
-                self.fit_cell(cell)
+                self.fit_cell(i, cell)
 
     # --- fitting ---
 
@@ -303,10 +337,16 @@ class _Fit:
             batches.append(Batch(x, made, self.narrow.cut(end, layer.end), beside))
         return batches
 
-    def fit_cell(self, cell: Cell) -> None:
-        """Fits the weights and biases that a scan uses in every turn."""
+    def fit_cell(self, i: int, cell: Cell) -> None:
+        """Fits the weights and biases that a scan uses in every turn; a change that makes its results worse is undone.
+
+        What a cell is fed comes from itself, so a better product at each time need not give better states.
+        """
         fittable = {n for n in cell.consts if self.leaf(moved_from(self.program, n)[0]) is not None}
         operands = [*cell.consts, *cell.carry, *cell.slices]
+        for number in cell.step.outs:
+            self.demand(number, LARGE)
+        error = self._error_of(i, cell)
         for layer, k in layers_of(cell, self.narrow, fittable):
             for number in operands:
                 self.demand(number, SMALL)
@@ -321,7 +361,29 @@ class _Fit:
             sums = sums_over_turns(cell, layer, self.narrow, both, self.ridge is None)
             leaf = self.leaf(origin)
             assert leaf is not None
+            before = [(one, self.params[one.path]) for one in (leaf, bias and bias.leaf) if one]
+            told = dict(self.errors), dict(self.done)
             self._take(layer, sums, leaf, [*outer, *inner], bias)
+            after = self._error_of(i, cell)
+            if after <= error:
+                error = after
+                continue
+            for one, old in before:
+                self._set(one, old)
+            self.errors, self.done = told
+            self.undone[leaf.path] = "its fit made the states of the scan worse, and was undone"
+
+    def _error_of(self, i: int, cell: Cell) -> float:
+        """The squared error of the results of a scan."""
+        for number in cell.step.inputs(SMALL):
+            self.demand(number, SMALL)
+        self.values.compute(i, SMALL)
+        total = 0.0
+        for number, axes in zip(cell.step.outs, cell.step.record.outs):
+            for y, new in zip(self.values.memo[LARGE][number], self.values.memo[SMALL][number]):
+                if is_float(new):
+                    total += float(jnp.square(widen(self.narrow.cut(y, axes)) - widen(new)).sum())
+        return total
 
     def _leaf_of_cell(self, cell: Cell) -> Callable[[int], Leaf | None]:
         def leaf_at(number: int) -> Leaf | None:
@@ -367,11 +429,15 @@ class _Fit:
         """Changes a leaf, or a slice of it, and drops what was computed from it."""
         memo = self.values.memo[SMALL]
         old = memo[leaf.number][0]
-        new = (widen(old) + delta.reshape(np.shape(old)).astype(np.float32)).astype(old.dtype)
-        memo[leaf.number] = [new]
+        new = widen(old) + delta.reshape(np.shape(old)).astype(np.float32)
         whole = jnp.asarray(self.params[leaf.path])
-        whole = whole.at[leaf.index].set(new.astype(whole.dtype)) if leaf.index else new.astype(whole.dtype)
+        self._set(leaf, whole.at[leaf.index].set(new.astype(whole.dtype)) if leaf.index else new.astype(whole.dtype))
+
+    def _set(self, leaf: Leaf, whole: Any) -> None:
+        """A leaf's new values, of which `leaf` may be the slice that has changed."""
+        memo = self.values.memo[SMALL]
         self.params[leaf.path] = whole
+        memo[leaf.number] = [whole[leaf.index].astype(memo[leaf.number][0].dtype)]
         memo[self.paths.index(leaf.path)] = [whole]
         self.values.forget(leaf.number, SMALL)
 

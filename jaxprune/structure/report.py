@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxprune.structure.check import FLOAT64_TOLERANCE
 from jaxprune.structure.fold import Folds
+from jaxprune.structure.mixing import Tried
 from jaxprune.structure.speed import Pace, Seconds
 from jaxprune.structure.timings import Timings
 from jaxprune.transforms.axes.blocks import Block
@@ -33,6 +34,8 @@ class Report(NamedTuple):
       folds: what was folded into biases, with `approximate="fold"` or "mean".
       short: why the budget is not used up, where units are few and large.
       odd: path -> how many weights were NaN or Inf, before and after; units that hold one go first.
+      tried: where blocks and units shared a budget: how many blocks and layers the plans left out that were compared,
+        and how much each changed the outputs.
       pace: of the time, where `latency=` or widths for the device were asked for.
     """
 
@@ -54,6 +57,7 @@ class Report(NamedTuple):
     pace: Pace | None = None
     short: str = ""
     odd: Mapping[str, tuple[int, int]] = MappingProxyType({})
+    tried: tuple[Tried, ...] = ()
 
     @property
     def latency(self) -> Seconds | None:
@@ -115,6 +119,13 @@ class Report(NamedTuple):
         if self.pace:
             seen = {"measured": self.pace.measured, "predicted": self.pace.predicted}
             lines += [f"{name:<9} {_seconds(*seconds)}" for name, seconds in seen.items() if seconds]
+        if self.tried:
+            told = ", ".join(f"{one.deep} -> {one.change:.3g}" for one in self.tried)
+            lines.append(f"compared by the change of the outputs, blocks and layers left out -> change: {told}")
+        if self.pace and self.pace.measured and not self.blocks and not any(g.layers for g, _ in self.groups):
+            lines.append(
+                "hint: blocks often save more time than widths: where f has residual blocks, compare with depth=True"
+            )
         kind = "approximate" if self.approximate else "exact"
         by = f"{self.error:.1e}{self._in_float64()}"
         lines.append(f"{kind}: differs from f with zeros in place of what was cut by {by}, relative")

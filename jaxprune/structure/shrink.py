@@ -140,9 +140,10 @@ def shrink(
       uneven: let units differ where a group always comes with another axis: each head keeps head dimensions of its own,
         each scanned layer or expert hidden units of its own, as many everywhere.
       state: outputs that are new values of params, as in `jp.axes`.
-      depth: also leave out residual blocks and layers that a scan runs over (`jp.blocks` lists them), ranked with the
-        units by how much they change the stream; a `jp.Depth` says otherwise. The result is then checked against f
-        whose streams pass them by, and leaves of the params that nothing uses any more are None.
+      depth: also leave out residual blocks and layers that a scan runs over (`jp.blocks` lists them): as many as change
+        the outputs least on `args` at this budget after a refit, none if widths alone are best; a `jp.Depth` says
+        otherwise. The result is then checked against f whose streams pass them by, and leaves of the params that
+        nothing uses any more are None. With `latency=` blocks often keep much more than widths alone.
       timings: what was measured before, for `latency` and for `round_to="device"`: `thin.report.timings` of another
         call, or `jp.Timings.load`. What it lacks is measured, by its clock.
       tolerance: the largest relative difference that the self-check allows; by default what rounding explains (1e-4,
@@ -191,13 +192,13 @@ def shrink(
         calls = [(functools.partial(g, **kw), given) for g, given in calls]
     found = axes(calls, tree, state=state, depth=bool(depth) or plan is not None)
     states = [state if any(replaces(path, state) for path in t.paths) else None for t in found.traced]
-    pace, short, odd = None, "", odd_weights(tree)
+    pace, short, odd, tried = None, "", odd_weights(tree), ()
     if plan is None:
         deep, limits = Depth() if depth is True else depth or None, dict(keep or {})
         how = Choice(score, reduce, scope, normalize, where, round_to, limits, bool(approximate), uneven, deep, odd)
         (g, given), watched = calls[0], (timings or Timings()).here()
         watch = Stopwatch(g, lambda plan: narrowed(g, plan, states[0]), tree, tuple(given), watched)
-        plan, pace, short = planned(found, tree, wanted, how, watch, calls)
+        plan, pace, short, tried = planned(found, tree, wanted, how, watch, calls)
     plan.check()
     narrow, folds = Narrow(kept(found.leaf_axes, found.programs, plan)), None
     passed = plan.blocks or any(g.layers and narrow.size(v) < g.size for g, v in zip(found.groups, found.variables))
@@ -216,7 +217,12 @@ def shrink(
     report = _report(found, plan, narrow, checks, allowed)
     nonfinite = {path: (int(at.sum()), int(plan.cut_here(path, at).sum())) for path, at in odd.items()}
     report = report._replace(
-        uneven=told(found, narrow.keep) if uneven else {}, folds=folds, pace=pace, short=short, odd=nonfinite
+        uneven=told(found, narrow.keep) if uneven else {},
+        folds=folds,
+        pace=pace,
+        short=short,
+        odd=nonfinite,
+        tried=tried,
     )
     report.raise_if_wrong(bool(approximate))
     apply = narrowed(first, plan, states[0]) if kw else small[0]
