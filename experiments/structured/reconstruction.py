@@ -17,6 +17,7 @@ JAXPRUNE_DATA=data python -m experiments.structured.reconstruction [--folder FOL
 """
 
 import argparse
+import json
 import os
 import pathlib
 import time
@@ -44,7 +45,6 @@ SETTINGS: dict[str, Any] = {
     "batch": 128,
     "draws": [0, 1, 2],
     "examples": 128,
-    "slow": ["resnet20", "resnet56"],
     "steps": 600,
     "rate": 2e-3,
     "train_batch": 64,
@@ -213,30 +213,39 @@ def run(net: Network, units: str, repair: str, settings: Any, draw: int) -> dict
     params = thin.params if repair == "cut" else repaired(net, thin, images, settings, repair)
     seconds = {"cpu_s": time.process_time() - clock, "wall_s": time.perf_counter() - wall}
     made = {"accuracy": accuracy(thin.apply, params, net.test), "flops": thin.report.flops, **seconds}
-    return made | {"blocks": [len(leaves) for leaves in thin.plan.blocks]}
+    return made | {"blocks": len(thin.plan.blocks), "tried": thin.report.tried}
 
 
-def arms(name: str, net: Network, settings: Any) -> list[tuple[str, str, int]]:
-    """(units, repair, draw) of all figures; of the ResNets only the full repair of ranked units takes every draw."""
-    kinds = [("magnitude", "streams"), ("contribution", "streams"), ("magnitude", "weights"), ("magnitude", "biases")]
-    kinds += [("random", "streams")]
-    kinds += [("blocks", "streams")] if net.deep else []
+def arms(net: Network, settings: Any) -> list[tuple[str, str, int]]:
+    """(units, repair, draw) of all figures; only the full repair of ranked units takes every draw."""
     draws = settings["draws"]
     found = [("magnitude", "cut", draws[0])]
-    for units, repair in kinds:
-        slow = name in settings["slow"] and (repair != "streams" or units in ("random", "blocks"))
-        found += [(units, repair, draw) for draw in (draws[:1] if slow else draws)]
-    return found
+    found += [(units, "streams", draw) for units in ("magnitude", "contribution") for draw in draws]
+    once = [("magnitude", "weights"), ("magnitude", "biases"), ("random", "streams")]
+    once += [("blocks", "streams")] if net.deep else []
+    return found + [(*kind, draws[0]) for kind in once]
 
 
 def measured(name: str, net: Network, settings: Any, path: pathlib.Path | None = None) -> dict[str, Any]:
     """Every figure of a network; what is done stands in the file at `path`."""
     dense = remembered(path, "dense", lambda: accuracy(net.apply, net.params, net.test))
     found: dict[str, Any] = {"dense": dense}
-    for units, repair, draw in arms(name, net, settings):
+    for units, repair, draw in arms(net, settings):
         one = remembered(path, f"{units} {repair} {draw}", partial(run, net, units, repair, settings, draw))
         found.setdefault(f"{units} {repair}", []).append({"draw": draw, **one})
         print(f"{name} {units} {repair} draw {draw}: {one['accuracy']:.2f}% ({one['cpu_s']:.0f} CPU s)", flush=True)
+    return found
+
+
+def finished(folder: pathlib.Path) -> dict[str, Any]:
+    """The figures that stand in a folder, by network, as `measured` gives them."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.json")):
+        known = json.loads(path.read_text())
+        found[path.stem] = {"dense": known.pop("dense")}
+        for name, one in known.items():
+            units, repair, draw = name.split(" ")
+            found[path.stem].setdefault(f"{units} {repair}", []).append({"draw": int(draw), **one})
     return found
 
 
@@ -244,11 +253,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--folder", type=pathlib.Path, help="of what is done: the next call goes on")
     parser.add_argument("--networks", default="cnn,gru,resnet20,resnet56")
+    parser.add_argument("--finished", action="store_true", help="report what stands in the folder, and run nothing")
     args, home = parser.parse_args(), pathlib.Path(os.environ["JAXPRUNE_DATA"])
     if args.folder is not None:
         args.folder.mkdir(parents=True, exist_ok=True)
-    found = {}
-    for name in args.networks.split(","):
+    found = finished(args.folder) if args.finished else {}
+    for name in [] if args.finished else args.networks.split(","):
         net = network(name, SETTINGS, home)
         found[name] = measured(name, net, SETTINGS, args.folder and args.folder / f"{name}.json")
     path = save("reconstruction", SETTINGS, found, HERE)

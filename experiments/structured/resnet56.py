@@ -78,10 +78,11 @@ def settled(thin: Any, images: Any) -> Any:
 
 
 def fitted(thin: Any, params: Any, images: Any, settings: Any) -> jp.Reconstruction:
-    """The smaller params, fitted to the layers of the whole network."""
+    """The smaller params, their weights fitted to the layers of the whole network."""
     n = settings["batch"]
     batches = [(images[i : i + n],) for i in starts(images, n)]
-    return jp.reconstruct(resnet.apply, params, thin.plan, batches, ridge=settings["ridge"])
+    alone = {"biases": False, "streams": False}  # `reconstruction` adds these
+    return jp.reconstruct(resnet.apply, params, thin.plan, batches, ridge=settings["ridge"], **alone)
 
 
 def cut(arm: str, params: Any, data: Any, settings: Any, seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 import jaxprune as jp
 from experiments import resnet
-from experiments.structured import resnet56, resnet56_recovery, speed, widths
+from experiments.structured import reconstruction, resnet56, resnet56_recovery, speed, widths
 
 
 def network(widths=(4, 8, 16), seed=0):
@@ -113,6 +113,23 @@ def test_budgets_of_time_and_of_operations_are_compared(tmp_path, monkeypatch):
     assert speed.measured(settings, network(), data, tmp_path) == json.loads(json.dumps(found))
     speed.plot(found, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_every_part_of_the_repair_is_measured(tmp_path):
+    settings = reconstruction.SETTINGS | {"flops": 0.6, "images": 16, "batch": 8, "draws": [0, 1], "examples": 8}
+    net = reconstruction.Network(resnet.apply, network(), images(32, 1), images(20, 2), r".*\.bn1/scale", True)
+    found = reconstruction.measured("small", net, settings, tmp_path / "small.json")
+    assert list(found) == ["dense", *(f"{units} {repair}" for units, repair in zip(*NAMES))]
+    assert all(one["flops"][1] <= 0.6 * one["flops"][0] for name in list(found)[1:] for one in found[name])
+    assert [len(found[name]) for name in list(found)[1:]] == [1, 2, 2, 1, 1, 1, 1]
+    assert json.loads(json.dumps(reconstruction.measured("small", net, settings, tmp_path / "small.json")))
+
+
+NAMES = (
+    ["magnitude", "magnitude", "contribution", "magnitude", "magnitude", "random", "blocks"],
+    ["cut", "streams", "streams", "weights", "biases", "streams", "streams"],
+)
 
 
 def test_every_width_is_timed():
