@@ -257,7 +257,7 @@ def main() -> None:
     args, home = parser.parse_args(), pathlib.Path(os.environ["JAXPRUNE_DATA"])
     if args.folder is not None:
         args.folder.mkdir(parents=True, exist_ok=True)
-    found = finished(args.folder) if args.finished else {}
+    found = finished(args.folder or pathlib.Path()) if args.finished else {}
     for name in [] if args.finished else args.networks.split(","):
         net = network(name, SETTINGS, home)
         found[name] = measured(name, net, SETTINGS, args.folder and args.folder / f"{name}.json")
