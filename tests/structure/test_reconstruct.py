@@ -343,8 +343,10 @@ def test_behind_a_block_that_is_left_out_layers_are_fitted_to_what_they_gave_wit
 
 
 def test_blocks_and_widths_at_once_and_one_after_the_other():
-    both = jp.shrink(stream, STREAM, BATCH, params=0.45, depth=jp.Depth(score={"a": 0.0}))
-    assert both.plan.blocks and any(both.plan.keep[path] for path in ("c", "d"))
+    first = jp.shrink(stream, STREAM, BATCH, ratio=0.5, depth=jp.Depth(score={"a": 0.0}, only=True)).plan
+    plan = first._replace(keep={"c": {1: np.arange(4)}, "d": {0: np.arange(4)}})
+    both = jp.shrink(stream, STREAM, BATCH, plan=plan)
+    assert both.plan.blocks and both.params["c"].shape == (6, 4)
     fitted = jp.reconstruct(stream, STREAM, both.plan, [(BATCH,)])
     assert jax.tree.map(jnp.shape, fitted.params) == jax.tree.map(jnp.shape, both.params)
     deep = jp.shrink(stream, STREAM, BATCH, ratio=0.5, depth=jp.Depth(only=True))
