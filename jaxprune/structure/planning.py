@@ -166,7 +166,7 @@ def _mixed(
     wide = [step for step in free if not cuts.deep[step.group]]
     losses = how.scope == "global" and how.normalize == "none"  # then what blocks and units cost is the same kind
     plans = []
-    for k in [0] if losses else counts(len(deep)):
+    for k in [] if losses else counts(len(deep)):
         steps = [*forced, *deep[:k], *wide]
         try:
             taken = _taken(found, cuts, steps, wanted, len(forced))
@@ -177,7 +177,7 @@ def _mixed(
         plans.append((count, near_budget(steps, max(taken, must), must, fill), must))
         if count < k:
             break  # blocks alone are enough
-    if losses or not plans:
+    if not plans:  # with losses: the user's ranking is taken as it is
         taken = near_budget(order, _taken(found, cuts, order, wanted), len(forced), fill)
         plans.append((sum(cuts.deep[step.group] for step in taken), taken, len(forced)))
     if len(plans) < 2:

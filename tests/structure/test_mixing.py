@@ -54,12 +54,12 @@ def test_widths_alone_that_miss_the_budget_are_not_compared():
         jp.shrink(stream, p, X[:2], flops=0.001, depth=True)
 
 
-def test_losses_are_ranked_together_and_compared_with_widths_alone():
+def test_losses_are_ranked_together_as_they_are():
     p = params([1, 0.1, 1, 1])
     loss = lambda outputs: jnp.square(outputs - stream(p, X[:2])).mean()
     score = {"blocks": [tuple(jnp.square(w) for w in pair) for pair in p["blocks"]], "head": None}
     thin = jp.shrink(stream, p, X[:2], flops=0.6, score=score, normalize="none", depth=jp.Depth(score=loss))
-    assert len(thin.report.tried) in (0, 2)
+    assert thin.report.tried == ()
 
 
 def test_powers_of_two_are_tried():
