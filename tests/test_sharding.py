@@ -35,6 +35,65 @@ def test_sharded_equals_unsharded(method, kind, spec):
         assert gathered(compiled.as_text()) < w.size, "the program gathers the weight"
 
 
+@pytest.mark.parametrize("method", [m for m in METHODS if m.traced], ids=lambda m: m.name)
+def test_no_mesh_need_be_set(method):
+    """`jax.make_mesh` gives Explicit axes, and most code has no `jax.set_mesh` around it. Inside and outside mix."""
+    devices = mesh(AxisType.Explicit)
+    w = jax.device_put(normal((64, 64), 3), NamedSharding(devices, P("x", None)))
+    init = jax.jit(method.compression.init)
+    outside = init({"kernel": w})
+    dense = jp.materialize(outside)["kernel"]
+    with jax.set_mesh(devices):
+        inside = jax.jit(method.compression.init)({"kernel": w})
+        np.testing.assert_array_equal(np.asarray(jax.jit(jp.materialize)(outside)["kernel"]), np.asarray(dense))
+    np.testing.assert_array_equal(np.asarray(jp.materialize(inside)["kernel"]), np.asarray(dense))
+
+
+EAGER = {
+    "4 bits": jp.quantize(bits=4),
+    "groups": jp.quantize(group=8),
+    "nf4": jp.quantize(kind="nf4"),
+    "clusters": jp.cluster(4),
+    "2:4": jp.prune(pattern=jp.patterns.n_m(2, 4)),
+    "blocks": jp.prune(0.5, pattern=jp.patterns.block(4, 4)),
+    "lamp": jp.prune(0.5, allocate=jp.allocate.lamp),
+    "factors": jp.factorize(rank=4),
+    "prototypes": jp.share(k=4),
+    "one step": jp.entropy_quantize(step=0.1),
+}
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_nor_is_jit_needed(name):
+    w = normal((16, 24), 3)
+    alone = jp.materialize(EAGER[name].init({"w": w}))["w"]
+    sharded = jax.device_put(w, NamedSharding(mesh(AxisType.Explicit), P("x", None)))
+    out = jp.materialize(EAGER[name].init({"w": sharded}))["w"]
+    np.testing.assert_allclose(np.asarray(out), np.asarray(alone), rtol=2e-6, atol=2e-5)
+
+
+IN_SHARDS = EAGER | {
+    "pruned": jp.prune(0.5),
+    "global": jp.prune(0.5, allocate=jp.allocate.global_),
+    "8 bits": jp.quantize(),
+    "blocks": jp.prune(0.5, pattern=jp.patterns.block(2, 4)),
+    "few prototypes": jp.share(k=2),
+}
+
+
+@pytest.mark.parametrize("name", IN_SHARDS)
+def test_inside_shard_map_each_device_compresses_its_own_part(name):
+    """With `check_vma`, JAX's default, which wants loops to begin with values that vary as their results do."""
+    w, init = normal((16, 64), 3), IN_SHARDS[name].init
+
+    def dense(x):
+        return jp.materialize(init({"w": x}))["w"]
+
+    f = jax.shard_map(dense, mesh=mesh(AxisType.Auto), in_specs=P(None, "x"), out_specs=P(None, "x"), check_vma=True)
+    parts = jax.vmap(dense, in_axes=1, out_axes=1)(w.reshape(16, 8, 8))
+    np.testing.assert_allclose(np.asarray(jax.jit(f)(w)), np.asarray(parts).reshape(16, 64), rtol=2e-6, atol=2e-5)
+
+
 def gathered(hlo: str) -> int:
     """The largest number of elements that an all-gather of the program makes."""
     sizes = [

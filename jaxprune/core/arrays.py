@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jax.sharding import PartitionSpec
 
-from jaxprune.numerics.placement import merge_axes, spec_of, split_axes
+from jaxprune.numerics.placement import merge_axes, sharding_on, spec_of, split_axes
 
 
 def static(**kw: Any) -> Any:
@@ -189,12 +188,12 @@ class Clustered(CompressedArray):
 def _look_up(codebook: Array, indices: Array) -> Array:
     spec = spec_of(indices)
     if codebook.ndim == 1:
-        out = None if spec is None else PartitionSpec(*spec)
+        out = None if spec is None else sharding_on(indices, *spec)
         return codebook.at[indices].get(mode="promise_in_bounds", out_sharding=out)
     runs = split_axes(indices, {0: indices.shape[0] // codebook.shape[0]})
     where = spec_of(runs)
     if where is not None:
-        codebook = jax.sharding.reshard(codebook, PartitionSpec(where[0], *(None,) * (codebook.ndim - 1)))
+        codebook = jax.sharding.reshard(codebook, sharding_on(runs, where[0], *(None,) * (codebook.ndim - 1)))
     return merge_axes(jax.vmap(jax.vmap(_look_up, in_axes=(None, 0)))(codebook, runs), indices.shape, spec)
 
 

@@ -338,5 +338,6 @@ def fixed_point(w: Array, Q: float, bits: int | None = None, clip: bool = False,
             raise ValueError(f"round(w · {Q}) needs {needed} bits, and at most 32 are held (w {w.shape}): lower Q")
         bits = max(2, needed) if bits is None else bits
     q = _rounded(widen(w) * Q, None)
-    representable = np.floor(float(jnp.finfo(w.dtype).max) * Q)  # beyond, q / Q is infinite in the weights' dtype
+    largest = min(float(jnp.finfo(w.dtype).max) * Q, float(jnp.finfo(q.dtype).max))
+    representable = np.floor(largest)  # beyond, q / Q is infinite in the weights' dtype
     return _signed(jnp.clip(q, -representable, representable), bits)

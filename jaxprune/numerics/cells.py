@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 
-from .placement import fold_chunks, spec_of
+from .placement import fold_chunks, sharding_on, spec_of
 
 BINS = 1 << 15  # counters of 256 kB: half of the second-level cache
 ONE = 0x3F800000  # the bits of 1.0
@@ -44,7 +43,7 @@ def sums(index: Any, values: Any, size: int, start: Any = None) -> Any:
     """`start` (else 0) + Σ of `values` by `index`. A sharded scatter stays on its devices; only the sums travel."""
     if not isinstance(index, jax.Array):
         return np.bincount(index.reshape(-1), values.reshape(-1), size)
-    out = None if spec_of(index) is None else PartitionSpec()
+    out = None if spec_of(index) is None else sharding_on(index)
     start = jnp.zeros((size, *values.shape[index.ndim :]), values.dtype) if start is None else start
     return start.at[index].add(values, mode="promise_in_bounds", out_sharding=out)
 

@@ -27,12 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from . import points, streamed, windows
 from .cells import BINS, Cells, Data, Scale, bins_for, cells_of, clean, in_units, scale_of, xp_of
 from .lloyd import levels_of, lloyd, nearest_borders
-from .placement import fold_chunks, may_be_sharded, on_host, put_like, spec_of
+from .placement import fold_chunks, may_be_sharded, on_host, put_like, sharding_on, spec_of, varying_like
 from .windows import cumsum
 
 Init = Literal["optimal", "linear", "density", "random"]
@@ -194,6 +193,7 @@ def _distinct(data: Data, k: int, occupied: jax.Array) -> tuple[jax.Array, jax.A
         return found + 1, new, values
 
     start = (jnp.where(occupied <= k, 0, k + 2).astype(jnp.int32), jnp.float32(-jnp.inf), jnp.zeros(k, jnp.float32))
+    start = varying_like(start, occupied)
     found, last, values = lax.while_loop(lambda carry: (carry[0] <= k) & (carry[1] < jnp.inf), step, start)
     return (found <= k + 1) & (last == jnp.inf), values
 
@@ -260,5 +260,5 @@ def _table(codebook: jax.Array, ends: jax.Array, first: jax.Array) -> Callable:
 
 def _take(table: jax.Array, index: jax.Array) -> jax.Array:
     spec = spec_of(index)
-    out = None if spec is None else PartitionSpec(*spec)
+    out = None if spec is None else sharding_on(index, *spec)
     return table.at[index].get(mode="promise_in_bounds", out_sharding=out)

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.core import Tracer
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType
 from jax.typing import ArrayLike
+
+from .placement import sharding_on
 
 SWEEPS = 3  # of HOOI: on random tensors the fourth moves the error by less than 1e-3 of it
 FLOOR = 1e-3  # the least row weight, of the largest: dividing by smaller ones would amplify float32's rounding
@@ -143,7 +145,7 @@ def _whole(w: Array) -> Array:
     w = w.astype(jnp.float64 if w.dtype == jnp.float64 else jnp.float32)
     mesh = jax.typeof(w).sharding.mesh
     explicit = not mesh.empty and AxisType.Explicit in mesh.axis_types
-    return jax.sharding.reshard(w, PartitionSpec(*(None,) * w.ndim)) if explicit else w
+    return jax.sharding.reshard(w, sharding_on(w, *(None,) * w.ndim)) if explicit else w
 
 
 def _check_rank(name: str, rank: int, most: int, shape: tuple[int, ...]) -> None:

@@ -23,11 +23,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from numpy.typing import NDArray
 
 from .cells import sums, xp_of
-from .placement import on_host, put_like, spec_of
+from .placement import on_host, put_like, sharding_on, spec_of
 from .precision import wide, widen
 
 TOP = 2**15 - 1  # levels are int16
@@ -65,7 +64,7 @@ def _look_up(table: Any, index: Any) -> Any:
     if not isinstance(index, jax.Array):
         return table[np.minimum(index, table.size - 1)]
     spec = spec_of(index)
-    return table.at[index].get(mode="clip", out_sharding=None if spec is None else PartitionSpec(*spec))
+    return table.at[index].get(mode="clip", out_sharding=None if spec is None else sharding_on(index, *spec))
 
 
 def magnitudes(w: Any, step: Any) -> Any:

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .placement import fold_chunks, may_be_sharded, on_host, put_like
+from .placement import fold_chunks, may_be_sharded, on_host, put_like, varying_like
 
 DIGIT = 16  # bits a radix pass; 65,536 counters still fit the cache
 
@@ -131,7 +131,7 @@ def _kth_bisection(xs: list[jax.Array], k: jax.Array, magnitude: bool) -> tuple[
         up = t | (jnp.ones((), dtype) << (width - 1 - i).astype(dtype))
         return jnp.where(count(lambda key, _: key < up) <= k, up, t)
 
-    t = lax.fori_loop(0, width, fix_bit, jnp.zeros((), dtype))
+    t = lax.fori_loop(0, width, fix_bit, varying_like(jnp.zeros((), dtype), xs, k))
     return t, count(lambda key, _: key < t), count(lambda key, _: key == t)
 
 
@@ -228,7 +228,8 @@ def _keep(chunked: bool, xs: list[jax.Array], remove: jax.Array, magnitude: bool
         return jnp.where(enough, low, mid + 1), jnp.where(enough, mid, high)
 
     low = jnp.where(stay == equal, x.size, 0).astype(jnp.int32)
-    end, _ = lax.while_loop(lambda span: span[0] < span[1], halve, (low, jnp.full_like(low, x.size)))
+    span = varying_like((low, jnp.full_like(low, x.size)), low, x)
+    end, _ = lax.while_loop(lambda span: span[0] < span[1], halve, span)
     key = key_of(x, magnitude, dtype)
     return (key > t) | ((key == t) & (_flat_index(x) < end))
 

@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from .cells import sums, xp_of
+from .placement import varying_like
 
 REACH = 24
 STEPS = np.arange(-REACH, REACH + 1, dtype=np.int32)
@@ -54,7 +55,7 @@ def cumsum(x: Any) -> Any:
 def loop(condition: Callable, body: Callable, carry: Any, xp: Any) -> Any:
     """`lax.while_loop`, or Python's."""
     if xp is jnp:
-        return lax.while_loop(condition, body, carry)
+        return lax.while_loop(condition, body, varying_like(carry, carry))
     while condition(carry):
         carry = body(carry)
     return carry
@@ -63,7 +64,7 @@ def loop(condition: Callable, body: Callable, carry: Any, xp: Any) -> Any:
 def _scan(step: Callable, carry: Any, xs: Any, xp: Any, reverse: bool = False) -> Any:
     """`lax.scan` over arrays of one length, or Python's loop."""
     if xp is jnp:
-        return lax.scan(step, carry, xs, reverse=reverse)
+        return lax.scan(step, varying_like(carry, carry, xs), xs, reverse=reverse)
     rows = list(zip(*xs))
     outputs = []
     for row in reversed(rows) if reverse else rows:

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
 
 from jaxprune.distill.losses import inputs
 from jaxprune.distill.losses.common import count, finish, number, unit
-from jaxprune.numerics.placement import gathered, spec_of
+from jaxprune.numerics.placement import gathered, sharding_on, spec_of
 
 
 class CRDBank(NamedTuple):
@@ -206,7 +205,7 @@ def _take(memory: Array, chosen: Array) -> Array:
     spec = spec_of(chosen)
     if spec is None:
         return gathered(memory)[chosen]
-    return gathered(memory).at[chosen].get(out_sharding=PartitionSpec(*spec, None))
+    return gathered(memory).at[chosen].get(out_sharding=sharding_on(chosen, *spec, None))
 
 
 def _log_z(scores: Array, keep: Array, examples: int) -> Array:
@@ -224,7 +223,7 @@ def _remember(memory: Array, views: Array, own: Array, keep: Array, momentum: fl
     nowhere = jnp.where(keep, own, memory.shape[0])  # an index past the end is dropped
     spec = spec_of(memory)
     put = gathered(memory).at[nowhere].set(new, mode="drop")
-    return put if spec is None else jax.sharding.reshard(put, PartitionSpec(*spec))
+    return put if spec is None else jax.sharding.reshard(put, sharding_on(memory, *spec))
 
 
 def _checked(student: Any, teacher: Any, bank: CRDBank, indices: Any, negatives: Any, temperature: Any, mask: Any):
