@@ -23,7 +23,7 @@ import jaxprune as jp
 from experiments.models import Model
 from experiments.structured.measures import costs, faster, judged
 from experiments.structured.training import Trained, anew, cosine, fitted, fresh, kept, said, scores
-from jaxprune.core.where import leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
 
 
 def of_its_own_size(net: Model) -> Callable[[jax.Array, Any], Any]:
@@ -147,4 +147,4 @@ def budgeted(t: Task, whole: Trained, shares: Any, seed: int) -> dict[str, Any]:
 
 
 def _leaves(params: Any) -> Any:
-    return jax.tree_util.tree_flatten_with_path(params)[0]
+    return flatten_with_path(params)[0]

@@ -20,7 +20,7 @@ import numpy as np
 
 import jaxprune as jp
 from experiments.benchmarks.common import machine
-from jaxprune.core.where import leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path, map_with_path
 from tests.structure.models import MODELS, STATE, distance, floats, value_and_grads
 
 HERE = pathlib.Path(__file__).parent
@@ -43,7 +43,7 @@ def cut(name: str, ratio: float, wide: bool) -> tuple[Any, Any, Any, jp.Plan]:
 
 def shifted(tree: Any, path: str, axis: int) -> Any:
     """One leaf rolled by one along an axis."""
-    return jax.tree_util.tree_map_with_path(lambda k, w: jnp.roll(w, 1, axis) if leaf_path(k) == path else w, tree)
+    return map_with_path(lambda k, w: jnp.roll(w, 1, axis) if leaf_path(k) == path else w, tree)
 
 
 def compared(name: str, ratio: float, wide: bool) -> tuple[Any, dict[str, Any]]:
@@ -66,7 +66,7 @@ def shifts(thin: Any, small: Any, z: Any, ours: Any) -> dict[str, Any]:
     largest of all, says whether the outputs feel the leaf at all.
     """
     steep = max(float(jnp.abs(g).max()) for g in floats(ours))
-    slopes = {leaf_path(k): g for k, g in jax.tree_util.tree_leaves_with_path(ours)}
+    slopes = {leaf_path(k): g for k, g in flatten_with_path(ours)[0]}
     seen, unseen = 0, []
     for path, axes in thin.plan.keep.items():
         for axis in (k for k in axes if thin.plan.small(path)[k] > 1):

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxprune.app.results import mean_and_std
 from jaxprune.core import where
-from jaxprune.core.where import leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
 
 INK, BEFORE, AFTER = "#333333", "#9aa5b1", "#1f6feb"
 
@@ -85,7 +85,7 @@ def layers(file: BinaryIO, results: dict[str, Any]) -> None:
 
 def _leaves(params: Any) -> list[tuple[str, np.ndarray]]:
     """The weight leaves, flat; all leaves where none counts as a weight."""
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    flat = flatten_with_path(params)[0]
     found = [(leaf_path(k), np.asarray(x, np.float32).ravel()) for k, x in flat]
     flags = jax.tree.leaves(where.weights(params))
     return [x for x, flag in zip(found, flags, strict=True) if flag] or found

@@ -12,7 +12,8 @@ from jax.core import Tracer
 
 from jaxprune.core import where as w
 from jaxprune.core.arrays import Masked, is_code, materialize
-from jaxprune.core.where import Slot, Where, leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.where import Slot, Where
 from jaxprune.numerics.placement import not_finite
 from jaxprune.numerics.precision import widen
 
@@ -29,13 +30,18 @@ def walk(f: Callable[[Slot], Any], tree: Any, whole: Whole = lambda code: False)
 
 
 def _below(tree: Any, at: Slot, f: Callable[[Slot], Any], whole: Whole) -> Any:
-    def leaf(keys: tuple[Any, ...], x: Any) -> Any:
-        slot = at._replace(path="/".join(filter(None, (at.path, leaf_path(keys)))), value=x)
-        if not is_code(x) or whole(x):
-            return f(slot)
-        return x.replace(**{name: _below(getattr(x, name), _inside(slot, name), f, whole) for name in x.fields()})
+    found, treedef = w.leaf_slots(tree, at)
+    if at.fields and found and found[0].path == at.path:
+        found = [at._replace(value=tree)]  # a field of a code: it is where the code is
+    return jax.tree.unflatten(treedef, [_at_slot(slot, f, whole) for slot in found])
 
-    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_code)
+
+def _at_slot(slot: Slot, f: Callable[[Slot], Any], whole: Whole) -> Any:
+    code = slot.value
+    if not is_code(code) or whole(code):
+        return f(slot)
+    fields = {name: _below(getattr(code, name), _inside(slot, name), f, whole) for name in code.fields()}
+    return code.replace(**fields)
 
 
 def _inside(slot: Slot, name: str) -> Slot:
@@ -83,7 +89,7 @@ def selector(where: Any, tree: Any) -> Callable[[Slot], bool]:
 
 def by_path(tree: Any, what: str) -> dict[str, Any]:
     """A tree's leaves by path."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_code)[0]
+    leaves = flatten_with_path(tree, is_leaf=is_code)[0]
     named = {leaf_path(keys): x for keys, x in leaves}
     if len(named) != len(leaves):
         raise ValueError(f"the {what} tree has two leaves with one path")

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxprune.core.arrays import is_code
+from jaxprune.core.arrays import Masked, is_code
+from jaxprune.core.names import Place, Surroundings, why_no_weight
+from jaxprune.core.paths import flatten_with_path, leaf_path, owners
 
 
 class Slot(NamedTuple):
@@ -26,6 +28,8 @@ class Slot(NamedTuple):
       fields: the fields of codes on the way to it.
       mask: the mask over it, or None.
       open: whether it is a weight (False: a codebook, a scale).
+      owner: the name of the class of the module that holds the leaf; "" of a dict.
+      tree: the names and shapes of all leaves, which tell a bias from a matrix and a stack from a convolution.
     """
 
     path: str
@@ -33,6 +37,13 @@ class Slot(NamedTuple):
     fields: tuple[str, ...] = ()
     mask: Any = None
     open: bool = True
+    owner: str = ""
+    tree: Surroundings | None = None
+
+    @property
+    def place(self) -> Place:
+        """The leaf among its neighbours, for what goes by names and shapes."""
+        return Place(self.path, shape_of(self.value), self.owner, self.tree)
 
     @property
     def key(self) -> str:
@@ -61,7 +72,8 @@ class Where:
         return Where(lambda s: not self.test(s), f"~{self.text}")
 
     def __call__(self, tree: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda p, x: self.test(Slot(leaf_path(p), x)), tree, is_leaf=is_code)
+        slots, treedef = leaf_slots(tree)
+        return jax.tree.unflatten(treedef, [self.test(slot) for slot in slots])
 
     def selects(self, slot: Slot) -> bool:
         """The rule at a slot; one inside a code that is not a weight must be named by its field."""
@@ -73,11 +85,24 @@ class Where:
         return self.text
 
 
-def leaf_path(keys: tuple[Any, ...]) -> str:
-    """The name of a leaf: its keys joined by "/", a "/" inside a key escaped, NNX's trailing `.value` dropped."""
-    if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value" and len(keys) > 1:
-        keys = keys[:-1]
-    return "/".join(jax.tree_util.keystr((k,), simple=True).replace("/", r"\/") for k in keys)
+def leaf_slots(tree: Any, at: Slot | None = None) -> tuple[list[Slot], Any]:
+    """The slots of a tree's leaves, codes as one leaf each, and its treedef; `at` is the slot that the tree lies in."""
+    flat, treedef = flatten_with_path(tree, is_leaf=is_code)
+    above = "" if at is None else at.path
+    paths = ["/".join(filter(None, (above, leaf_path(keys)))) for keys, _ in flat]
+    classes = owners(flat, treedef)
+    surroundings = Surroundings(paths, [x for _, x in flat], classes, shape_of)
+    base = at or Slot("", None)
+    slots = [
+        base._replace(path=path, value=x, owner=owner, tree=surroundings)
+        for path, (_, x), owner in zip(paths, flat, classes)
+    ]
+    return slots, treedef
+
+
+def shape_of(x: Any) -> tuple[int, ...]:
+    """The shape of a leaf; that of a mask is known without decoding what it hides."""
+    return tuple(x.mask.shape if isinstance(x, Masked) else getattr(x, "shape", ()))
 
 
 def is_float(x: Any) -> bool:
@@ -86,21 +111,15 @@ def is_float(x: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits > 8
 
 
-NOT_WEIGHTS = frozenset({"bias", "b", "scale", "embedding", "mean", "var"})
-
-
 def why_not(slot: Slot) -> str:
     """Why `weights` skips a slot; "" when it does not."""
-    if not is_float(slot.value):
-        return "not a float array"
-    if slot.value.ndim < 2:
-        return f"{slot.value.ndim}-D"
-    name = re.split(r"(?<!\\)/", slot.path)[-1]
-    return f"named {name}" if name in NOT_WEIGHTS else ""
+    return why_no_weight(slot.place) if is_float(slot.value) else "not a float array"
 
 
 weights = Where(lambda s: not why_not(s), "weights")
-"""Float leaves with two axes or more not named bias, b, scale, embedding, mean or var: the default everywhere."""
+"""Float leaves that are kernels, the default everywhere: two or more axes longer than 1, and no bias, norm, embedding,
+position table or running statistic, by name, by the names around, by the class of their module, and by their siblings
+(a leaf beside a `kernel`, `weight` or `w` whose shape is that one's last axes is a bias)."""
 
 every_leaf = Where(lambda s: is_float(s.value), "every_leaf")
 """Every float leaf."""

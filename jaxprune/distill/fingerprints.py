@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.core.arrays import is_code
-from jaxprune.core.where import leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
 
 CHUNK = 1 << 24  # bytes of a leaf that are copied at a time, where it is not contiguous
 Path = tuple[str, ...]
@@ -66,7 +66,7 @@ def fingerprint(*trees: Any) -> str:
 
 def _leaves(tree: Any, above: Path) -> Iterator[tuple[Path, Any]]:
     """(path, leaf) of every leaf; of a code first what it is, then its fields."""
-    for keys, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_code)[0]:
+    for keys, x in flatten_with_path(tree, is_leaf=is_code)[0]:
         path = (*above, *_names(keys))
         if not is_code(x):
             yield path, x
@@ -83,8 +83,6 @@ class _Code(str):
 
 
 def _names(keys: tuple[Any, ...]) -> Path:
-    if len(keys) > 1 and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value":
-        keys = keys[:-1]  # of an nnx.Variable
     return tuple(leaf_path((key,)) for key in keys)
 
 

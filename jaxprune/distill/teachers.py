@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxprune.core.arrays import materialize
+from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.tree import combine, partition
-from jaxprune.core.where import leaf_path
 from jaxprune.distill.networks import Network, outputs
 from jaxprune.distill.terms import OUTPUT
 from jaxprune.numerics.precision import widen
@@ -204,8 +204,8 @@ def warn_of_train_mode(before: Any, after: Any) -> None:
 
     What a pass leaves alone comes back as the same array, or the same tracer.
     """
-    old = dict(jax.tree_util.tree_leaves_with_path(before))
-    new = jax.tree_util.tree_leaves_with_path(after)
+    old = dict(flatten_with_path(before)[0])
+    new = flatten_with_path(after)[0]
     changed = [leaf_path(keys) for keys, value in new if old.get(keys) is not value]
     if changed:
         warnings.warn(

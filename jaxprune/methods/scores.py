@@ -22,8 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxprune.core.paths import leaf_path, map_with_path
 from jaxprune.core.tree import combine, fold_path, no_match, partition
-from jaxprune.core.where import Slot, Where, is_float, leaf_path, weights
+from jaxprune.core.where import Where, is_float, weights
 from jaxprune.numerics.affine import power_of_two, ratio
 from jaxprune.numerics.precision import widen
 
@@ -59,7 +60,7 @@ def random(params: Any, *, key: jax.Array) -> Any:
     def one(keys: Any, x: Any) -> Any:
         return jax.random.uniform(fold_path(key, leaf_path(keys)), x.shape) if is_float(x) else x
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return map_with_path(one, params)
 
 
 def saliency(params: Any, *, grads: Any) -> Any:
@@ -262,8 +263,7 @@ def only(where: Where, score: Score = magnitude) -> Score:
     """
 
     def chosen(params: Any, **extra: Any) -> Any:
-        test = lambda keys, x, s: s if where.test(Slot(leaf_path(keys), x)) else None
-        found = jax.tree_util.tree_map_with_path(test, params, score(params, **extra))
+        found = jax.tree.map(lambda chosen, s: s if chosen else None, where(params), score(params, **extra))
         if not jax.tree.leaves(found):
             raise no_match(where, params)
         return found

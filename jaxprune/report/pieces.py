@@ -24,9 +24,10 @@ from jaxprune.core.arrays import (
     materialize,
 )
 from jaxprune.core.factors import Shared
+from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.quantized import Packed, Quantized
 from jaxprune.core.tree import no_match, selector
-from jaxprune.core.where import Slot, is_float, leaf_path
+from jaxprune.core.where import Slot, is_float
 
 ALIGNED = ("values", "indices", "q", "signs", "each")
 
@@ -71,7 +72,7 @@ def leaves(tree: Any, path: str = "", codebook: Any = None) -> list[Leaf]:
     """
     check_concrete(tree)
     found: list[Leaf] = []
-    for keys, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_code)[0]:
+    for keys, x in flatten_with_path(tree, is_leaf=is_code)[0]:
         at = "/".join(filter(None, (path, leaf_path(keys))))
         if isinstance(x, Common):
             name = "/".join(filter(None, (at, "(codebook)")))

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from jaxprune.core.arrays import Common
+from jaxprune.core.paths import leaf_path
 from jaxprune.core.tree import nearest
-from jaxprune.core.where import leaf_path
 from jaxprune.storage import parts, reader, trees
 from jaxprune.storage.accounting import dense_bytes, leaves, needed, shared
 from jaxprune.storage.format import Code, FormatError, Group, Leaf
@@ -101,7 +101,7 @@ class Loading:
         """The template with the stored leaves in their places; densely, or each as its code."""
         named = self.named()
         flat, treedef = jax.tree_util.tree_flatten_with_path(template)
-        places = [next((p for p in trees.names(keys) if p in named), leaf_path(keys)) for keys, _ in flat]
+        places = [next((p for p in paths if p in named), paths[0]) for paths in trees.names(template)]
         self.compare([(path, x) for path, (_, x) in zip(places, flat)], named)
         take = lambda path, x: self.leaf(*named[path]) if path in named and named[path][0] in self.wanted else x
         filled = jax.tree.unflatten(treedef, [take(path, x) for path, (_, x) in zip(places, flat)])

@@ -5,14 +5,13 @@ Any other pytree node (a NamedTuple, a Flax FrozenDict, an nnx.State, an Equinox
 file, and becomes itself again through a template.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxprune.core.arrays import Common, is_code, materialize
-from jaxprune.core.where import leaf_path
+from jaxprune.core.paths import flatten_with_path, is_variable, leaf_path
 from jaxprune.storage.format import DTYPES, MAX_DEPTH, Code, FormatError, Group, Leaf, join
 from jaxprune.storage.parts import to_node
 from jaxprune.storage.structure import Shaped, check_values, dense
@@ -37,9 +36,9 @@ def _node(x: Any, above: Keys, shared: Shaped | None) -> Any:
     keys, kids = _open(x)
     if is_code(x) or keys is None:
         return _leaf(x, path, shared)
+    if above and is_variable(type(x)) and (is_code(kids[0]) or _open(kids[0])[0] is None):
+        return _node(kids[0], above, shared)
     nodes = [_node(kid, (*above, key), shared) for key, kid in zip(keys, kids)]
-    if above and is_variable(keys) and isinstance(nodes[0], Leaf):
-        return nodes[0]
     if type(x) in (list, tuple):
         return type(x)(nodes)
     return dict(sorted(zip(_plain_keys(keys, path), nodes), key=lambda pair: pair[0]))
@@ -51,11 +50,6 @@ def _open(x: Any) -> tuple[list[Any] | None, list[Any]]:
     if len(found) == 1 and not found[0][0]:
         return None, []
     return [keys[0] for keys, _ in found], [kid for _, kid in found]
-
-
-def is_variable(keys: Sequence[Any]) -> bool:
-    """Whether these are the keys of an nnx.Variable, whose one child stands for it in a path."""
-    return len(keys) == 1 and isinstance(keys[0], jax.tree_util.GetAttrKey) and keys[0].name == "value"
 
 
 def plain_key(key: Any) -> Any:
@@ -93,9 +87,11 @@ def dense_template(like: Any) -> Any:
     return jax.tree.map(lambda x: jax.eval_shape(materialize, x) if is_code(x) else x, like, is_leaf=is_code)
 
 
-def names(keys: Keys) -> tuple[str, str]:
-    """The paths that a leaf of a template may have in a file: an nnx.Variable's, and the plain one."""
-    return leaf_path(keys), join(tuple(plain_key(key) for key in keys))
+def names(template: Any) -> list[tuple[str, str]]:
+    """For each leaf of a template the paths that it may have in a file: an nnx.Variable's, and the plain one."""
+    named = [leaf_path(keys) for keys, _ in flatten_with_path(template)[0]]
+    plain = [join(tuple(map(plain_key, keys))) for keys, _ in jax.tree_util.tree_flatten_with_path(template)[0]]
+    return list(zip(named, plain))
 
 
 def expects_data(x: Any) -> bool:

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.core.where import is_float, leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.where import is_float
 from jaxprune.structure.plan import Plan
 from jaxprune.transforms.axes.walk import Walked
 from jaxprune.transforms.float64 import in_float64
@@ -91,7 +92,7 @@ def numbers_as_arrays(params: Any) -> Any:
 
 def beside(large: Any, small: Any, plan: Plan) -> Found:
     """The outputs of the small function beside those of the large one."""
-    outs = jax.tree_util.tree_flatten_with_path(large)[0]
+    outs = flatten_with_path(large)[0]
     return worst([_one(leaf_path(keys), a, b, plan) for (keys, a), b in zip(outs, jax.tree.leaves(small))])
 
 

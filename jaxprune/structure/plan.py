@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
+from jaxprune.core.paths import flatten_with_path, leaf_path, map_with_path
 from jaxprune.core.tree import nearest
-from jaxprune.core.where import is_float, leaf_path
+from jaxprune.core.where import is_float
 from jaxprune.transforms.axes.kept import in_turn, mesh, take
 
 FORMAT = "jaxprune plan 1"
@@ -100,7 +101,7 @@ class Plan(NamedTuple):
             gone = x is None and (path := leaf_path(keys)) in self.dropped
             return jax.ShapeDtypeStruct(self.shapes[path], self.dtype(path, tree)) if gone else x
 
-        return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda x: x is None)
+        return map_with_path(one, tree, is_leaf=lambda x: x is None)
 
     def dtype(self, path: str, tree: Any) -> Any:
         """Of a leaf that is dropped, if it were in this tree: a float is as all the others, where these are alike."""
@@ -136,9 +137,9 @@ class Plan(NamedTuple):
             met.append(path)
             return one(x, path)
 
-        made = jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: x is None)
+        made = map_with_path(leaf, tree, is_leaf=lambda x: x is None)
         if self.shapes and not met:
-            names = [leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+            names = [leaf_path(keys) for keys, _ in flatten_with_path(tree)[0]]
             raise ValueError(f"plan: no leaf is named as a param of the plan. It has {nearest('', names)}")
         self._refuse_namesakes(others, shape_of)
         return made

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from jaxprune.core.where import Slot, Where, is_float, leaf_path, weights
+from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.where import Where, is_float, leaf_slots, weights
 from jaxprune.structure import budget, cost, depth
 from jaxprune.structure.depth import Depth, values_of
 from jaxprune.structure.frozen import refuse_frozen
@@ -340,8 +341,7 @@ def _test(where: Any, tree: Any) -> Callable[[str], bool] | None:
         return lambda path: test.fullmatch(path) is not None
     if not isinstance(where, Where):
         raise ValueError(f"where={where!r}: give a rule of jp.where, or a regular expression for whole paths")
-    flat = dict(zip(shapes_of(tree), jax.tree.leaves(tree)))
-    hits = {path for path, x in flat.items() if where.test(Slot(path, x))}
+    hits = {slot.path for slot in leaf_slots(tree)[0] if where.test(slot)}
     return lambda path: path in hits
 
 
@@ -362,9 +362,9 @@ def _scores(tree: Any, score: Any) -> dict[str, Any]:
     """path -> scores of its weights; None where a leaf does not count."""
     flat = dict(zip(shapes_of(tree), jax.tree.leaves(tree)))
     if score is None:
-        chosen = {path: x for path, x in flat.items() if weights.test(Slot(path, x))}
-        return {path: _magnitude(np.asarray(x)) for path, x in chosen.items()}
-    made = jax.tree_util.tree_flatten_with_path(score(tree) if callable(score) else score)[0]
+        chosen = [slot for slot in leaf_slots(tree)[0] if weights.test(slot)]
+        return {slot.path: _magnitude(np.asarray(slot.value)) for slot in chosen}
+    made = flatten_with_path(score(tree) if callable(score) else score)[0]
     given = {leaf_path(keys): s for keys, s in made}
     odd = [path for path in given if path not in flat]
     if odd or not given:

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.core.arrays import Masked, is_code, materialize
-from jaxprune.core.where import is_float, leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.where import is_float
 from jaxprune.numerics.precision import widen
 from jaxprune.structure.narrowed import kept
 from jaxprune.structure.plan import Plan
@@ -135,7 +136,7 @@ def reconstruct(
         _refuse_other_tree(params, tree)
     program = walked(Walk(depth=True), traced, leaf_axes, state)
     narrow = Narrow(kept(leaf_axes, [program], plan))
-    leaves = {leaf_path(keys): x for keys, x in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_code)[0]}
+    leaves = {leaf_path(keys): x for keys, x in flatten_with_path(tree, is_leaf=is_code)[0]}
     small = {path: materialize(x) for path, x in leaves.items()}
     arrays = [[x for x in jax.tree.leaves(batch) if hasattr(x, "dtype")] for batch in given]
     inputs = [([x], [small.get(path)]) for path, x in zip(leaf_axes, jax.tree.leaves(params))]
@@ -151,7 +152,7 @@ def reconstruct(
 
 def _refuse_other_tree(params: Any, tree: Any) -> None:
     """A tree of codes has a leaf for each param, of its shape."""
-    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_code)[0]
+    flat = flatten_with_path(tree, is_leaf=is_code)[0]
     shapes = {leaf_path(keys): np.shape(materialize(x)) for keys, x in flat}
     wanted = {path: x.shape for path, x in shapes_of(params).items()}
     odd = [path for path in {**wanted, **shapes} if shapes.get(path) != wanted.get(path)]

@@ -11,13 +11,13 @@ largest. λ may be a schedule: one that grows is growing regularisation (Wang et
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxprune.core.paths import leaf_path, map_with_path
 from jaxprune.core.tree import no_match, selector
-from jaxprune.core.where import Slot, leaf_path
+from jaxprune.core.where import leaf_slots
 from jaxprune.numerics.precision import widen
 from jaxprune.transforms.axes.groups import Group, Member
 
@@ -56,7 +56,7 @@ def group_penalty(
       >>> import jax.numpy as jnp, jaxprune as jp, optax
       >>> params = {"v": jnp.array([[4.0], [0.0]]), "w": jnp.array([[3.0, 1.0]])}
       >>> groups = jp.axes(lambda p, x: x @ p["w"] @ p["v"], params, jnp.ones((1, 1))).groups
-      >>> tx = jp.group_penalty(groups, 1.0, kind="lasso")
+      >>> tx = jp.group_penalty(groups, 1.0, kind="lasso", where=jp.where.every_leaf)
       >>> updates, _ = tx.update({"v": jnp.zeros((2, 1)), "w": jnp.zeros((1, 2))}, tx.init(params), params)
       >>> print(updates["v"].T, updates["w"])                           # units (3, 4) and (1, 0): over 5, over 1
       [[0.8 0. ]] [[0.6 1. ]]
@@ -76,8 +76,7 @@ def group_penalty(
         if params is None:
             raise ValueError("group_penalty needs the params: tx.update(grads, state, params)")
         test = selector(where, params)
-        leaves = {leaf_path(keys): x for keys, x in jax.tree_util.tree_flatten_with_path(params)[0]}
-        weights = {path: widen(x) for path, x in leaves.items() if test(Slot(path, x))}
+        weights = {slot.path: widen(slot.value) for slot in leaf_slots(params)[0] if test(slot)}
         if not weights:
             raise no_match(where, params)
         rate = strength(state.count) if callable(strength) else strength
@@ -87,7 +86,7 @@ def group_penalty(
             slope = added.get(leaf_path(keys))
             return u if slope is None else u + (rate * slope).astype(u.dtype)
 
-        return jax.tree_util.tree_map_with_path(one, updates), GroupPenaltyState(optax.safe_increment(state.count))
+        return map_with_path(one, updates), GroupPenaltyState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxprune.core.arrays import is_code
 from jaxprune.core.tree import by_path, no_match, selector
-from jaxprune.core.where import Slot, leaf_path
+from jaxprune.core.where import Slot, leaf_slots
 
 if TYPE_CHECKING:
     import optax
@@ -55,14 +55,14 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransf
         given = None if mask is None else by_path(mask, "mask")
         hits: list[str] = []
 
-        def one(keys: Any, w: Any) -> Any:
-            slot = Slot(leaf_path(keys), w)
-            if is_code(w) or not test(slot):
+        def one(slot: Slot) -> Any:
+            if is_code(slot.value) or not test(slot):
                 return None
             hits.append(slot.path)
-            return _free(w) if given is None else given.get(slot.path)
+            return _free(slot.value) if given is None else given.get(slot.path)
 
-        masks = jax.tree_util.tree_map_with_path(one, params, is_leaf=is_code)
+        slots, treedef = leaf_slots(params)
+        masks = jax.tree.unflatten(treedef, [one(slot) for slot in slots])
         # The default rule may find nothing in one group of a multi_transform; a rule that was given must.
         if where is not None and not hits:
             raise no_match(where, params)

@@ -21,7 +21,7 @@ from jax import Array
 
 from jaxprune.core.arrays import is_code
 from jaxprune.core.tree import no_match, selector
-from jaxprune.core.where import Slot, leaf_path
+from jaxprune.core.where import leaf_slots
 from jaxprune.numerics.precision import widen
 
 if TYPE_CHECKING:
@@ -111,5 +111,5 @@ def odds(there: Array) -> Array:
 def _chosen(where: Any, params: Any) -> Any:
     """For each leaf whether it pays."""
     test = selector(where, params)
-    one = lambda keys, w: not is_code(w) and bool(test(Slot(leaf_path(keys), w)))
-    return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_code)
+    slots, treedef = leaf_slots(params)
+    return jax.tree.unflatten(treedef, [not is_code(slot.value) and bool(test(slot)) for slot in slots])

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.core.where import is_float, leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.where import is_float
 from jaxprune.transforms.graph import AFFINE, Graph
 from jaxprune.transforms.jaxpr import Equation, evaluate, program
 
@@ -65,7 +66,7 @@ def fold_batch_norm(f: Callable[..., Any], params: Any, *args: Any, tolerance: f
       [[0.5 0. ]
        [0.  0.5]] [-0.5 -0.5] [1. 1.]
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves, tree = flatten_with_path(params)
     if any(isinstance(x, Tracer) for _, x in leaves):
         raise ValueError("fold_batch_norm reads values, and params are traced: call it outside jit")
     graph = Graph(program(f, params, *args), [leaf_path(k) for k, _ in leaves], [x for _, x in leaves])

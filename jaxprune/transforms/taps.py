@@ -20,8 +20,8 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxprune.core.paths import leaf_path, map_with_path
 from jaxprune.core.tree import nearest
-from jaxprune.core.where import leaf_path
 from jaxprune.transforms.jaxpr import of_arrays, open_jaxpr
 from jaxprune.transforms.tapped import PREFIX, names_in, run_with
 
@@ -42,7 +42,7 @@ def tap(x: Any, name: str) -> Any:
         path = "/".join(p for p in (name, leaf_path(keys)) if p)
         return checkpoint_name(leaf, PREFIX + path) if hasattr(leaf, "dtype") else leaf
 
-    return jax.tree_util.tree_map_with_path(one, x)
+    return map_with_path(one, x)
 
 
 def reap(f: Callable[..., Any], where: str) -> Callable[..., tuple[Any, dict[str, Any]]]:

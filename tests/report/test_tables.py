@@ -92,7 +92,7 @@ def test_notes():
     assert notes == {
         "w": "dense, 1 NaN",
         "bias": "dense (named bias), 2 Inf",
-        "half": "dense, 1 NaN",
+        "half": "dense (a single number), 1 NaN",
         "steps": "dense (not a float array)",
         "small": "dense (U·V is larger)",
         "hidden": "",

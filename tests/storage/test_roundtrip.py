@@ -15,8 +15,8 @@ from flax.core import FrozenDict
 from safetensors.numpy import load as load_safetensors
 
 from jaxprune.core.arrays import Clustered, Common, CompressedArray, Masked, is_code, materialize
+from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.quantized import Packed
-from jaxprune.core.where import leaf_path
 from jaxprune.storage import format as f
 from jaxprune.storage import parts, streams
 from jaxprune.storage.files import inspect, load, save
@@ -112,7 +112,7 @@ def test_containers(tree, path):
 def test_paths_are_those_of_where(path):
     tree = {"a/b": [normal(2), {1: normal(2)}], "s": nnx.Param(normal(2))}
     save(path, tree)
-    paths = [leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    paths = [leaf_path(keys) for keys, _ in flatten_with_path(tree)[0]]
     assert [row.path for row in inspect(path).rows] == paths
 
 

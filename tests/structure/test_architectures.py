@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.core.where import leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path, map_with_path
 from tests.structure.models import MODELS, STATE, distance, floats, value_and_grads
 
 SLOW = {"resnet A", "resnet B", "mobilenet", "vit", "densenet", "recurrent", "shufflenet", "encoder", *STATE}
@@ -33,13 +33,13 @@ def test_values_and_gradients_are_those_of_the_masked_model(name):
     flops, (before, after) = jp.flops(thin.apply, thin.params, *args), thin.report.flops
     assert before == jp.flops(f, params, *args) and abs(after / flops - 1) < 0.02 and after < 0.8 * before
     steep = max(float(jnp.abs(g).max()) for g in floats(small_grads))
-    leaves = jax.tree_util.tree_leaves_with_path(small_grads)
+    leaves = flatten_with_path(small_grads)[0]
     slope = {leaf_path(k): float(jnp.abs(g).max()) / steep for k, g in leaves if g.dtype != jax.dtypes.float0}
     seen, unseen = 0, []
     for path, axes in thin.plan.keep.items():
         for axis in (k for k in axes if thin.plan.small(path)[k] > 1):
             roll = lambda keys, w, path=path, axis=axis: jnp.roll(w, 1, axis) if leaf_path(keys) == path else w
-            moved = small(jax.tree_util.tree_map_with_path(roll, thin.params))[0]
+            moved = small(map_with_path(roll, thin.params))[0]
             seen += (there := distance(y, moved) > 1e-5)
             unseen += [] if there else [f"{path}[{axis}]"]
     # A shifted index is seen, but of what the output does not feel at all: a bias of keys, under a softmax.

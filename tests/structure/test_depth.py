@@ -14,7 +14,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
-from jaxprune.core.where import leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
 from tests.structure.models import MODELS, Scanned, linen
 from tests.structure.test_architectures import distance
 
@@ -89,7 +89,7 @@ BLOCKS = {  # name -> what alone it uses
 
 
 def paths(tree):
-    return {leaf_path(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {leaf_path(keys) for keys, _ in flatten_with_path(tree)[0]}
 
 
 @pytest.mark.parametrize(

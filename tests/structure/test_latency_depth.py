@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.core.where import leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.structure.latency import Model
 from jaxprune.transforms.axes.index import settled
 from tests.structure.test_latency import Fake
@@ -85,8 +85,8 @@ def test_what_is_left_out_saves_nothing_twice():
     thin = jp.shrink(streams, STREAMS, X, latency=0.45, depth=True, timings=Fake(flat).table)
     gone = {path for leaves in thin.plan.blocks for path in leaves}
     assert gone and not gone & set(thin.plan.keep)
-    there = {leaf_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(thin.params)}
-    assert there == {leaf_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(STREAMS)} - gone
+    there = {leaf_path(keys) for keys, _ in flatten_with_path(thin.params)[0]}
+    assert there == {leaf_path(keys) for keys, _ in flatten_with_path(STREAMS)[0]} - gone
 
 
 def test_losses_are_ranked_with_losses():

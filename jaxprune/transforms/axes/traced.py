@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxprune.core.arrays import is_code
-from jaxprune.core.where import leaf_path
+from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.transforms.jaxpr import of_arrays, open_jaxpr
 
 
@@ -35,7 +35,7 @@ def shapes_of(params: Any) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
       ValueError: compressed leaves, no leaves, two leaves of one path.
     """
-    flat = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_code)[0]
+    flat = flatten_with_path(params, is_leaf=is_code)[0]
     coded = [leaf_path(keys) for keys, x in flat if is_code(x)]
     if coded:
         raise ValueError(f"{coded[0]} is compressed: give jp.materialize(params), and compress what is left of it")
@@ -79,7 +79,7 @@ def trace(f: Callable[..., Any], params: Any, args: tuple[Any, ...], kw: dict[st
         raise ValueError(f"{name} is traced with symbolic shapes, and what can be cut depends on sizes: give numbers")
     if jaxpr.effects:
         raise ValueError(f"{name} has side effects ({', '.join(map(str, jaxpr.effects))}): give it without them")
-    outs = jax.tree_util.tree_flatten_with_path(shape)[0]
+    outs = flatten_with_path(shape)[0]
     return Traced(
         jaxpr,
         consts,
