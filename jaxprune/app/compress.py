@@ -84,7 +84,7 @@ def encoded(checkpoint: Checkpoint, plan: Plan, leaf: Planned, counts: Any) -> A
         x = read(checkpoint, plan, leaf) if verbs.keys() <= BY_BLOCKS else _to_jax(read(checkpoint, plan, leaf))
         tree = nested(leaf.tensor.keys, x)
         if leaf.rule is not None and verbs:
-            rule = one(plan.rules[leaf.rule], allocate=counts.get(leaf.rule))
+            rule = one(plan.rules[leaf.rule], allocate=counts.get(leaf.rule), layout=plan.order)
             tree = at(taken_by(plan.rules, leaf.rule), rule).init(tree, key=jax.random.key(SEED))
         return jax.tree.map(_to_jax, pick(tree, leaf.tensor.keys))
 
@@ -101,7 +101,7 @@ def whole_tree(checkpoint: Checkpoint, plan: Plan, tick: Tick) -> Any:
         tick(leaf.path, leaf.tensor.nbytes)
     taken = [leaf.tensor for leaf in plan.leaves if leaf.rule is not None]
     with wide(max(taken, key=lambda tensor: tensor.dtype.itemsize)):
-        return recipe(plan.rules).init(tree, key=jax.random.key(SEED))
+        return recipe(plan.rules, layout=plan.order).init(tree, key=jax.random.key(SEED))
 
 
 def read(checkpoint: Checkpoint, plan: Plan, leaf: Planned) -> np.ndarray:

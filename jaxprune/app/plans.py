@@ -53,6 +53,11 @@ class Plan(NamedTuple):
         """Whether a rule changes the leaf; others are kept as they are."""
         return leaf.rule is not None and not self.rules[leaf.rule].keep
 
+    @property
+    def order(self) -> str | None:
+        """The layout of what the rules work on: PyTorch's kernels are turned to JAX's, whatever their names say."""
+        return "jax" if self.layout == "torch" else None
+
     def to_dict(self) -> dict[str, Any]:
         """Lists, dicts, strings and numbers only."""
         rows = [
@@ -90,7 +95,7 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         rule = taker(rules, path)
         key = rule, turned.shape, turned.dtype.name
         if key not in known:
-            known[key] = predicted(turned, rules, rule)
+            known[key] = predicted(turned, rules, rule, "jax" if layout == "torch" else None)
         leaves.append(Planned(path, turned, rule, "kept" if rule is None else words(rules[rule]), known[key]))
     whole = next(filter(None, map(needs_tree, rules)), "")
     return Plan(rules, layout, recipe.layout is None, tuple(leaves), whole)
@@ -119,13 +124,13 @@ def by_weight(p: Prune) -> bool:
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
-def predicted(tensor: Tensor, rules: tuple[Rule, ...], rule: int | None) -> int | None:
+def predicted(tensor: Tensor, rules: tuple[Rule, ...], rule: int | None, layout: str | None = None) -> int | None:
     """Bytes of a leaf's fixed-length code; None where they depend on the weights. A rule that cannot work raises."""
     if rule is None or rules[rule].keep:
         return tensor.nbytes
     if depends_on_weights(rules[rule]):
         return None
-    code = _code(tensor, rules, rule)
+    code = _code(tensor, rules, rule, layout)
     bits = _bits(code, sparsity(rules[rule]))
     return None if bits is None else math.ceil(bits / 8)
 
@@ -149,11 +154,11 @@ def sparsity(rule: Rule) -> float:
     return p.sparsity or 0.0
 
 
-def _code(tensor: Tensor, rules: tuple[Rule, ...], rule: int) -> Any:
+def _code(tensor: Tensor, rules: tuple[Rule, ...], rule: int, layout: str | None) -> Any:
     """The code that the rule would make, without its numbers."""
     with wide(tensor):
         like = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
-        make = at(taken_by(rules, rule), one(rules[rule], allocate=_evenly(sparsity(rules[rule])))).init
+        make = at(taken_by(rules, rule), one(rules[rule], allocate=_evenly(sparsity(rules[rule])), layout=layout)).init
         tree = jax.eval_shape(lambda x: make(nested(tensor.keys, x), key=jax.random.key(0)), like)
     if isinstance(tree, Common):
         tree = fill_codebooks(tree.tree, tree.codebook)

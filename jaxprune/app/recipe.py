@@ -39,12 +39,13 @@ class Match(NamedTuple):
 Schedule = Callable[[float], Any]
 
 
-def recipe(rules: Any, *, schedule: Schedule | None = None) -> Compression:
+def recipe(rules: Any, *, schedule: Schedule | None = None, layout: str | None = None) -> Compression:
     """The compression that rules stand for.
 
     Args:
       rules: a list of dicts, TOML text with [[rule]] tables, or the path of a TOML file.
       schedule: sparsity -> (step -> sparsity), to make the pruning gradual: `lambda s: jp.schedules.cubic(s, 0, 1000)`.
+      layout: "jax" where all leaves have their outputs last, whatever their names say; names tell by default.
 
     Returns:
       A `Compression`. `init` checks that every rule takes a leaf. The first rule that matches a leaf takes it.
@@ -61,7 +62,8 @@ def recipe(rules: Any, *, schedule: Schedule | None = None) -> Compression:
       ('ArrayImpl', 'Masked')
     """
     parsed = parse(rules)
-    whole = chain(*(at(taken_by(parsed, i), one(rule, schedule)) for i, rule in enumerate(parsed) if rule.verbs))
+    working = [(i, rule) for i, rule in enumerate(parsed) if rule.verbs]
+    whole = chain(*(at(taken_by(parsed, i), one(rule, schedule, layout=layout)) for i, rule in working))
 
     def init(params: Any, **extra: Any) -> Any:
         describe(parsed, params)
@@ -70,14 +72,14 @@ def recipe(rules: Any, *, schedule: Schedule | None = None) -> Compression:
     return Compression(init, whole.update)
 
 
-def one(rule: Rule, schedule: Schedule | None = None, allocate: Any = None) -> Compression:
+def one(rule: Rule, schedule: Schedule | None = None, allocate: Any = None, layout: str | None = None) -> Compression:
     """The compression of one rule, before it knows its leaves; `allocate` stands in for the rule's own."""
     make = {
-        "prune": lambda p: _prune(p, schedule, allocate),
+        "prune": lambda p: _prune(p, schedule, allocate, layout),
         "factorize": lambda f: factorize(**_given(f, "rank")),
         "share": lambda s: share(**_given(s, "k")),
         "cluster": lambda c: cluster(**_given(c, "k")),
-        "quantize": lambda q: quantize(**_given(q, "bits")),
+        "quantize": lambda q: quantize(**_given(q, "bits"), layout=layout),
         "entropy_quantize": lambda e: entropy_quantize(**_given(e, "step")),
         "codebook_bits": lambda b: quantize(bits=b),
     }
@@ -160,23 +162,23 @@ def _given(settings: Any, short: str) -> dict[str, Any]:
     return msgspec.structs.asdict(settings) if isinstance(settings, Settings) else {short: settings}
 
 
-def _prune(settings: float | Prune, schedule: Schedule | None, allocate: Any) -> Compression:
+def _prune(settings: float | Prune, schedule: Schedule | None, allocate: Any, layout: str | None) -> Compression:
     p = settings if isinstance(settings, Prune) else Prune(sparsity=settings)
     if p.sparsity is not None and not 0 <= p.sparsity < 1:
         raise ValueError(f"prune = {p.sparsity}: a sparsity is the fraction of weights to remove, in [0, 1)")
     return prune(
         p.sparsity if schedule is None or p.sparsity is None else schedule(p.sparsity),
         threshold=p.threshold,
-        pattern=None if p.pattern is None else pattern(p.pattern),
+        pattern=None if p.pattern is None else pattern(p.pattern, layout),
         score=SCORE[p.score],
         allocate=ALLOCATE[p.allocate] if allocate is None else allocate,
     )
 
 
-def pattern(text: str) -> patterns.Pattern:
-    """A pattern by its words: "2:4", "block 4x4", "channel -1"."""
+def pattern(text: str, layout: str | None = None) -> patterns.Pattern:
+    """A pattern by its words: "2:4", "block 4x4", "channel -1"; with layout "jax", N:M runs along −2."""
     if found := re.fullmatch(r"(\d+):(\d+)", text):
-        return patterns.n_m(int(found[1]), int(found[2]))
+        return patterns.n_m(int(found[1]), int(found[2]), -2 if layout == "jax" else None)
     if found := re.fullmatch(r"block (\d+(?:x\d+)*)", text):
         return patterns.block(*map(int, found[1].split("x")))
     if found := re.fullmatch(r"channel (-?\d+)", text):

@@ -49,7 +49,7 @@ class Quantize(Settings, frozen=True):
     """`quantize = 8`, or a table."""
 
     bits: int | None = None
-    axis: int = -1
+    axis: int | Literal["outputs"] = "outputs"
     group: int | None = None
     kind: Literal["symmetric", "affine", "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary"] = "symmetric"
     rounding: Literal["nearest", "stochastic"] = "nearest"

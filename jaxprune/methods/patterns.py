@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from jax import Array
 
+from jaxprune.core.layout import Axes
 from jaxprune.numerics import patterns as groups
 
 
@@ -21,6 +22,7 @@ class Pattern(NamedTuple):
       select: (score, magnitude) -> mask of weights with no budget given, or None.
       siblings: whether units are output channels, whose entries of a 1-D sibling `bias` go with them.
       axis: the axis of those units.
+      at: the axes of a weight -> the pattern for it, where that depends on them.
     """
 
     pool: Callable[[Array], Array]
@@ -28,15 +30,17 @@ class Pattern(NamedTuple):
     select: Callable[[Array, bool], Array] | None = None
     siblings: bool = False
     axis: int = -1
+    at: "Callable[[Axes], Pattern] | None" = None
 
 
-def n_m(n: int, m: int, axis: int = -2) -> Pattern:
+def n_m(n: int, m: int, axis: int | None = None) -> Pattern:
     """N of every M weights along `axis` are kept (the contraction axis by default, as 2:4 hardware wants).
 
     Args:
       n: weights kept in each run.
       m: length of a run; it must divide the axis.
-      axis: −2 is the contraction axis of Flax kernels (in, out) and HWIO.
+      axis: −2 is the contraction axis of Flax kernels (in, out) and HWIO, −1 that of PyTorch's (out, in); by default
+        names and biases tell (`jaxprune.core.layout`).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -46,6 +50,9 @@ def n_m(n: int, m: int, axis: int = -2) -> Pattern:
     """
     if not 0 < n <= m:
         raise ValueError(f"n_m({n}, {m}): it keeps n of every m weights, with 0 < n <= m")
+
+    if axis is None:
+        return n_m(n, m, -2)._replace(at=_n_m_along(n, m))
 
     def choose(score: Array, magnitude: bool) -> Array:
         if not -score.ndim <= axis < score.ndim or score.shape[axis] % m:
@@ -57,6 +64,13 @@ def n_m(n: int, m: int, axis: int = -2) -> Pattern:
         return groups.n_m(score, n, m, axis, magnitude=magnitude)
 
     return Pattern(alone, _as_is, choose)
+
+
+def _n_m_along(n: int, m: int) -> Callable[[Axes], Pattern]:
+    def at(axes: Axes) -> Pattern:
+        return n_m(n, m, axes.contraction)
+
+    return at
 
 
 def block(*shape: int) -> Pattern:

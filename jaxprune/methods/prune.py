@@ -18,6 +18,7 @@ from jax.core import Tracer
 
 from jaxprune.core.arrays import Masked, count, materialize
 from jaxprune.core.compression import Compression, call, keep
+from jaxprune.core.layout import axes_of
 from jaxprune.core.tree import look_up, nearest, rewrite, walk
 from jaxprune.core.where import Slot, is_float
 from jaxprune.methods import allocate as allocations
@@ -73,7 +74,7 @@ def prune(
         params = [materialize(s.value) for s in chosen]
         scores = _scores(chosen, tree, score, extra | {"step": step})
         if pattern.select is not None:
-            return [pattern.select(x if s is None else s, s is None) for x, s in zip(params, scores)]
+            return [_selected(slot, x, s, pattern) for slot, x, s in zip(chosen, params, scores)]
         if threshold is not None:
             return [_above(x, s, threshold, pattern) for x, s in zip(params, scores)]
         counts = _counts(chosen, params, scores, _at(sparsity, step), allocate, pattern)
@@ -187,6 +188,13 @@ def _pool(x: Any, score: Any, pattern: Pattern) -> Any:
 
 
 # --- select ---
+
+
+def _selected(slot: Slot, x: Any, score: Any, pattern: Pattern) -> Any:
+    """The mask of a pattern that chooses by itself, along the axis that the leaf's layout gives it."""
+    here = pattern if pattern.at is None or slot.value.ndim < 2 else pattern.at(axes_of(slot.place))
+    assert here.select is not None
+    return here.select(x if score is None else score, score is None)
 
 
 def _largest(x: Any, score: Any, remove: Any, pattern: Pattern) -> Any:

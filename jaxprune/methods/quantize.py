@@ -17,6 +17,7 @@ from jax.core import Tracer
 
 from jaxprune.core.arrays import CompressedArray
 from jaxprune.core.compression import Compression, keep
+from jaxprune.core.layout import axes_of
 from jaxprune.core.quantized import Binary, Quantized, pack
 from jaxprune.core.tree import check_finite, fold_path, map_slots
 from jaxprune.core.where import Slot
@@ -30,12 +31,13 @@ def quantize(
     bits: int | None = None,
     *,
     scale: float | None = None,
-    axis: int | tuple[int, ...] | None = -1,
+    axis: int | tuple[int, ...] | Literal["outputs"] | None = "outputs",
     group: int | None = None,
     kind: Kind = "symmetric",
     rounding: Literal["nearest", "stochastic"] = "nearest",
     range: Literal["max", "mse"] = "max",
     clip: bool = False,
+    layout: Any = None,
     where: Any = None,
 ) -> Compression:
     """Writes weights as integers of few bits (or float8, or signs) times a scale.
@@ -46,12 +48,14 @@ def quantize(
       scale: Q, one number: q = round(w·Q), w = q / Q. Nothing saturates: too few `bits` is an error that names the bits
         needed, unless `clip`.
       axis: the channel axes that keep a scale of their own, counted from the end; None for one scale a leaf. A vector
-        has one scale.
+        has one scale. By default the outputs, as names and biases tell (`jaxprune.core.layout`): the last axis of a
+        `kernel` or `w`, the first of a `weight`, and with them the axes of stacked layers.
       group: the contraction axis (−2) is cut into runs of `group` weights, each with its own scale.
       kind: "symmetric", "affine" (a zero point), "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary".
       rounding: "nearest" (half to even), or "stochastic": ⌊w/s + u⌋, unbiased, with `key=` given to init.
       range: "max" (nothing saturates), or "mse": the clipping with the least squared error.
       clip: with `scale`: saturate instead of refusing.
+      layout: which axes are the outputs, instead: "jax" (last), "torch" (first), or a dict of path regex -> axis.
       where: which leaves; `jp.where.weights` by default.
 
     Returns:
@@ -69,8 +73,8 @@ def quantize(
       [[ 0.3 -1. ]] [[  3 -10]]
     """
     kind, bits = _settle(kind, bits, scale, rounding, range)
-    axes = (axis,) if isinstance(axis, int) else tuple(axis or ())
-    if any(a >= 0 for a in axes):
+    given = None if axis == "outputs" else (axis,) if isinstance(axis, int) else tuple(axis or ())
+    if given is not None and any(a >= 0 for a in given):
         raise ValueError(
             f"quantize(axis={axis}): count axes from the end, so that stacked layers work too: −1 is the last"
         )
@@ -83,6 +87,7 @@ def quantize(
             if scale is not None:
                 return _fixed(w, float(scale), bits, clip, mask)
             u = _noise(rounding, key, slot)
+            axes = _scale_axes(slot, layout, group) if given is None else given
             return _CODES[kind](w, bits, axes, group, mask, range, u)
         except ValueError as error:
             raise ValueError(f"{slot}: {error}") from None
@@ -91,6 +96,13 @@ def quantize(
         return map_slots(lambda s: encode(s, key), params, rule if where is None else where)
 
     return Compression(init, keep)
+
+
+def _scale_axes(slot: Slot, layout: Any, group: int | None) -> tuple[int, ...]:
+    """The axes along which scales are not shared: the outputs', and those of stacked layers."""
+    axes = axes_of(slot.place, layout).scales if slot.open else (-1,)
+    # Groups run along −2: where that is the output they are runs of outputs, each with a scale for every input.
+    return (-1,) if group is not None and -2 in axes else axes
 
 
 def _settle(kind: Kind, bits: int | None, scale: Any, rounding: str, range: str) -> tuple[Kind, int | None]:

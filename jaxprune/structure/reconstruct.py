@@ -113,12 +113,12 @@ def reconstruct(
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
-      >>> f = lambda p, x: x @ p["w"] @ p["v"]
-      >>> p = {"w": jnp.array([[1.0, 1.0], [0.0, 0.1]]), "v": jnp.array([[2.0], [1.0]])}
+      >>> f = lambda p, x: x @ p["w"] @ p["out"]["w"]
+      >>> p = {"w": jnp.array([[1.0, 1.0], [0.0, 0.1]]), "out": {"w": jnp.array([[2.0], [1.0]])}}
       >>> x = jax.random.normal(jax.random.key(0), (64, 2)) * jnp.array([1.0, 0.0])    # only the first input varies
       >>> thin = jp.shrink(f, p, x, ratio=0.5)
       >>> fitted = jp.reconstruct(f, p, thin.plan, [(x,)], ridge=1e-9)
-      >>> print(thin.params["v"][0], fitted.params["v"][0])           # what the second unit gave comes from the first
+      >>> print(thin.params["out"]["w"][0], fitted.params["out"]["w"][0])  # what the second unit gave comes from the first
       [2.] [3.]
     """
     given = [tuple(batch) for batch in batches]

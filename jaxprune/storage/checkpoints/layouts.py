@@ -4,9 +4,9 @@
     jax     I O        W I O        H W I O        D H W I O
 
 A rule that speaks of axes (scales and channels of the last axis) means JAX's order, so a kernel of PyTorch is turned
-when it is read, and turned back when it is restored. What is turned is a matter of names: arrays of 2 to 5 axes whose
-name ends in "weight". (So are embedding tables and transposed convolutions, which have another order: only which of
-their axes is the last then differs.)
+when it is read, and turned back when it is restored. What is turned is a matter of names, those that `core.layout`
+calls PyTorch's: arrays of 2 to 5 axes named `weight`, `in_proj_weight`, `weight_ih_l0` and so on. (So are embedding
+tables and transposed convolutions, which have another order: only which of their axes is the last then differs.)
 """
 
 import re
@@ -14,6 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from jaxprune.core.layout import outputs_first
+from jaxprune.core.names import Place
 from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints.tensors import Keys, Read, Shape, Tensor
 
@@ -29,8 +31,7 @@ def guess(tensors: Mapping[str, Tensor]) -> str:
 
 def turns(layout: str, keys: Keys, shape: Shape) -> bool:
     """Whether this layout has another order of axes for an array."""
-    named = re.split(r"[/.]", keys[-1])[-1] == "weight" if keys else False
-    return layout == "torch" and named and 2 <= len(shape) <= 5
+    return layout == "torch" and 2 <= len(shape) <= 5 and outputs_first(Place("/".join(keys), shape))
 
 
 def to_jax(layout: str, tensor: Tensor) -> Tensor:
