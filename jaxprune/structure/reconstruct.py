@@ -118,7 +118,7 @@ def reconstruct(
       >>> x = jax.random.normal(jax.random.key(0), (64, 2)) * jnp.array([1.0, 0.0])    # only the first input varies
       >>> thin = jp.shrink(f, p, x, ratio=0.5)
       >>> fitted = jp.reconstruct(f, p, thin.plan, [(x,)], ridge=1e-9)
-      >>> print(thin.params["out"]["w"][0], fitted.params["out"]["w"][0])  # what the second unit gave comes from the first
+      >>> print(thin.params["out"]["w"][0], fitted.params["out"]["w"][0])  # the first unit gives it
       [2.] [3.]
     """
     given = [tuple(batch) for batch in batches]
