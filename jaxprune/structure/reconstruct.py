@@ -176,7 +176,7 @@ def change_after(
       examples: the arrays among the further arguments.
       ridge: as in `reconstruct`.
     """
-    small = {leaf_path(keys): x for keys, x in jax.tree_util.tree_flatten_with_path(plan.cut(params))[0]}
+    small = {leaf_path(keys): x for keys, x in flatten_with_path(plan.cut(params))[0]}
     paths = list(shapes_of(params))
     inputs = [([x], [small.get(path)]) for path, x in zip(paths, jax.tree.leaves(params))]
     fit = _Fit(program, narrow, paths, inputs + [([x], [x]) for x in examples], dict(small), small, ridge)

@@ -250,3 +250,23 @@ def test_scales_are_finer_where_nothing_tells_layers_from_a_window():
 def test_the_place_alone_is_enough():
     assert axes_of(Place("a/weight", (3, 4))).units == (-2,) and axes_of(Place("bias", (3,))).outputs == ()
     assert str(axes_of(Place("", (3, 4)))) == "outputs on axis -1"
+
+
+def test_scales_and_runs_lie_along_the_outputs_and_inputs_of_each_framework():
+    first = eqx.nn.Linear(16, 8, key=KEY)
+    tall = jp.quantize(bits=4).init(first).weight
+    assert tall.scale.shape == (8, 1)
+    assert jp.quantize(bits=4, layout="jax").init(first).weight.scale.shape == (1, 16)
+    assert jp.quantize(bits=4, axis=-1).init(first).weight.scale.shape == (1, 16)
+    assert jp.quantize(bits=4).init({"kernel": jnp.ones((16, 8))})["kernel"].scale.shape == (1, 8)
+    assert jp.quantize(bits=4).init({"kernel": jnp.ones((3, 16, 8))})["kernel"].scale.shape == (3, 1, 8)
+    runs = jp.prune(pattern=jp.patterns.n_m(2, 4)).init(first).weight.mask
+    assert bool((runs.reshape(8, 4, 4).sum(-1) == 2).all())
+
+
+def test_files_of_pytorch_turn_every_name_of_its_weights():
+    from jaxprune.storage.checkpoints import layouts
+
+    names = {"weight", "attn.in_proj_weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0_reverse"}
+    assert all(layouts.turns("torch", (name,), (8, 4)) for name in names)
+    assert not any(layouts.turns("torch", (name,), (8, 4)) for name in ("bias", "kernel", "weights_of_experts"))
