@@ -60,6 +60,7 @@ from jaxprune.structure.reconstruct import reconstruct as reconstruct
 from jaxprune.structure.shrink import shrink as shrink
 from jaxprune.structure.timings import Timings as Timings
 from jaxprune.training.attract import attract as attract
+from jaxprune.training.floats_only import floats_only as floats_only
 from jaxprune.training.group_penalty import group_penalty as group_penalty
 from jaxprune.training.keep_pruned import keep_pruned as keep_pruned
 from jaxprune.training.project import project as project

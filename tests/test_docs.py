@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import re
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -24,14 +25,22 @@ PAGES = [
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     module = importlib.import_module(name)
-    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE, extraglobs={"jp": jp, "jnp": jnp})
+    names = {"jp": jp, "jnp": jnp}
+    with jax.numpy_dtype_promotion("standard"):  # as readers have it
+        failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE, extraglobs=names)
     assert failed == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_code_blocks_of_a_page(page, tmp_path, monkeypatch):
+    """With JAX's own dtype promotion, as readers have it."""
     monkeypatch.chdir(tmp_path)
+    with jax.numpy_dtype_promotion("standard"):
+        run_blocks(page)
+
+
+def run_blocks(page):
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
     names: dict = {}
     for block in blocks:

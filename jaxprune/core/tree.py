@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from jaxprune.core import where as w
 from jaxprune.core.arrays import Masked, is_code, materialize
+from jaxprune.core.hidden import zero_hidden
 from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.where import Slot, Where
 from jaxprune.numerics.placement import not_finite
@@ -66,7 +67,8 @@ def rewrite(f: Rewrite, tree: Any, where: Any = None, whole: Whole = lambda code
         raise no_match(where, tree, whole)
     for slot in chosen:
         check_weight(slot)
-    new = iter(f(chosen))
+    codes = [x if slot.mask is None else zero_hidden(x, slot.mask) for slot, x in zip(chosen, f(chosen))]
+    new = iter(codes)
     return walk(lambda s: next(new) if test(s) else s.value, tree, whole)
 
 
@@ -173,17 +175,28 @@ def partition(tree: Any) -> tuple[Any, Any]:
 
     Returns:
       (free, fixed), each shaped like the tree: float leaves (values, codebooks, scales, factors) in the first,
-      integers, masks and float8 codes in the second, None where a leaf went to the other.
+      integers, masks and float8 codes in the second, None where a leaf went to the other. In `free` a scalar 0.0 stands
+      for the masks and integers *of a code*, so that one gradient fits `free` and the whole tree.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> free, fixed = jp.partition({"w": jnp.ones(2), "steps": jnp.array(3)})
       >>> free["steps"] is None, fixed["w"] is None
       (True, True)
+      >>> free, fixed = jp.partition(jp.prune(0.5).init(jnp.eye(2)))
+      >>> print(free.values.shape, free.mask, fixed.values, fixed.mask.shape)
+      (2, 2) 0.0 None (2, 2)
     """
-    free = jax.tree.map(lambda x: x if w.is_float(x) else None, tree)
+    free = jax.tree.map(_free, tree, is_leaf=is_code)
     fixed = jax.tree.map(lambda x: None if w.is_float(x) else x, tree)
     return free, fixed
+
+
+def _free(x: Any) -> Any:
+    """The float arrays of a leaf, or of a code, with a scalar zero for the code's other arrays."""
+    if not is_code(x):
+        return x if w.is_float(x) else None
+    return jax.tree.map(lambda part: part if w.is_float(part) else jnp.zeros(()), x)
 
 
 def combine(free: Any, fixed: Any) -> Any:
@@ -195,7 +208,7 @@ def combine(free: Any, fixed: Any) -> Any:
       >>> sorted(jp.combine(*jp.partition(tree)))
       ['steps', 'w']
     """
-    return jax.tree.map(lambda a, b: b if a is None else a, free, fixed, is_leaf=lambda x: x is None)
+    return jax.tree.map(lambda a, b: a if b is None else b, free, fixed, is_leaf=lambda x: x is None)
 
 
 def value_and_grad(loss: Callable[..., Any], *, has_aux: bool = False, dense: bool = False) -> Callable[..., Any]:
@@ -209,7 +222,14 @@ def value_and_grad(loss: Callable[..., Any], *, has_aux: bool = False, dense: bo
 
     Returns:
       f(tree, *args) -> (value, gradient), or (value, gradient, dense gradient). The gradient is shaped like
-      `partition(tree)[0]`.
+      `partition(tree)[0]`: masks and integers of codes have the gradient 0.0, a scalar. So it goes into optax with the
+      tree as well:
+
+          updates, state = optimizer.update(gradient, state, tree)      # state = optimizer.init(tree)
+          tree = optax.apply_updates(tree, updates)
+
+      where masks and integers stay as they are, but for optimizers that decay weights (or look at shapes, as Adafactor
+      does): these take every leaf for a weight. `jp.floats_only(optimizer)` shows them the floats alone.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

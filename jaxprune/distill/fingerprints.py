@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.core.arrays import is_code
+from jaxprune.core.hidden import zero_hidden
 from jaxprune.core.paths import flatten_with_path, leaf_path
 
 CHUNK = 1 << 24  # bytes of a leaf that are copied at a time, where it is not contiguous
@@ -50,7 +51,7 @@ def fingerprint(*trees: Any) -> str:
     """
     sha, leaves = hashlib.sha256(b"jaxprune fingerprint 1"), 0
     for tree in trees:
-        named = sorted(_leaves(tree, ()), key=lambda leaf: leaf[0])
+        named = sorted(_leaves(zero_hidden(tree, host=True), ()), key=lambda leaf: leaf[0])
         paths = [path for path, _ in named]
         twice = next((a for a, b in itertools.pairwise(paths) if a == b), None)
         if twice is not None:

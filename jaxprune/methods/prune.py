@@ -18,6 +18,7 @@ from jax.core import Tracer
 
 from jaxprune.core.arrays import Masked, count, materialize
 from jaxprune.core.compression import Compression, call, keep
+from jaxprune.core.hidden import zero_hidden
 from jaxprune.core.layout import axes_of
 from jaxprune.core.tree import look_up, nearest, rewrite, walk
 from jaxprune.core.where import Slot, is_float
@@ -212,8 +213,8 @@ def _above(x: Any, score: Any, threshold: Any, pattern: Pattern) -> Any:
 
 def _masked(value: Any, mask: Any) -> Masked:
     if isinstance(value, Masked):
-        return value.replace(mask=value.mask & mask)  # pyright: ignore[reportReturnType]
-    return Masked(value, mask)
+        return zero_hidden(value.replace(mask=value.mask & mask))
+    return zero_hidden(Masked(value, mask))
 
 
 def _refuse_empty(pruned: list[tuple[Slot, Any]], threshold: Any) -> None:

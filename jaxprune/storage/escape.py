@@ -40,6 +40,7 @@ def listed(counts: np.ndarray, base: int) -> Listed | None:
       None where no list of fewer than 4,096 words helps: all words are rare.
 
     Example:
+      >>> import numpy as np
       >>> listed(np.array([5, 9, 5] + 5000 * [0] + [1]), 7).words.tolist()
       [7, 8, 9]
     """

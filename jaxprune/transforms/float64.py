@@ -37,7 +37,7 @@ def in_float64(f: Callable[..., Any]) -> Callable[..., Any]:
       >>> import jax.numpy as jnp
       >>> from jaxprune.transforms.float64 import in_float64
       >>> f = lambda x: (x + jnp.float32(1e-12)) - x
-      >>> print(f(jnp.ones(())), abs(in_float64(f)(jnp.ones(())) - 1e-12) < 1e-15)
+      >>> print(f(jnp.ones(())), abs(float(in_float64(f)(jnp.ones(()))) - 1e-12) < 1e-15)
       0.0 True
     """
 
