@@ -42,7 +42,7 @@ def listed(counts: np.ndarray, base: int) -> Listed | None:
     Example:
       >>> import numpy as np
       >>> listed(np.array([5, 9, 5] + 5000 * [0] + [1]), 7).words.tolist()
-      [7, 8, 9]
+      [7, 8, 9, 5010]
     """
     total = int(counts.sum())
     each = max(1, int(counts.size - 1).bit_length())
