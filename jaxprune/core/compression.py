@@ -13,8 +13,9 @@ import jax
 from jax import lax
 
 from jaxprune.core import where as w
+from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Stacked, is_code
-from jaxprune.core.tree import map_slots, selector, walk
+from jaxprune.core.tree import join_arrays, map_slots, selector, split_arrays, walk
 
 
 class Compression(NamedTuple):
@@ -85,8 +86,7 @@ def every(n: int, compression: Compression) -> Compression:
     Under `vmap` a `lax.cond` computes both branches: where updates are dear and steps are vmapped, call `update`
     outside.
     """
-    if n < 1:
-        raise ValueError(f"every(n, …) takes n >= 1, not {n}")
+    n = whole("every({}, …)", n)
     return _when(lambda step: step % n == 0, compression)
 
 
@@ -99,8 +99,12 @@ def between(begin: int, end: int, compression: Compression) -> Compression:
 
 def _when(test: Callable[[Any], Any], compression: Compression) -> Compression:
     def update(tree: Any, *, step: Any, **extra: Any) -> Any:
-        do = lambda t: compression.update(t, step=step, **extra)
-        return lax.cond(test(step), do, lambda t: t, tree)
+        arrays, rest = split_arrays(tree)
+
+        def changed(arrays: Any) -> Any:
+            return split_arrays(compression.update(join_arrays(arrays, rest), step=step, **extra))[0]
+
+        return join_arrays(lax.cond(test(step), changed, lambda arrays: arrays, arrays), rest)
 
     return Compression(compression.init, update)
 

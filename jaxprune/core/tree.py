@@ -167,6 +167,20 @@ def no_match(where: Any, tree: Any, whole: Whole = lambda code: False) -> ValueE
     return ValueError("\n".join(lines))
 
 
+def split_arrays(tree: Any) -> tuple[Any, Any]:
+    """(arrays, rest), each shaped like the tree, with None where a leaf went to the other: `jit` and `cond` take arrays
+    only, and a tree may hold functions, texts and Python numbers too."""
+    is_array = lambda x: isinstance(x, jax.Array | np.ndarray | np.generic)
+    return jax.tree.map(lambda x: x if is_array(x) else None, tree), jax.tree.map(
+        lambda x: None if is_array(x) else x, tree
+    )
+
+
+def join_arrays(arrays: Any, rest: Any) -> Any:
+    """The tree that `split_arrays` split."""
+    return jax.tree.map(lambda a, b: b if a is None else a, arrays, rest, is_leaf=lambda x: x is None)
+
+
 def partition(tree: Any) -> tuple[Any, Any]:
     """Splits a tree of codes into what a gradient may move and the rest.
 

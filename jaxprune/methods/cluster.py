@@ -13,9 +13,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Clustered, Common
 from jaxprune.core.compression import Compression, call, keep
-from jaxprune.core.tree import fold_path, look_up, rewrite
+from jaxprune.core.tree import check_finite, fold_path, look_up, rewrite
 from jaxprune.core.where import Slot
 from jaxprune.numerics import kmeans
 from jaxprune.numerics.placement import gathered, placed_like
@@ -57,8 +58,7 @@ def cluster(
       >>> print(tree.codebook, jp.nbits(tree))          # 4 indices of 1 bit and two float32 values
       [1.1 5.1] 68
     """
-    if k < 1:
-        raise ValueError(f"cluster(k={k}): k is at least 1")
+    k = whole("cluster(k={})", k)
     rule = where
 
     def start(params: Any, *, key: Any = None, where: Any = None, **extra: Any) -> Any:
@@ -69,6 +69,8 @@ def cluster(
         one = _encode if scope == "leaf" else partial(_tiled, tile=tuple(scope))
 
         def encode(chosen: list[Slot]) -> list[Clustered]:
+            for slot in chosen:
+                check_finite(slot)
             return [one(s, h, _fit(s, k), init, _fold(key, s)) for s, h in zip(chosen, _weights(chosen, scores))]
 
         return rewrite(encode, params, where)
@@ -138,6 +140,8 @@ def _together(params: Any, where: Any, scores: Any, k: int, init: Init, key: Any
     found: list[Any] = []
 
     def all_of(chosen: list[Slot]) -> list[Clustered]:
+        for slot in chosen:
+            check_finite(slot)
         total = sum(s.value.size for s in chosen)
         if k > total:
             raise ValueError(f"cluster(k={k}, scope='tree'): the selected leaves have only {total} weights")

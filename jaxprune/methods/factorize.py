@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxprune.core.arguments import finite, whole
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.factors import LowRank, Tucker
-from jaxprune.core.tree import look_up, rewrite, there
+from jaxprune.core.tree import check_finite, look_up, rewrite, there
 from jaxprune.core.where import Slot
 from jaxprune.numerics import lowrank
 from jaxprune.numerics.placement import gathered
@@ -50,16 +51,13 @@ def factorize(
     """
     if (rank is None) == (energy is None):
         raise ValueError("factorize takes one of rank= and energy=, as factorize(rank=16) or factorize(energy=0.95)")
-    if energy is not None and not 0 < energy <= 1:
+    if energy is not None and not 0 < finite("factorize(energy={})", energy) <= 1:
         raise ValueError(f"factorize(energy={energy}): a fraction in (0, 1]")
-    ranks = (rank, rank) if isinstance(rank, int) else rank
-    if ranks is not None and (len(ranks) != 2 or min(ranks) < 1):
-        raise ValueError(
-            f"factorize(rank={rank}): a rank is at least 1; a pair gives inputs and outputs of convolutions"
-        )
+    ranks = None if rank is None else _pair(rank)
     rule = where
 
     def encode(slot: Slot, h: Any) -> CompressedArray:
+        check_finite(slot)
         x = slot.value
         if x.ndim < 2:
             raise ValueError(f"factorize: {slot} has one axis; exclude it with `where`")
@@ -80,6 +78,15 @@ def factorize(
         return rewrite(all_of, params, rule if where is None else where)
 
     return Compression(init, keep)
+
+
+def _pair(rank: Any) -> tuple[int, int]:
+    """The ranks of inputs and outputs."""
+    pair = tuple(rank) if isinstance(rank, tuple | list) else (rank, rank)
+    if len(pair) != 2:
+        raise ValueError(f"factorize(rank={rank}): one rank, or a pair of inputs and outputs of convolutions")
+    ins, outs = (whole("factorize(rank={})", r) for r in pair)
+    return ins, outs
 
 
 def _matrix(slot: Slot, w: Any, ranks: Any, energy: float | None, h: Any) -> LowRank:

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
+from jaxprune.core.arguments import finite, fraction
 from jaxprune.core.arrays import Masked, count, materialize
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.hidden import zero_hidden
@@ -52,11 +52,12 @@ def prune(
 
     Returns:
       A `Compression` whose leaves are `Masked`. Exactly round(s·n) units go for a Python sparsity, within n·2⁻²⁴ for a
-      traced one. A pruned weight is +0.0 even if it was NaN or Inf. `update` never revives a weight.
+      traced one, which is clipped to [0, 1]; but no leaf loses its last unit, whatever the allocation. A pruned weight
+      is +0.0 even if it was NaN or Inf. `update` never revives a weight.
 
     Raises:
-      ValueError: for a sparsity outside [0, 1), a threshold that removes everything, a rule that matches nothing, an
-        empty or integer leaf, a pattern that does not divide a leaf; each names path, shape, value and the fix.
+      ValueError: for a sparsity outside [0, 1), scores that are NaN, a threshold that removes everything, a rule that
+        matches nothing, an empty or integer leaf, a pattern that does not divide a leaf; each names path, shape, value and the fix.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -79,7 +80,7 @@ def prune(
         if threshold is not None:
             return [_above(x, s, threshold, pattern) for x, s in zip(params, scores)]
         counts = _counts(chosen, params, scores, _at(sparsity, step), allocate, pattern)
-        return [_largest(x, s, n, pattern) for x, s, n in zip(params, scores, counts)]
+        return [_largest(x, s, _not_all(x, s, n, pattern), pattern) for x, s, n in zip(params, scores, counts)]
 
     def run(tree: Any, step: Any, where: Any, extra: dict[str, Any]) -> Any:
         pruned: list[tuple[Slot, Any]] = []
@@ -117,17 +118,16 @@ def _check_arguments(sparsity: Any, threshold: Any, pattern: Pattern) -> None:
             "prune takes one of sparsity=, threshold= and an N:M pattern, as prune(0.9) or prune(threshold=0.05)"
         )
     for value in sparsity.values() if isinstance(sparsity, dict) else [sparsity]:
-        if isinstance(value, (int, float, np.floating)) and not 0 <= value < 1:
-            raise ValueError(f"prune({value}): a sparsity is the fraction of weights to remove, in [0, 1)")
+        if value is not None and not callable(value):
+            fraction("prune({})", value)
+    if threshold is not None:
+        finite("prune(threshold={})", threshold)
 
 
 def _at(sparsity: Any, step: Any) -> Any:
     if not callable(sparsity):
         return sparsity
-    value = sparsity(step)
-    if isinstance(value, jax.Array) and not isinstance(value, Tracer) and not 0 <= float(value) < 1:
-        raise ValueError(f"the sparsity schedule gives {float(value)} at step {step}: it must stay in [0, 1)")
-    return value
+    return fraction(f"the sparsity schedule gives {{}} at step {step}", sparsity(step))
 
 
 # --- score ---
@@ -139,7 +139,15 @@ def _scores(chosen: list[Slot], tree: Any, score: Any, extra: dict[str, Any]) ->
         return [None] * len(chosen)
     scores = call(score, materialize(tree), **extra) if callable(score) else score
     found = look_up(scores, chosen, "score")
+    for slot, x in zip(chosen, found):
+        _refuse_nan(slot, x)
     return [jnp.where(s.value.mask, x, -jnp.inf) if isinstance(s.value, Masked) else x for s, x in zip(chosen, found)]
+
+
+def _refuse_nan(slot: Slot, score: Any) -> None:
+    """A score that is no number would be the highest or the lowest, as sorting has it."""
+    if not isinstance(score, Tracer) and (bad := int(jnp.sum(jnp.isnan(score)))):
+        raise ValueError(f"the score of {slot} has {bad} NaN: no order is known for these weights")
 
 
 # --- allocate ---
@@ -158,6 +166,12 @@ def _counts(
     units = None if pooled[0] is None else {s.key: u for s, u in zip(chosen, pooled)}
     counts: Any = (allocate or allocations.uniform)(tree, units, sparsity)
     return [counts[s.key] for s in chosen]
+
+
+def _not_all(x: Any, score: Any, remove: Any, pattern: Pattern) -> Any:
+    """How many units go: a leaf's last unit stays, for without it the network is a constant."""
+    most = max(0, jax.eval_shape(lambda x, s: _pool(x, s, pattern), x, score).size - 1)
+    return jnp.minimum(remove, most) if isinstance(remove, Tracer | jax.Array) else min(int(remove), most)
 
 
 def _by_path(

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune.core.arguments import finite, whole
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.factors import Shared
-from jaxprune.core.tree import map_slots, there
+from jaxprune.core.tree import check_finite, map_slots, there
 from jaxprune.core.where import Slot
 from jaxprune.numerics import directions
 from jaxprune.numerics.placement import gathered
@@ -50,10 +51,9 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
     """
     if (similarity is None) == (k is None):
         raise ValueError("share takes one of similarity= and k=, as share(similarity=0.9) or share(k=16)")
-    if similarity is not None and not 0 < similarity <= 1:
+    if similarity is not None and not 0 < finite("share(similarity={})", similarity) <= 1:
         raise ValueError(f"share(similarity={similarity}): a cosine in (0, 1]")
-    if k is not None and k < 1:
-        raise ValueError(f"share(k={k}): k is at least 1")
+    k = None if k is None else whole("share(k={})", k)
     if axis >= 0:
         raise ValueError(
             f"share(axis={axis}): count axes from the end, as axis={axis - 2} of a matrix; stacked layers then work too"
@@ -61,6 +61,7 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
     rule = where
 
     def encode(slot: Slot) -> CompressedArray:
+        check_finite(slot)
         if -axis > slot.value.ndim:
             raise ValueError(f"share(axis={axis}): {slot} has no such axis")
         units = jnp.moveaxis(gathered(there(slot)), axis, 0)

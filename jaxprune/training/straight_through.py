@@ -39,7 +39,8 @@ def straight_through(compression: Compression) -> Callable[..., Any]:
     """
 
     def f(params: Any, **extra: Any) -> Any:
-        hard = materialize(compression.init(jax.tree.map(lax.stop_gradient, params), **extra))
+        fixed = jax.tree.map(lambda w: lax.stop_gradient(w) if is_float(w) else w, params)
+        hard = materialize(compression.init(fixed, **extra))
         # Not w + stop(hard − w): that rounds, and a pruned weight or a grid point would be off by an ulp.
         return jax.tree.map(
             lambda h, w: lax.stop_gradient(h) + (w - lax.stop_gradient(w)) if is_float(w) else h, hard, params
