@@ -10,8 +10,13 @@ Keys = tuple[Any, ...]
 
 
 def leaf_path(keys: Keys) -> str:
-    """The name of a leaf: its keys, as `flatten_with_path` gives them, joined by "/", a "/" inside a key escaped."""
-    return "/".join(jax.tree_util.keystr((key,), simple=True).replace("/", r"\/") for key in keys)
+    r"""The name of a leaf: its keys, as of `flatten_with_path`, joined by "/"; a "/" or "\" in a key gets a "\"."""
+    return "/".join(escaped(jax.tree_util.keystr((key,), simple=True)) for key in keys)
+
+
+def escaped(key: str) -> str:
+    """A key as a path has it: two keys never look alike, or like a key and its parent."""
+    return key.replace("\\", "\\\\").replace("/", r"\/")
 
 
 def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[tuple[Keys, Any]], Any]:

@@ -57,7 +57,8 @@ def prune(
 
     Raises:
       ValueError: for a sparsity outside [0, 1), scores that are NaN, a threshold that removes everything, a rule that
-        matches nothing, an empty or integer leaf, a pattern that does not divide a leaf; each names path, shape, value and the fix.
+        matches nothing, an empty or integer leaf, a pattern that does not divide a leaf; each names path, shape, value
+        and the fix.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -212,8 +212,24 @@ class Group:
 
 
 def join(keys: tuple[str | int, ...]) -> str:
-    """The path of a leaf, as `core.where.leaf_path` writes it."""
-    return "/".join(str(key).replace("/", r"\/") for key in keys)
+    r"""The path of a leaf, as of `core.paths.leaf_path`: "/" between keys, a "\" before each "/" and "\" in one."""
+    return "/".join(str(key).replace("\\", "\\\\").replace("/", r"\/") for key in keys)
+
+
+def split(path: str) -> tuple[str, ...]:
+    r"""The keys of a path: the inverse of `join` for text.
+
+    >>> split(join(("a\\", "b/c")))
+    ('a\\', 'b/c')
+    """
+    keys, key, letters = [], "", iter(path)
+    for letter in letters:
+        if letter == "/":
+            keys.append(key)
+            key = ""
+        else:
+            key += next(letters, "") if letter == "\\" else letter
+    return (*keys, key)
 
 
 def header(manifest: int, data: int, version: int = FIRST) -> bytes:

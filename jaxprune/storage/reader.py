@@ -237,7 +237,7 @@ def _mapped(node: Any, make: Make, group: Group | None = None) -> Any:
 
 def _member(path: str) -> str:
     """The name of a leaf in an archive: one that stays in the folder where that is unpacked."""
-    name = path.replace(r"\/", "/") or "array"
+    name = "/".join(f.split(path)) or "array"
     if any(part in ("", ".", "..") or "\\" in part or "\0" in part or part[1:2] == ":" for part in name.split("/")):
         raise FormatError(f"leaf {path!r}: an archive with this name would be unpacked outside of its folder")
     return name

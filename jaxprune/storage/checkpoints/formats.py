@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxprune.storage import atomic
-from jaxprune.storage.checkpoints import msgpack, npz, orbax, own, safetensors
+from jaxprune.storage.checkpoints import msgpack, npz, orbax, own, safetensors, shards
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
 from jaxprune.storage.format import FormatError
 from jaxprune.storage.manifest import open_regular
@@ -17,9 +17,19 @@ READ = {
     "npz": npz.opened,
     "msgpack": msgpack.opened,
     "orbax": orbax.opened,
+    "shards": shards.opened,
 }
 WRITE = {".safetensors": safetensors.write, ".npz": npz.write, ".msgpack": msgpack.write}
-KNOWN = "a .safetensors, .npz or Flax .msgpack file, an Orbax folder, or a file of jaxprune's"
+KNOWN = "a .safetensors (or a folder of shards), .npz or Flax .msgpack file, an Orbax folder, or a file of jaxprune's"
+
+
+FOREIGN = {
+    b"\x89HDF\r\n": "this is HDF5 (.h5, Keras): read it with h5py or Keras, and np.savez its arrays",
+    b"GGUF": "this is GGUF (llama.cpp), whose weights are quantised already: convert the model it was made from",
+    b"\x93NUMPY": "this is one .npy array: give it a name, as np.savez(file, kernel=np.load(…))",
+    b"\x08": "this may be ONNX: read it with the onnx package, and np.savez its initializers",
+    b"TFL3": "this is TensorFlow Lite: convert the model it was made from",
+}
 
 
 @contextlib.contextmanager
@@ -60,6 +70,8 @@ def _naming(path: Any) -> Iterator[None]:
 
 def kind_of(path: Any) -> str:
     """The format of a checkpoint, from its first bytes: suffixes lie."""
+    if shards.is_sharded(path):
+        return "shards"
     if os.path.isdir(path):
         return "orbax"
     with open_regular(path) as file:
@@ -72,7 +84,8 @@ def kind_of(path: Any) -> str:
         return "jaxprune" if own.is_own(first) else "safetensors"
     if _is_map(first):
         return "msgpack"
-    raise FormatError(f"this is none of the formats that are known: {KNOWN}")
+    foreign = next((text for start, text in FOREIGN.items() if first.startswith(start)), None)
+    raise FormatError(foreign or f"this is none of the formats that are known: {KNOWN}")
 
 
 def _is_map(first: bytes) -> bool:

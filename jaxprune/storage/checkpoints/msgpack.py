@@ -110,6 +110,7 @@ class _Bytes:
 def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
     """Writes what `flax.serialization.msgpack_serialize` would, reading one tensor at a time."""
     tree: Any = {}
+    t.check_names(tensors.values(), lambda tensor: "" if tensor.keys else "the array has no name: put it in a dict")
     for path, tensor in tensors.items():
         place = tree
         for key in tensor.keys[:-1]:

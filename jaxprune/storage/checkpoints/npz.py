@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.lib import format as npy
+from numpy.lib import format as numpy_format
 
 from jaxprune.numerics.streamed import empty
+from jaxprune.storage.checkpoints import npy
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
 from jaxprune.storage.format import FormatError
 from jaxprune.storage.manifest import open_regular
 
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # what zipfile raises
 BFLOAT16 = np.dtype("bfloat16")
 
@@ -24,6 +24,12 @@ BFLOAT16 = np.dtype("bfloat16")
 def opened(path: Any) -> Iterator[Checkpoint]:
     """The checkpoint of an .npz archive."""
     with open_regular(path) as file, _archive(file) as archive:
+        if any(info.filename.endswith("/data.pkl") or info.filename == "data.pkl" for info in archive.infolist()):
+            raise FormatError(
+                "this is PyTorch's (.pt, a pickle, never read): safetensors.torch.save_file(state_dict, path)"
+            )
+        if any(info.filename == "model.weights.h5" for info in archive.infolist()):
+            raise FormatError("this is Keras' (.keras): load it with Keras, and np.savez its weights")
         names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
         keys = t.split_names(names)
         if len(keys) != len(names):
@@ -40,6 +46,14 @@ def opened(path: Any) -> Iterator[Checkpoint]:
 
         voids = [n for n, (_, _, dtype) in heads.items() if dtype.str == "|V2"]
         yield Checkpoint("npz", tensors, read, (_note(voids),) if voids else ())
+
+
+def _refuse_foreign(members: list[str]) -> None:
+    """Names zip archives that other tools write, and the way out."""
+    if any(name.split("/")[-1] == "data.pkl" for name in members):
+        raise FormatError("this is PyTorch's, a pickle, which is never read: write it by safetensors.torch.save_file")
+    if "model.weights.h5" in members:
+        raise FormatError("this is Keras' (.keras): load it with Keras, and np.savez its weights")
 
 
 def _note(voids: list[str]) -> str:
@@ -72,20 +86,17 @@ def _archive(file: BinaryIO) -> zipfile.ZipFile:
         raise FormatError(f"it is no whole zip archive ({e}): the file is truncated or damaged") from None
 
 
-def _head(archive: zipfile.ZipFile, name: str) -> tuple[t.Shape, bool, np.dtype]:
+def _head(archive: zipfile.ZipFile, name: str) -> npy.Header:
     with _member(archive, name) as (_, head):
         return head
 
 
 @contextlib.contextmanager
-def _member(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Any, tuple[t.Shape, bool, np.dtype]]]:
-    """A member behind its header, and the header: (shape, whether in Fortran's order, dtype)."""
+def _member(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Any, npy.Header]]:
+    """A member behind its header, and the header."""
     try:
         with archive.open(f"{name}.npy") as stream:
-            version = npy.read_magic(stream)
-            if version not in HEADERS:
-                raise FormatError(f"its header has the version {version}; 1.0 and 2.0 are read")
-            yield stream, HEADERS[version](stream)
+            yield stream, npy.read_header(stream)
     except KeyError:
         raise FormatError(f"member {name!r} is no .npy array") from None
     except (FormatError, ValueError, *BROKEN) as e:
@@ -98,8 +109,12 @@ def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapp
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for path, tensor in tensors.items():
             with archive.open(zipfile.ZipInfo(f"{tensor.name}.npy"), "w", force_zip64=True) as member:
-                head = {"descr": npy.dtype_to_descr(tensor.dtype), "fortran_order": False, "shape": tensor.shape}
-                npy.write_array_header_1_0(member, head)
+                head = {
+                    "descr": numpy_format.dtype_to_descr(tensor.dtype),
+                    "fortran_order": False,
+                    "shape": tensor.shape,
+                }
+                numpy_format.write_array_header_1_0(member, head)
                 t.write(read(path), member.write)
 
 

@@ -1,7 +1,6 @@
 """jaxprune's own files as checkpoints: dense arrays under the names and in the layout that they were made from."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +11,10 @@ from jaxprune.storage.accounting import decoded_bytes, shared
 from jaxprune.storage.checkpoints import layouts
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Tensor
-from jaxprune.storage.format import DTYPES, FIRST, Code, FormatError, Row, header
+from jaxprune.storage.format import DTYPES, FIRST, Code, FormatError, Row, header, split
 from jaxprune.storage.loading import Loading
 from jaxprune.storage.structure import dense
 
-SEPARATOR = re.compile(r"(?<!\\)/")  # of keys in a path, as `format.join` writes it
 MAX_LEAF = 1 << 36  # bytes of one leaf, dense
 BEGINNING = header(0, 0)[8:].split(str(FIRST).encode())[0]
 
@@ -51,7 +49,7 @@ def opened(path: Any, max_leaf: int = MAX_LEAF) -> Iterator[Checkpoint]:
 
 
 def _tensor(path: str, node: Any, group: Any) -> Tensor:
-    keys = tuple(key.replace(r"\/", "/") for key in SEPARATOR.split(path)) if path else ()
+    keys = split(path) if path else ()
     if not isinstance(node, Row | Code):
         return Tensor(keys, (), np.asarray(node).dtype)
     shape, dtype = dense(node, shared(group))

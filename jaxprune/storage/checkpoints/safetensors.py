@@ -114,17 +114,25 @@ def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
 def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
     """Writes a safetensors file, reading one tensor at a time."""
     t.check_names(tensors.values(), _why_not)
-    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
+    header: dict[str, Any] = {"__metadata__": {str(key): _as_text(x) for key, x in about.items()}} if about else {}
     end = 0
     for tensor in tensors.values():
         entry = {"dtype": NAMES[tensor.dtype.name], "shape": list(tensor.shape)}
         header[tensor.name] = {**entry, "data_offsets": [end, end + tensor.nbytes]}
         end += tensor.nbytes
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    try:
+        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a name or the metadata is no text that UTF-8 can hold: restore to .npz or .msgpack") from None
     raw += b" " * (-len(raw) % 8)
     file.write(struct.pack("<Q", len(raw)) + raw)
     for path in tensors:
         t.write(read(path), file.write)
+
+
+def _as_text(x: Any) -> str:
+    """Metadata as safetensors holds it: texts as they are, all else as JSON."""
+    return x if type(x) is str else json.dumps(x)
 
 
 def _why_not(tensor: Tensor) -> str:

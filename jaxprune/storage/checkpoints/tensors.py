@@ -11,8 +11,9 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes  # noqa: F401  (gives NumPy the names of bfloat16, float8 and int4)
 import numpy as np
 
-from jaxprune.storage.format import CODE_OF, MAX_SIZE, FormatError, join
+from jaxprune.storage.format import CODE_OF, MAX_DEPTH, MAX_RANK, MAX_SIZE, FormatError, join
 
+MAX_NAME = 1 << 12  # letters of a tensor's name
 BLOCK = 1 << 22  # bytes read or written at a time
 
 Keys = tuple[str, ...]
@@ -70,6 +71,13 @@ def by_path(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
 
 def split_names(names: Iterable[str]) -> dict[str, Keys]:
     """The keys of each name: split at "/" if all are then leaves of a tree of dicts."""
+    names = list(names)
+    for name in names:
+        if len(name) > MAX_NAME or name.count("/") >= MAX_DEPTH:
+            raise FormatError(
+                f"the name {name[:40]!r}… has {len(name)} letters and {name.count('/')} slashes; at most {MAX_NAME} "
+                f"letters and {MAX_DEPTH} levels are read"
+            )
     split = {name: tuple(name.split("/")) for name in names}
     inner = {keys[:i] for keys in split.values() for i in range(1, len(keys))}
     if any(keys in inner or not all(keys) for keys in split.values()):
@@ -128,8 +136,10 @@ def exactly(read: Callable[[int], bytes], n: int) -> bytes:
 def checked(keys: Keys, shape: Any, dtype: np.dtype) -> Tensor:
     """The tensor, if this library can hold it."""
     name = "/".join(keys)
+    if len(shape) > MAX_RANK:
+        raise FormatError(f"{name[:80]!r} says that it has {len(shape)} axes; {MAX_RANK} are read at most")
     if not all(type(n) is int and n >= 0 for n in shape) or math.prod(max(1, n) for n in shape) > MAX_SIZE:
-        raise FormatError(f"{name!r} says that its shape is {list(shape)}")
+        raise FormatError(f"{name[:80]!r} says that its shape is {str(list(shape))[:200]}")
     if dtype.name not in CODE_OF:
         raise FormatError(f"{name!r} holds {_what(dtype)}, which is no dtype of JAX's arrays: convert it first")
     return Tensor(keys, tuple(shape), dtype.newbyteorder("="))
