@@ -347,8 +347,8 @@ def test_inspect_says_predicted_and_real_bytes(torch):
     out, _ = compress(torch, RULE)
     found = json.loads(call("inspect", out, "--json").stdout)
     fixed = {row["path"]: row["fixed_bytes"] for row in found["rows"]}
-    # a mask of 288 bits, 288 integers of 8 bits and 8 scales; what is kept is raw
-    assert fixed["layer1.0.conv1.weight"] == 36 + 288 + 32 and fixed["linear.bias"] == 20
+    # 288 integers of 8 bits and 8 scales, and no mask, which follows from the zeros; what is kept is raw
+    assert fixed["layer1.0.conv1.weight"] == 288 + 32 and fixed["linear.bias"] == 20
     shown = call("inspect", out).stdout
     assert (
         "fixed" in shown
