@@ -15,7 +15,8 @@ from jax import lax
 from jaxprune.core import where as w
 from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Stacked, is_code
-from jaxprune.core.tree import join_arrays, map_slots, selector, split_arrays, walk
+from jaxprune.core.companions import bias_of
+from jaxprune.core.tree import join_arrays, map_slots, selector, slots, split_arrays, walk
 
 
 class Compression(NamedTuple):
@@ -109,6 +110,16 @@ def _when(test: Callable[[Any], Any], compression: Compression) -> Compression:
     return Compression(compression.init, update)
 
 
+def _name(slot: w.Slot) -> str:
+    """The last part of a path: names tell the layout of a leaf, so that one layer keeps those of its stack."""
+    name = slot.path.rpartition("/")[2]
+    return name if name and "\\" not in name else "kernel"
+
+
+def _named(name: str) -> w.Where:
+    return w.Where(lambda slot: slot.path == name, f"the leaf {name}")
+
+
 def over(axis: int, compression: Compression) -> Compression:
     """The compression of each slice of a stacked axis by itself: layers stacked by a scan, experts, heads.
 
@@ -126,23 +137,47 @@ def over(axis: int, compression: Compression) -> Compression:
     """
 
     def init(params: Any, *, where: Any = None, **extra: Any) -> Any:
+        every = slots(params)
+        companions: dict[str, Any] = {}  # biases that a weight takes along
+
         def one(slot: w.Slot) -> Any:
             rank = slot.value.ndim
             if not -rank <= axis < rank:
                 raise ValueError(f"over({axis}, …): {slot} has no axis {axis}")
-            each = jax.vmap(lambda x: compression.init(x, where=w.every_leaf, **extra), in_axes=axis)(slot.value)
-            return each if axis % rank == 0 else Stacked(each, axis % rank - rank, rank)
+            bias = bias_of(slot, every) if axis % rank == 0 else None
+            stacked = bias is not None and bias.value.shape[0] == slot.value.shape[0]
+            name = _name(slot)
+            layer = {name: slot.value} | ({_name(bias): bias.value} if bias is not None and stacked else {})
+            each = jax.vmap(lambda x: compression.init(x, where=_named(name), **extra), in_axes=axis)(layer)
+            if bias is not None and is_code(each.get(_name(bias))):
+                companions[bias.path] = each[_name(bias)]
+            code = each[name]
+            return code if axis % rank == 0 else Stacked(code, axis % rank - rank, rank)
 
-        return map_slots(one, params, where)
+        new = map_slots(one, params, where)
+        return walk(lambda s: companions.get(s.path, s.value), new, whole=is_code)
 
     def update(tree: Any, *, where: Any = None, **extra: Any) -> Any:
-        def one(code: Any) -> Any:
-            if isinstance(code, Stacked):
-                return code.replace(each=one(code.each))
-            return jax.vmap(lambda t: compression.update(t, where=w.every_leaf, **extra))(code)
-
+        every = slots(tree, is_code)
         test = selector(where, tree)
-        return walk(lambda s: one(s.value) if is_code(s.value) and test(s) else s.value, tree, whole=is_code)
+        companions: dict[str, Any] = {}
+
+        def one(slot: w.Slot) -> Any:
+            code, name = slot.value, _name(slot)
+            if isinstance(code, Stacked):
+                return code.replace(each=layers(name, {name: code.each})[name])
+            bias = bias_of(slot, every)
+            layer = {name: code} | ({_name(bias): bias.value} if bias is not None and is_code(bias.value) else {})
+            new = layers(name, layer)
+            if bias is not None and _name(bias) in new:
+                companions[bias.path] = new[_name(bias)]
+            return new[name]
+
+        def layers(name: str, layer: Any) -> Any:
+            return jax.vmap(lambda t: compression.update(t, where=_named(name), **extra))(layer)
+
+        new = walk(lambda s: one(s) if is_code(s.value) and test(s) else s.value, tree, whole=is_code)
+        return walk(lambda s: companions.get(s.path, s.value), new, whole=is_code)
 
     return Compression(init, update)
 

@@ -20,7 +20,7 @@ class Pattern(NamedTuple):
       pool: score -> a score for each unit.
       spread: (mask of units, shape of the weights) -> mask of weights.
       select: (score, magnitude) -> mask of weights with no budget given, or None.
-      siblings: whether units are output channels, whose entries of a 1-D sibling `bias` go with them.
+      siblings: whether units that are gone take their entries of the bias and the batch norm along (`companions`).
       axis: the axis of those units.
       at: the axes of a weight -> the pattern for it, where that depends on them.
     """
@@ -103,8 +103,9 @@ def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
 
     Args:
       axis: the axis of the units; −1 is the output of Flax and Haiku kernels, 0 that of Equinox and PyTorch weights.
-      bias: whether a unit's entry in the 1-D sibling `bias` or `b` of equal length goes with it. The default is yes for
-        axis −1.
+      bias: whether an output unit without weights takes its entry in the bias beside the kernel along, and those of the
+        batch norm behind it where one is plainly that. Else a norm still gives beta − mean · gamma / sigma for it:
+        `jp.shrink` cuts by the function itself. The default is yes; other axes than the outputs' leave biases alone.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -125,7 +126,7 @@ def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
     def spread(mask: Array, shape: tuple[int, ...]) -> Array:
         return groups.spread_units(mask, at(shape), shape)
 
-    return Pattern(pool, spread, siblings=axis == -1 if bias is None else bias, axis=axis)
+    return Pattern(pool, spread, siblings=bias is not False, axis=axis)
 
 
 def unstructured() -> Pattern:

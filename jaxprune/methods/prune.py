@@ -17,11 +17,12 @@ from jax.core import Tracer
 
 from jaxprune.core.arguments import finite, fraction
 from jaxprune.core.arrays import Masked, count, materialize
+from jaxprune.core.companions import bias_of, norm_of, units_of
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.hidden import zero_hidden
 from jaxprune.core.layout import axes_of
-from jaxprune.core.tree import look_up, nearest, rewrite, walk
-from jaxprune.core.where import Slot, is_float
+from jaxprune.core.tree import look_up, nearest, rewrite, slots, walk
+from jaxprune.core.where import Slot
 from jaxprune.methods import allocate as allocations
 from jaxprune.methods import patterns
 from jaxprune.methods.patterns import Pattern
@@ -94,7 +95,7 @@ def prune(
         new = rewrite(encode, tree, rule if where is None else where, _whole)
         if threshold is not None:
             _refuse_empty(pruned, threshold)
-        return _mask_biases(new, pruned, pattern.axis) if pattern.siblings else new
+        return _mask_companions(new, pruned, pattern.axis) if pattern.siblings else new
 
     def init(params: Any, *, step: Any = 0, where: Any = None, **extra: Any) -> Any:
         return run(params, step, where, extra)
@@ -245,17 +246,19 @@ def _refuse_empty(pruned: list[tuple[Slot, Any]], threshold: Any) -> None:
 # --- siblings ---
 
 
-def _mask_biases(tree: Any, pruned: list[tuple[Slot, Any]], axis: int) -> Any:
-    """A removed output unit takes its bias along: the 1-D leaf `bias` or `b` beside it, of the units' number."""
-    units = {}
+def _mask_companions(tree: Any, pruned: list[tuple[Slot, Any]], axis: int) -> Any:
+    """A removed output takes its bias along, and its entries of the batch norm behind it (see `core.companions`)."""
+    every = slots(tree, _whole)
+    units: dict[str, Any] = {}
     for slot, mask in pruned:
-        kept = jnp.any(mask, tuple(a for a in range(mask.ndim) if a != axis % mask.ndim))
-        units[slot.path.rpartition("/")[0], kept.size] = kept
+        if axis % mask.ndim not in {a % mask.ndim for a in axes_of(slot.place).units}:
+            continue  # inputs have no bias
+        kept_units = units_of(slot, mask, jnp.any)
+        bias = bias_of(slot, every)
+        for other in ([] if bias is None else [bias]) + norm_of(slot, every):
+            units[other.path] = kept_units.reshape(other.value.shape)
 
-    def one(slot: Slot) -> Any:
-        parent, _, name = slot.path.rpartition("/")
-        there = name in ("bias", "b") and is_float(slot.value) and slot.value.ndim == 1
-        kept = units.get((parent, slot.value.shape[0])) if there else None
-        return slot.value if kept is None else _masked(slot.value, kept)
+    def masked(slot: Slot) -> Any:
+        return _masked(slot.value, units[slot.path]) if slot.path in units else slot.value
 
-    return walk(one, tree, _whole)
+    return walk(masked, tree, _whole)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.core.arrays import is_code
+from jaxprune.core.companions import bias_of, norm_of, zeroed_units
 from jaxprune.core.tree import by_path, no_match, selector
-from jaxprune.core.where import Slot, leaf_slots
+from jaxprune.core.where import Slot, is_float, leaf_slots
 
 if TYPE_CHECKING:
     import optax
@@ -29,8 +30,9 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransf
     `nnx.Optimizer`; it looks at no other transform's state.
 
     Args:
-      mask: instead of the zeros at init: a tree shaped like the params, True for the weights that are free.
-      where: which leaves; `jp.where.weights` by default.
+      mask: instead of the zeros at init: a tree with masks at the paths of some params, True for what is free. All that
+        it holds is held, biases too; None, or no entry, leaves a param free.
+      where: which leaves; by default `jp.where.weights`, and the biases (and batch norms) of units without weights.
 
     Returns:
       A `GradientTransformation` on dense params. A leaf that is wholly zero at init stays free (it was initialised so,
@@ -55,13 +57,21 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransf
         given = None if mask is None else by_path(mask, "mask")
         hits: list[str] = []
 
+        slots, treedef = leaf_slots(params)
+        weights = {slot.path: slot for slot in slots if not is_code(slot.value) and test(slot)}
+        biases = {} if given is not None or where is not None else _biases(list(weights.values()), slots)
+
         def one(slot: Slot) -> Any:
-            if is_code(slot.value) or not test(slot):
+            if given is not None and slot.path in given and is_float(slot.value):
+                hits.append(slot.path)
+                return given[slot.path]
+            if slot.path in biases:
+                return _free_bias(slot.value, biases[slot.path])
+            if slot.path not in weights:
                 return None
             hits.append(slot.path)
-            return _free(slot.value) if given is None else given.get(slot.path)
+            return _free(slot.value) if given is None else None
 
-        slots, treedef = leaf_slots(params)
         masks = jax.tree.unflatten(treedef, [one(slot) for slot in slots])
         # The default rule may find nothing in one group of a multi_transform; a rule that was given must.
         if where is not None and not hits:
@@ -75,6 +85,22 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransf
         return jax.tree.map(held, state.masks, updates, params, is_leaf=lambda x: x is None), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _biases(weights: list[Slot], slots: list[Slot]) -> dict[str, Any]:
+    """For each bias beside a weight, the entries whose units have no weights left."""
+    found: dict[str, Any] = {}
+    for weight in weights:
+        for other in [bias_of(weight, slots), *norm_of(weight, slots)]:
+            if other is not None:
+                zero = (weight.value == 0) & ~jnp.all(weight.value == 0)
+                found[other.path] = zeroed_units(weight, zero, other.value)
+    return found
+
+
+def _free_bias(bias: Any, gone: Any) -> jax.Array:
+    """A bias's entry is held where it is zero and its unit is gone: others may be zero by initialisation."""
+    return ~(gone & (bias == 0))
 
 
 def _free(w: Any) -> jax.Array:

@@ -24,13 +24,9 @@ BFLOAT16 = np.dtype("bfloat16")
 def opened(path: Any) -> Iterator[Checkpoint]:
     """The checkpoint of an .npz archive."""
     with open_regular(path) as file, _archive(file) as archive:
-        if any(info.filename.endswith("/data.pkl") or info.filename == "data.pkl" for info in archive.infolist()):
-            raise FormatError(
-                "this is PyTorch's (.pt, a pickle, never read): safetensors.torch.save_file(state_dict, path)"
-            )
-        if any(info.filename == "model.weights.h5" for info in archive.infolist()):
-            raise FormatError("this is Keras' (.keras): load it with Keras, and np.savez its weights")
-        names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+        members = [info.filename for info in archive.infolist()]
+        _refuse_foreign(members)
+        names = [name.removesuffix(".npy") for name in members]
         keys = t.split_names(names)
         if len(keys) != len(names):
             raise FormatError("it has two members of one name")
