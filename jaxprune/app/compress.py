@@ -116,8 +116,11 @@ def _to_jax(x: Any) -> Any:
 
 def about(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     """What restoring needs to know."""
-    said = {"layout": plan.layout} if plan.layout != "jax" else {}
+    said: dict[str, Any] = {"layout": plan.layout} if plan.layout != "jax" else {}
     said |= {"about": dict(checkpoint.about)} if checkpoint.about else {}
+    boxed = [path for path, tensor in checkpoint.tensors.items() if tensor.boxed]
+    if boxed:
+        said["boxed"] = True if len(boxed) == len(checkpoint.tensors) else boxed
     return {"checkpoint": said} if said else {}
 
 

@@ -6,17 +6,21 @@ from typing import Any
 import jax
 from jax.tree_util import GetAttrKey
 
+from jaxprune.core.keys import joined
+
 Keys = tuple[Any, ...]
 
 
 def leaf_path(keys: Keys) -> str:
-    r"""The name of a leaf: its keys, as of `flatten_with_path`, joined by "/"; a "/" or "\" in a key gets a "\"."""
-    return "/".join(escaped(jax.tree_util.keystr((key,), simple=True)) for key in keys)
+    r"""The name of a leaf: its keys, as `flatten_with_path` gives them, joined by "/".
 
+    A "/" or a backslash inside a key has a backslash before it, so that two leaves never share a path.
 
-def escaped(key: str) -> str:
-    """A key as a path has it: two keys never look alike, or like a key and its parent."""
-    return key.replace("\\", "\\\\").replace("/", r"\/")
+    >>> from jax.tree_util import DictKey
+    >>> print(leaf_path((DictKey("a/b"), DictKey("w"))), leaf_path((DictKey("a\\"), DictKey("b"))))
+    a\/b/w a\\/b
+    """
+    return joined(jax.tree_util.keystr((key,), simple=True) for key in keys)
 
 
 def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[tuple[Keys, Any]], Any]:

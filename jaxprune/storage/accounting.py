@@ -68,6 +68,24 @@ def needed(contents: Contents, wanted: Collection[Leaf], made: Callable[[Any, Gr
     return total + max((banks.working_bytes(contents.banks[i].rows) for i in used), default=0)
 
 
+class LeafMemory:
+    """Bytes that the leaves of a file take when they are decoded one by one, from the manifest alone."""
+
+    def __init__(self, contents: Contents):
+        # A bank is decoded whole with its first leaf, and its other arrays wait until they are asked for.
+        self.of_banks = [sum(map(decoded_bytes, bank.rows)) + banks.working_bytes(bank.rows) for bank in contents.banks]
+
+    def decoded(self, leaf: Leaf) -> int:
+        """Bytes of a leaf's arrays, and of the banks that they are in."""
+        used = {row.bank for row in rows(leaf.node)} - {-1}
+        return decoded_bytes(leaf.node) + sum(self.of_banks[bank] for bank in used)
+
+    def dense(self, leaf: Leaf, group: Group | None) -> int:
+        """The same, with the array that the leaf stands for."""
+        codebook = decoded_bytes(group.codebook.node) if group else 0
+        return self.decoded(leaf) + codebook + dense_bytes(leaf.node, group)
+
+
 def stored_bytes(contents: Contents) -> Iterator[int]:
     """Bytes of data of each leaf, in order: its own streams, and of a bank the part that its symbols are of all.
 

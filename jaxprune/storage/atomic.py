@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import socket
 import zlib
 from collections.abc import Iterator
@@ -50,6 +51,26 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
     _sync(folder)
 
 
+@contextlib.contextmanager
+def new_folder(path: Any) -> Iterator[str]:
+    """A new folder at `path`, which must not exist: it is filled beside its place, and renamed when the block ends."""
+    if os.path.lexists(path):
+        raise ValueError(f"{os.fspath(path)} exists; a folder is not replaced: remove it, or choose another name")
+    folder, name = os.path.split(os.path.realpath(path))
+    remove_leftovers(path)
+    beside = os.path.join(folder, f"{_prefix(name)}{_machine()}-{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    try:
+        with named(path):
+            os.mkdir(beside)
+            yield beside
+            _sync(beside)
+        os.rename(beside, os.path.join(folder, name))
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    _sync(folder)
+
+
 def remove_leftovers(path: Any, own: bool = False) -> None:
     """Removes what processes that have ended left of the file at `path`; with `own`, what this process has begun."""
     folder, name = os.path.split(os.path.realpath(path))
@@ -58,7 +79,14 @@ def remove_leftovers(path: Any, own: bool = False) -> None:
         for other in os.listdir(folder):
             match = pattern.fullmatch(other)
             if match and ((own and int(match[1]) == os.getpid()) or not _is_alive(int(match[1]))):
-                os.unlink(os.path.join(folder, other))
+                _remove(os.path.join(folder, other))
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        os.unlink(path)
 
 
 def _prefix(name: str) -> str:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.keys import joined
+
 VERSION = 2  # the newest that is read
 FIRST = 1  # what a file says that has none of the codecs of version 2
 
@@ -212,24 +214,8 @@ class Group:
 
 
 def join(keys: tuple[str | int, ...]) -> str:
-    r"""The path of a leaf, as of `core.paths.leaf_path`: "/" between keys, a "\" before each "/" and "\" in one."""
-    return "/".join(str(key).replace("\\", "\\\\").replace("/", r"\/") for key in keys)
-
-
-def split(path: str) -> tuple[str, ...]:
-    r"""The keys of a path: the inverse of `join` for text.
-
-    >>> split(join(("a\\", "b/c")))
-    ('a\\', 'b/c')
-    """
-    keys, key, letters = [], "", iter(path)
-    for letter in letters:
-        if letter == "/":
-            keys.append(key)
-            key = ""
-        else:
-            key += next(letters, "") if letter == "\\" else letter
-    return (*keys, key)
+    """The path of a leaf, as `core.paths.leaf_path` writes it."""
+    return joined(keys)
 
 
 def header(manifest: int, data: int, version: int = FIRST) -> bytes:

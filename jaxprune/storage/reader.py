@@ -31,6 +31,7 @@ if not (__package__ or "").endswith(".storage"):
     __spec__ = importlib.machinery.ModuleSpec(f"{_alone.__name__}.storage.reader", None)
     __package__ = __spec__.parent  # what relative imports start from (PEP 366)
 
+from ..core.keys import split
 from . import atomic, banks, planes, streams
 from . import format as f
 from .accounting import needed, shared
@@ -237,7 +238,7 @@ def _mapped(node: Any, make: Make, group: Group | None = None) -> Any:
 
 def _member(path: str) -> str:
     """The name of a leaf in an archive: one that stays in the folder where that is unpacked."""
-    name = "/".join(f.split(path)) or "array"
+    name = "/".join(split(path)) or "array"
     if any(part in ("", ".", "..") or "\\" in part or "\0" in part or part[1:2] == ":" for part in name.split("/")):
         raise FormatError(f"leaf {path!r}: an archive with this name would be unpacked outside of its folder")
     return name

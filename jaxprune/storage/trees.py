@@ -5,6 +5,7 @@ Any other pytree node (a NamedTuple, a Flax FrozenDict, an nnx.State, an Equinox
 file, and becomes itself again through a template.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jaxprune.storage.parts import to_node
 from jaxprune.storage.structure import Shaped, check_values, dense
 
 Keys = tuple[Any, ...]
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def to_nodes(tree: Any) -> Any:
@@ -65,6 +67,9 @@ def _plain_keys(keys: list[Any], path: str) -> list[Any]:
     kinds = {type(key) for key in plain}
     if not (kinds <= {str} or (kinds == {int} and all(-(2**63) <= key < 2**63 for key in plain))):
         raise ValueError(f"{path or 'the tree'}: keys {plain[:5]} cannot be saved; use strings only, or integers only")
+    for key in plain:
+        if type(key) is str and LONE_SURROGATE.search(key):
+            raise ValueError(f"{path or 'the tree'}: the key {key[:80]!r} has half of a surrogate pair, and is no text")
     return plain
 
 

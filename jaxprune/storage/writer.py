@@ -214,7 +214,9 @@ def _tree(x: Any, said: Iterator[Any]) -> Any:
 def _checked(metadata: Any) -> Any:
     """The metadata, if JSON gives it back as it is."""
     try:
-        same = json.loads(json.dumps(metadata, allow_nan=False)) == metadata and type(metadata) is dict
+        text = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
+        text.encode("utf-8")  # half of a surrogate pair is no text
+        same = json.loads(text) == metadata and type(metadata) is dict
     except (TypeError, ValueError, RecursionError):
         same = False
     if not same:

@@ -308,7 +308,7 @@ def test_pickles_are_refused(tmp_path):
         read_all(tmp_path / "m.pt")
     with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
-    with pytest.raises(FormatError, match="pickle"):
+    with pytest.raises(FormatError, match=r"a PyTorch checkpoint.*safetensors\.torch\.save_file"):
         read_all(tmp_path / "m.zip")
 
 
@@ -353,8 +353,8 @@ def test_a_dtype_that_a_format_lacks(suffix, dtype, match, tmp_path):
 
 
 def test_unknown_files_and_suffixes(tmp_path):
-    (tmp_path / "m.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
-    with pytest.raises(FormatError, match="HDF5"):
-        read_all(tmp_path / "m.h5")
+    (tmp_path / "m.x").write_bytes(bytes(100))
+    with pytest.raises(FormatError, match="formats that are known"):
+        read_all(tmp_path / "m.x")
     with pytest.raises(ValueError, match=r"unknown suffix \.h5"):
         write_checkpoint(tmp_path / "out.h5", {}, lambda path: np.ones(1), {})

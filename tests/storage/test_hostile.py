@@ -171,13 +171,21 @@ def test_any_text_is_a_name(path):
     assert_same(load(path, like=tree), tree)
 
 
-def test_two_names_of_one_path(path):
-    tree = {"a\\": {"b": np.ones(2)}, "a/b": np.zeros(3)}
+def test_keys_with_slashes_and_backslashes_have_paths_of_their_own(path):
+    tree = {"a\\": {"b": np.ones(2)}, "a/b": np.zeros(3), "a": {"b": np.ones(4)}, "a\\/b": np.ones(5)}
     save(path, tree)
-    assert [row.path for row in inspect(path).rows] == [r"a\/b"] * 2
+    assert [row.path for row in inspect(path).rows] == ["a/b", r"a\/b", r"a\\/b", r"a\\\/b"]
     assert_same(load(path), tree)
-    with pytest.raises(ValueError, match="two leaves with one path: load it without `like`"):
-        load(path, like=tree)
+    assert_same(load(path, like=tree), tree)
+
+
+@pytest.mark.parametrize("key", ["\ud800", "a\udfff", "\udc80b"])
+def test_half_of_a_surrogate_pair_is_not_saved(key, path):
+    with pytest.raises(ValueError, match=r"the key .* half of a surrogate pair"):
+        save(path, {"a": {key: np.ones(2)}})
+    with pytest.raises(ValueError, match="metadata must be"):
+        save(path, {"a": np.ones(2)}, metadata={"about": {key: "x"}})
+    assert not path.exists()
 
 
 def test_leaves_that_are_one_array(path):

@@ -248,7 +248,7 @@ def test_sharded_arrays_are_gathered(path):
         ({"a": Masked(np.ones(2), np.ones(2))}, "a: Masked.mask has the dtype float64"),
         ({"a": Masked(1.0, np.ones(2, bool))}, "a: a part of a code is a float"),
         ({"a": Packed(np.zeros((3, 2), np.uint8), 40)}, r"a: Packed\(length=40\)"),
-        ({"\ud800": 1.0}, "surrogates"),
+        ({"\ud800": 1.0}, "half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_saved(tree, says, path):

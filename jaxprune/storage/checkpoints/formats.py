@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxprune.storage import atomic
-from jaxprune.storage.checkpoints import msgpack, npz, orbax, own, safetensors, shards
+from jaxprune.storage import atomic, limits
+from jaxprune.storage.checkpoints import foreign, msgpack, npy, npz, orbax, own, safetensors, shards
+from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
 from jaxprune.storage.format import FormatError
 from jaxprune.storage.manifest import open_regular
@@ -14,30 +15,29 @@ from jaxprune.storage.manifest import open_regular
 READ = {
     "jaxprune": own.opened,
     "safetensors": safetensors.opened,
+    "shards": shards.opened,
     "npz": npz.opened,
+    "npy": npy.opened,
     "msgpack": msgpack.opened,
     "orbax": orbax.opened,
-    "shards": shards.opened,
 }
 WRITE = {".safetensors": safetensors.write, ".npz": npz.write, ".msgpack": msgpack.write}
-KNOWN = "a .safetensors (or a folder of shards), .npz or Flax .msgpack file, an Orbax folder, or a file of jaxprune's"
-
-
-FOREIGN = {
-    b"\x89HDF\r\n": "this is HDF5 (.h5, Keras): read it with h5py or Keras, and np.savez its arrays",
-    b"GGUF": "this is GGUF (llama.cpp), whose weights are quantised already: convert the model it was made from",
-    b"\x93NUMPY": "this is one .npy array: give it a name, as np.savez(file, kernel=np.load(…))",
-    b"\x08": "this may be ONNX: read it with the onnx package, and np.savez its initializers",
-    b"TFL3": "this is TensorFlow Lite: convert the model it was made from",
-}
+KNOWN = (
+    "a .safetensors file, a folder of them or its index, a .npz, .npy or Flax .msgpack file, an Orbax folder, or a "
+    "file of jaxprune's"
+)
 
 
 @contextlib.contextmanager
-def open_checkpoint(path: Any) -> Iterator[Checkpoint]:
+def open_checkpoint(path: Any, max_bytes: int | None = None) -> Iterator[Checkpoint]:
     """Opens a checkpoint of any format that is known; its arrays are read one by one, when they are asked for.
 
+    Args:
+      path: a file or a folder.
+      max_bytes: the most that reading one array may take; by default `limits.allowance` of the size on the disk.
+
     Raises:
-      FormatError: it is of no known format, damaged or truncated; with the path.
+      FormatError: it is of no known format, damaged or truncated, or an array is too large; with the path.
       OSError: it cannot be opened.
 
     Example:
@@ -51,12 +51,25 @@ def open_checkpoint(path: Any) -> Iterator[Checkpoint]:
     with contextlib.ExitStack() as stack:
         with _naming(path):
             checkpoint = stack.enter_context(READ[kind_of(path)](path))
+        most = limits.allowance(_size_on_disk(path)) if max_bytes is None else max_bytes
 
         def read(leaf: str, into: Any = None) -> Any:
             with _naming(path):
+                limits.afford(f"{quoted(leaf)} takes", checkpoint.memory(leaf), most)
                 return checkpoint.read(leaf, into)
 
         yield checkpoint._replace(read=read)
+
+
+def _size_on_disk(path: Any) -> int:
+    """Bytes of a file; of a folder, or of the folder of an index, those of all files in it."""
+    path = os.fspath(path)
+    if path.endswith(shards.INDEX):
+        path = os.path.dirname(path) or "."
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return sum(os.path.getsize(file) for file in files if os.path.exists(file))
 
 
 @contextlib.contextmanager
@@ -70,22 +83,28 @@ def _naming(path: Any) -> Iterator[None]:
 
 def kind_of(path: Any) -> str:
     """The format of a checkpoint, from its first bytes: suffixes lie."""
-    if shards.is_sharded(path):
+    name = os.fspath(path)
+    if name.endswith(shards.INDEX) and os.path.isfile(path):
         return "shards"
     if os.path.isdir(path):
-        return "orbax"
+        return "shards" if not orbax.is_checkpoint(name) and shards.is_sharded(name) else "orbax"
     with open_regular(path) as file:
-        first = file.read(64)
+        first = file.read(foreign.FIRST)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
+        last = file.read(8)
     if first[:2] == b"PK":
         return "npz"
-    if first[:1] == b"\x80" and 2 <= (first[1] if len(first) > 1 else 0) <= 5:
-        raise FormatError("this is a pickle, which is never read. Save it as .safetensors, .npz or .msgpack")
+    if first[:6] == npy.MAGIC:
+        return "npy"
     if first[8:9] == b"{" and first[6:8] == b"\0\0":
         return "jaxprune" if own.is_own(first) else "safetensors"
+    if reason := foreign.of_file(first, last):
+        raise FormatError(reason)
     if _is_map(first):
         return "msgpack"
-    foreign = next((text for start, text in FOREIGN.items() if first.startswith(start)), None)
-    raise FormatError(foreign or f"this is none of the formats that are known: {KNOWN}")
+    if name.endswith(".msgpack"):
+        raise FormatError(str(foreign.MSGPACK))
+    raise FormatError(f"this is none of the formats that are known: {KNOWN}")
 
 
 def _is_map(first: bytes) -> bool:
@@ -96,7 +115,14 @@ def _is_map(first: bytes) -> bool:
     return not key or key[0] & 0xE0 == 0xA0 or key[0] in (0xD9, 0xDA, 0xDB)
 
 
-def write_checkpoint(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    path: Any,
+    tensors: Mapping[str, Tensor],
+    read: Read,
+    about: Mapping[str, Any],
+    *,
+    shard_bytes: int | None = None,
+) -> None:
     """Writes a checkpoint in the format of the suffix, reading one tensor at a time; whole, or not at all.
 
     Args:
@@ -105,10 +131,14 @@ def write_checkpoint(path: Any, tensors: Mapping[str, Tensor], read: Read, about
       tensors: path -> shape and dtype, as of an open checkpoint.
       read: path -> array.
       about: metadata of the whole, for formats that have some.
+      shard_bytes: write a folder of safetensors shards of at most so many bytes instead.
 
     Raises:
       ValueError: an unknown suffix; a name or a dtype that the format cannot hold, before anything is written.
     """
+    if shard_bytes is not None:
+        shards.write(path, tensors, read, about, shard_bytes)
+        return
     format_of(path)
     suffix = os.path.splitext(os.fspath(path))[1].lower()
     if not suffix:

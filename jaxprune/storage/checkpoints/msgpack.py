@@ -17,7 +17,9 @@ import msgspec
 import numpy as np
 
 from jaxprune.numerics.streamed import empty
+from jaxprune.storage.checkpoints import bounds
 from jaxprune.storage.checkpoints import tensors as t
+from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Keys, Read, Tensor
 from jaxprune.storage.checkpoints.walker import ARRAY, Piece, Walker
 from jaxprune.storage.format import FormatError
@@ -25,6 +27,7 @@ from jaxprune.storage.manifest import open_regular
 
 MAX_CHUNK = 2**30  # bytes of one array, Flax's limit
 CHUNKED = "__msgpack_chunked_array__"
+MAX_AXES = 15  # of a list whose length stands in its first byte
 PLAIN = (bool, int, float)
 
 
@@ -33,6 +36,8 @@ def opened(path: Any) -> Iterator[Checkpoint]:
     """The checkpoint of a msgpack file."""
     with open_regular(path) as file:
         tree = Walker(file, t.size_of(file)).whole()
+        if not isinstance(tree, dict):
+            raise FormatError("it is msgpack, but no map of names: what flax.serialization.to_bytes writes is read")
         leaves: dict[Keys, Any] = {}
         notes: list[str] = []
         _collect(tree, (), leaves, notes)
@@ -61,7 +66,7 @@ def _collect(x: Any, keys: Keys, leaves: dict[Keys, Any], notes: list[str]) -> N
         leaves[keys] = x
     else:
         what = "an empty dict" if x == {} else "nothing (None)" if x is None else "text"
-        notes.append(f"{'/'.join(keys) or 'the tree'} is {what}, and is left out")
+        notes.append(f"{quoted('/'.join(keys))[1:-1] or 'the tree'} is {what}, and is left out")
 
 
 def _tensor(keys: Keys, x: Any) -> Tensor:
@@ -70,9 +75,10 @@ def _tensor(keys: Keys, x: Any) -> Tensor:
     if isinstance(x, Piece):
         return t.checked(keys, x.shape, x.dtype)
     shape, chunks = _listed(x.get("shape")), _listed(x.get("chunks"))
+    name = "/".join(keys)
     fit = chunks and all(isinstance(c, Piece) and len(c.shape) == 1 and c.dtype == chunks[0].dtype for c in chunks)
-    if not fit or not all(type(n) is int for n in shape) or math.prod(shape) != sum(c.shape[0] for c in chunks):
-        raise FormatError(f"{'/'.join(keys)!r} is a chunked array whose chunks do not fit its shape")
+    if not fit or math.prod(bounds.check_shape(name, shape)) != sum(c.shape[0] for c in chunks):
+        raise FormatError(f"{quoted(name)} is a chunked array whose chunks do not fit its shape")
     return t.checked(keys, shape, chunks[0].dtype)
 
 
@@ -109,14 +115,25 @@ class _Bytes:
 
 def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
     """Writes what `flax.serialization.msgpack_serialize` would, reading one tensor at a time."""
+    check(tensors)
     tree: Any = {}
-    t.check_names(tensors.values(), lambda tensor: "" if tensor.keys else "the array has no name: put it in a dict")
     for path, tensor in tensors.items():
         place = tree
         for key in tensor.keys[:-1]:
             place = place.setdefault(key, {})
         place[tensor.keys[-1]] = path
     _node(file, tree, tensors, read)
+
+
+def check(tensors: Mapping[str, Tensor]) -> None:
+    """Refuses what the format cannot hold."""
+    t.check_tree(tensors.values(), _why_not)
+
+
+def _why_not(tensor: Tensor) -> str:
+    if CHUNKED in tensor.keys:
+        return f"the key {CHUNKED} is reserved in Flax's msgpack: restore to another format"
+    return "" if len(tensor.shape) <= MAX_AXES else f"Flax's msgpack has at most {MAX_AXES} axes"
 
 
 def _node(file: BinaryIO, x: Any, tensors: Mapping[str, Tensor], read: Read) -> None:

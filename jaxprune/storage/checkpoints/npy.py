@@ -1,111 +1,174 @@
-"""The header of a .npy array: magic, version, length, and a dict of three keys as Python writes it.
+"""NumPy's .npy: the header, read by a closed grammar, and the array behind it. Nothing is evaluated or unpickled.
+
+    \\x93NUMPY | version, 2 bytes | length of the header, 2 or 4 bytes | the header | the array
+    header:  {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
 
 https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
-
-NumPy evaluates that dict as Python. Here it is read by a grammar that has nothing but these keys, texts, numbers, True
-and False, so that no header can ask for more than its own length of work.
 """
 
+import contextlib
+import math
 import re
-import struct
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune.numerics.streamed import empty
+from jaxprune.storage.checkpoints import bounds
 from jaxprune.storage.checkpoints import tensors as t
-from jaxprune.storage.format import MAX_RANK, FormatError
+from jaxprune.storage.checkpoints.bounds import UnsupportedArray, quoted
+from jaxprune.storage.checkpoints.tensors import Checkpoint
+from jaxprune.storage.format import FormatError
+from jaxprune.storage.manifest import open_regular
 
 MAGIC = b"\x93NUMPY"
-LENGTHS = {(1, 0): "<H", (2, 0): "<I"}
-MAX_HEADER = 10_000  # what NumPy itself reads at most
-TOKEN = re.compile(r"\s*('[^'\\]{0,40}'|True|False|[0-9]{1,20}|[{}(),:])")
-TOKENS = 200
+MAX_HEADER = 1 << 16
+NAME = "array"  # the key of the one array of an .npy file
+BFLOAT16 = np.dtype("bfloat16")
+
+TEXT = r"'([^'\\\n]*)'|\"([^\"\\\n]*)\""
+SHAPE = r"\(\s*((?:\d{1,19}L?\s*,\s*)*(?:\d{1,19}L?)?)\s*\)"
+VALUE = rf"(?P<text>{TEXT})|(?P<truth>True|False)|(?P<shape>{SHAPE})|(?P<record>\[)"
+ENTRY = re.compile(rf"\s*(?:{TEXT})\s*:\s*(?:{VALUE})\s*")
+DESCR = re.compile(r"([<>|=]?)([?bBiufcVSUaOmM])(\d{0,9})(\[\w{1,9}\])?")
 
 
-class Header(NamedTuple):
-    """What a header says of its array."""
+class Head(NamedTuple):
+    """What a header says, and its own size in bytes."""
 
     shape: t.Shape
-    fortran_order: bool
-    dtype: np.dtype
+    fortran: bool
+    dtype: np.dtype  # of the array
+    stored: np.dtype  # of the file: in its order of bytes
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(stream: Any) -> Header:
-    """The header at the front of a stream, which then is at the array's first byte.
+def read_head(read: Callable[[int], bytes], name: str) -> Head:
+    """The header that a stream begins with.
 
     Raises:
-      FormatError: anything else than a dict of descr, fortran_order and shape.
+      UnsupportedArray: a sound header of an array that JAX has nothing like.
+      FormatError: anything else.
     """
-    magic = t.exactly(stream.read, 8)
-    version = magic[6], magic[7]
-    if magic[:6] != MAGIC or version not in LENGTHS:
-        raise FormatError("it does not begin as a .npy array of the version 1.0 or 2.0")
-    size = struct.calcsize(LENGTHS[version])
-    (length,) = struct.unpack(LENGTHS[version], t.exactly(stream.read, size))
+    magic = t.exactly(read, 8)
+    if magic[:6] != MAGIC:
+        raise FormatError("it does not begin as an .npy array")
+    version = (magic[6], magic[7])
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise FormatError(f"its header has the version {version[0]}.{version[1]}; 1.0, 2.0 and 3.0 are read")
+    width = 2 if version == (1, 0) else 4
+    length = int.from_bytes(t.exactly(read, width), "little")
     if length > MAX_HEADER:
-        raise FormatError(f"its header says that it is {length} bytes long; {MAX_HEADER} are read at most")
-    found = _parsed(t.exactly(stream.read, length).decode("latin-1"))
+        raise FormatError(f"its header says that it is {length} bytes long; at most {MAX_HEADER} are read")
     try:
-        dtype = np.dtype(found["descr"])
-    except TypeError:
-        raise FormatError(f"its dtype is {found['descr']!r}, which NumPy does not know") from None
-    return Header(found["shape"], found["fortran_order"], dtype)
+        text = t.exactly(read, length).decode("utf-8" if version == (3, 0) else "latin-1")
+    except UnicodeDecodeError:
+        raise FormatError("its header is not UTF-8") from None
+    return _head(text, name, 8 + width + length)
 
 
-def _parsed(text: str) -> dict[str, Any]:
-    """The three values of a header."""
-    tokens = _tokens(text)
-    found: dict[str, Any] = {}
-    _expect(tokens, "{")
-    while tokens and tokens[0] != "}":
-        name = tokens.pop(0).strip("'")
-        _expect(tokens, ":")
-        if name in found or name not in ("descr", "fortran_order", "shape"):
-            raise FormatError(f"its header has the key {name[:20]!r}, twice or unknown")
-        found[name] = _value(tokens, name)
-        if tokens[:1] == [","]:
-            tokens.pop(0)
-    _expect(tokens, "}")
-    if tokens or len(found) < 3:
-        raise FormatError("its header is no dict of descr, fortran_order and shape")
-    return found
+def _head(text: str, name: str, size: int) -> Head:
+    fields = _fields(text)
+    if fields.keys() != {"descr", "fortran_order", "shape"}:
+        raise FormatError(f"its header has the entries {quoted(sorted(fields))}, not descr, fortran_order and shape")
+    shape = bounds.check_shape(name, fields["shape"]) if type(fields["shape"]) is tuple else None
+    if shape is None or type(fields["fortran_order"]) is not bool or type(fields["descr"]) is not str:
+        raise FormatError(f"its header is {quoted(text)}: descr is a text, fortran_order a truth, shape a tuple")
+    stored = _dtype(fields["descr"], name)
+    return Head(shape, fields["fortran_order"], bounds.check_dtype(name, _named(stored)), stored, size)
 
 
-def _tokens(text: str) -> list[str]:
-    tokens: list[str] = []
-    place, end = 0, len(text.rstrip())
-    while place < end:
-        match = TOKEN.match(text, place)
-        if match is None or len(tokens) == TOKENS:
-            raise FormatError(f"its header is no dict of NumPy's: {text[place : place + 20]!r} at letter {place}")
-        tokens.append(match[1])
-        place = match.end()
-    return tokens
+def _fields(text: str) -> dict[str, Any]:
+    """The entries of the header's dict: texts, truths and tuples of integers, and nothing else."""
+    body = text.strip(" \n\0")
+    if not (body.startswith("{") and body.endswith("}")):
+        raise FormatError(f"its header is {quoted(text)}, which is no dict")
+    fields: dict[str, Any] = {}
+    place, end = 1, len(body) - 1
+    while body[place:end].strip():
+        entry = ENTRY.match(body, place, end)
+        if entry is None:
+            raise FormatError(f"its header is {quoted(text)}; it must say descr, fortran_order and shape")
+        if entry["record"]:
+            raise UnsupportedArray("it is an array of records: save each field as an array")
+        key = entry[1] if entry[1] is not None else entry[2]
+        if key in fields:
+            raise FormatError(f"its header has {quoted(key)} twice")
+        fields[key] = _value(entry)
+        place = entry.end()
+        if place < end and body[place] != ",":
+            raise FormatError(f"its header is {quoted(text)}; commas must stand between its entries")
+        place += 1
+    return fields
 
 
-def _value(tokens: list[str], name: str) -> Any:
-    first = tokens.pop(0) if tokens else ""
-    if name == "descr" and first.startswith("'"):
-        return first.strip("'")
-    if name == "fortran_order" and first in ("True", "False"):
-        return first == "True"
-    if name == "shape" and first == "(":
-        return _shape(tokens)
-    raise FormatError(f"its header has {first[:20]!r} for {name}")
+def _value(entry: re.Match[str]) -> Any:
+    if entry["truth"]:
+        return entry["truth"] == "True"
+    if entry["shape"]:
+        lengths = [n.strip() for n in entry["shape"][1:-1].split(",")]
+        if len(lengths) == 1 and lengths[0]:
+            raise FormatError(f"its header says that the shape is {quoted(entry['shape'])}, which is no tuple")
+        return tuple(int(n.removesuffix("L")) for n in lengths if n)
+    return entry["text"][1:-1]
 
 
-def _shape(tokens: list[str]) -> t.Shape:
-    shape: list[int] = []
-    while tokens and tokens[0].isdigit():
-        shape.append(int(tokens.pop(0)))
-        if tokens[:1] == [","]:
-            tokens.pop(0)
-    _expect(tokens, ")")
-    if len(shape) > MAX_RANK:
-        raise FormatError(f"its shape has {len(shape)} axes; {MAX_RANK} are read at most")
-    return tuple(shape)
+def _dtype(descr: str, name: str) -> np.dtype:
+    """The dtype of a word of NumPy's, as "<f4"."""
+    match = DESCR.fullmatch(descr)
+    if match is None:
+        raise FormatError(f"its header says that the dtype is {quoted(descr)}")
+    try:
+        return np.dtype(descr)
+    except (TypeError, ValueError):
+        raise FormatError(f"its header says that the dtype is {quoted(descr)}") from None
 
 
-def _expect(tokens: list[str], token: str) -> None:
-    if not tokens or tokens.pop(0) != token:
-        raise FormatError(f"its header has no {token!r} where one must be")
+def _named(stored: np.dtype) -> np.dtype:
+    """NumPy writes bfloat16 as two nameless bytes; no other dtype of JAX has that width and no name."""
+    if stored.str == "|V1":
+        raise UnsupportedArray(
+            "NumPy wrote an array as |V1: a float8 or int4 without its name. Save it as .safetensors or .msgpack"
+        )
+    return BFLOAT16 if stored.str == "|V2" else stored
+
+
+def read_array(read: Callable[[int], bytes], head: Head, into: np.ndarray) -> np.ndarray:
+    """`into`, with the array behind a header."""
+    target = into.T if head.fortran else into
+    if head.stored.byteorder == ">":
+        target[...] = t.fill(empty(target.shape, target.dtype), read).view(head.stored)
+    else:
+        t.fill(target, read)
+    if read(1):
+        raise FormatError("bytes are left over after the array")
+    return into
+
+
+def note(names: list[str]) -> str:
+    """What the reader is told of arrays that NumPy wrote without their dtype's name."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}: NumPy wrote |V2, which is read as bfloat16"
+
+
+@contextlib.contextmanager
+def opened(path: Any) -> Iterator[Checkpoint]:
+    """The checkpoint of an .npy file: one array, named `array`."""
+    with open_regular(path) as file:
+        head = read_head(file.read, NAME)
+        if head.size + head.nbytes != t.size_of(file):
+            raise FormatError(
+                f"its header speaks of {head.nbytes} bytes, {t.size_of(file) - head.size} follow: truncated or extended"
+            )
+        tensors = {NAME: t.Tensor((NAME,), head.shape, head.dtype)}
+
+        def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
+            file.seek(head.size)
+            return read_array(file.read, head, empty(head.shape, head.dtype) if into is None else into)
+
+        yield Checkpoint("npy", tensors, read, (note([NAME]),) if head.stored.str == "|V2" else ())

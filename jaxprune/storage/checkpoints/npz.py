@@ -1,6 +1,11 @@
-"""NumPy's .npz archives, read and written member by member. Nothing is unpickled."""
+"""NumPy's .npz archives, read and written member by member. Nothing is unpickled.
+
+A member that is no array, or an array that JAX has nothing like (Python objects, text, dates, records), is left out and
+noted; the others are read. A damaged one is an error.
+"""
 
 import contextlib
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -10,93 +15,124 @@ import numpy as np
 from numpy.lib import format as numpy_format
 
 from jaxprune.numerics.streamed import empty
-from jaxprune.storage.checkpoints import npy
+from jaxprune.storage.checkpoints import bounds, foreign, npy
 from jaxprune.storage.checkpoints import tensors as t
+from jaxprune.storage.checkpoints.bounds import UnsupportedArray, quoted
+from jaxprune.storage.checkpoints.npy import Head
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
 from jaxprune.storage.format import FormatError
 from jaxprune.storage.manifest import open_regular
 
-BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # what zipfile raises
-BFLOAT16 = np.dtype("bfloat16")
+SUFFIX = ".npy"
+MAX_MEMBER = 65_535  # bytes of a member's name
+DEFLATE_RATIO = 1032  # the most that deflate can shrink; a member that says more is a lie
+ENCRYPTED = 1  # a bit of a member's flags
+
+# What zipfile raises of a damaged archive. NotImplementedError is of a compression that it lacks.
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    OSError,
+)
 
 
 @contextlib.contextmanager
 def opened(path: Any) -> Iterator[Checkpoint]:
     """The checkpoint of an .npz archive."""
     with open_regular(path) as file, _archive(file) as archive:
-        members = [info.filename for info in archive.infolist()]
-        _refuse_foreign(members)
-        names = [name.removesuffix(".npy") for name in members]
-        keys = t.split_names(names)
-        if len(keys) != len(names):
-            raise FormatError("it has two members of one name")
-        heads = {name: _head(archive, name) for name in names}
-        tensors = t.by_path(t.checked(keys[n], shape, _named(dtype)) for n, (shape, _, dtype) in heads.items())
+        members = _members(archive, t.size_of(file))
+        heads: dict[str, Head] = {}
+        notes = [f"{quoted(name)} is no array, and is left out" for name in _others(archive)]
+        for name, info in members.items():
+            try:
+                heads[name] = _head(archive, name, info)
+            except UnsupportedArray as e:
+                notes.append(f"{e}; it is left out")
+        if notes and not heads:
+            raise FormatError(f"none of its members can be read. {notes[0]}")
+        keys = t.split_names(heads)
+        tensors = t.by_path(Tensor(keys[name], head.shape, head.dtype) for name, head in heads.items())
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             tensor = tensors[path]
             into = empty(tensor.shape, tensor.dtype) if into is None else into
-            with _member(archive, tensor.name) as (stream, (_, fortran, dtype)):
-                _fill(into.T if fortran else into, stream, dtype)
-            return into
+            with _member(archive, tensor.name, members[tensor.name]) as stream:
+                return npy.read_array(stream.read, npy.read_head(stream.read, tensor.name), into)
 
-        voids = [n for n, (_, _, dtype) in heads.items() if dtype.str == "|V2"]
-        yield Checkpoint("npz", tensors, read, (_note(voids),) if voids else ())
-
-
-def _refuse_foreign(members: list[str]) -> None:
-    """Names zip archives that other tools write, and the way out."""
-    if any(name.split("/")[-1] == "data.pkl" for name in members):
-        raise FormatError("this is PyTorch's, a pickle, which is never read: write it by safetensors.torch.save_file")
-    if "model.weights.h5" in members:
-        raise FormatError("this is Keras' (.keras): load it with Keras, and np.savez its weights")
-
-
-def _note(voids: list[str]) -> str:
-    more = f" and {len(voids) - 1} more" if len(voids) > 1 else ""
-    return f"{voids[0]}{more}: NumPy wrote |V2, which is read as bfloat16"
-
-
-def _named(dtype: np.dtype) -> np.dtype:
-    """NumPy writes bfloat16 as two nameless bytes; no other dtype of JAX has that width and no name."""
-    if dtype.str == "|V1":
-        raise FormatError(
-            "NumPy wrote an array as |V1: a float8 or int4 without its name. Save it as .safetensors or .msgpack"
-        )
-    return BFLOAT16 if dtype.str == "|V2" else dtype
-
-
-def _fill(into: np.ndarray, stream: Any, dtype: np.dtype) -> None:
-    if dtype.byteorder == ">":
-        into[...] = t.fill(empty(into.shape, into.dtype), stream.read).view(dtype)
-    else:
-        t.fill(into, stream.read)
-    if stream.read(1):
-        raise FormatError("bytes are left over after the array")
+        voids = [name for name, head in heads.items() if head.stored.str == "|V2"]
+        yield Checkpoint("npz", tensors, read, (*notes, *([npy.note(voids)] if voids else [])))
 
 
 def _archive(file: BinaryIO) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(file)
     except BROKEN as e:
-        raise FormatError(f"it is no whole zip archive ({e}): the file is truncated or damaged") from None
+        reason = f"{type(e).__name__}: {str(e)[:80]}"
+        raise FormatError(f"it is no whole zip archive ({reason}): the file is truncated or damaged") from None
+    if reason := foreign.of_archive(archive.namelist()):
+        raise FormatError(reason)
+    return archive
 
 
-def _head(archive: zipfile.ZipFile, name: str) -> npy.Header:
-    with _member(archive, name) as (_, head):
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The arrays by name, if what the archive says of their sizes can be true."""
+    infos = [info for info in archive.infolist() if info.filename.endswith(SUFFIX)]
+    members = {info.filename.removesuffix(SUFFIX): info for info in infos}
+    if len(members) != len(infos):
+        raise FormatError("it has two members of one name")
+    bounds.check_names(members)
+    if not infos and archive.infolist():
+        raise FormatError(f"it is a zip archive with no .npy members: {quoted(archive.namelist())}")
+    if sum(info.compress_size for info in infos) > size:
+        raise FormatError("its members overlap, or are longer than the file")
+    for name, info in members.items():
+        if reason := _why_not_read(info):
+            raise FormatError(f"member {quoted(name)} {reason}")
+    return members
+
+
+def _why_not_read(info: zipfile.ZipInfo) -> str:
+    if info.flag_bits & ENCRYPTED:
+        return "is encrypted: save the archive without a password"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"has the compression {info.compress_type}; np.savez and np.savez_compressed write 0 and 8"
+    ratio = 1 if info.compress_type == zipfile.ZIP_STORED else DEFLATE_RATIO
+    if info.file_size > ratio * info.compress_size:
+        return f"says that {info.compress_size} bytes become {info.file_size}: that cannot be"
+    return ""
+
+
+def _others(archive: zipfile.ZipFile) -> list[str]:
+    """Members that are neither arrays nor folders."""
+    return [name for name in archive.namelist() if not name.endswith((SUFFIX, "/"))][:5]
+
+
+def _head(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> Head:
+    with _member(archive, name, info) as stream:
+        head = npy.read_head(stream.read, name)
+        if head.size + head.nbytes != info.file_size:
+            raise FormatError(f"its header speaks of {head.nbytes} bytes, {info.file_size - head.size} follow")
         return head
 
 
 @contextlib.contextmanager
-def _member(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[Any, npy.Header]]:
-    """A member behind its header, and the header."""
+def _member(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> Iterator[Any]:
+    """The stream of a member; errors say which."""
     try:
-        with archive.open(f"{name}.npy") as stream:
-            yield stream, npy.read_header(stream)
-    except KeyError:
-        raise FormatError(f"member {name!r} is no .npy array") from None
-    except (FormatError, ValueError, *BROKEN) as e:
-        raise FormatError(f"member {name!r}: {e}") from None
+        with archive.open(info) as stream:
+            yield stream
+    except UnsupportedArray as e:
+        raise UnsupportedArray(f"member {quoted(name)}: {e}") from None
+    except FormatError as e:
+        raise FormatError(f"member {quoted(name)}: {e}") from None
+    except BROKEN as e:
+        raise FormatError(f"member {quoted(name)}: {type(e).__name__}: {quoted(str(e))}") from None
 
 
 def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
@@ -104,14 +140,13 @@ def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapp
     t.check_names(tensors.values(), _why_not)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for path, tensor in tensors.items():
-            with archive.open(zipfile.ZipInfo(f"{tensor.name}.npy"), "w", force_zip64=True) as member:
-                head = {
-                    "descr": numpy_format.dtype_to_descr(tensor.dtype),
-                    "fortran_order": False,
-                    "shape": tensor.shape,
-                }
+            x = read(path)  # before its member is begun: an error of reading leaves no half of one open
+            with archive.open(zipfile.ZipInfo(f"{tensor.name}{SUFFIX}"), "w", force_zip64=True) as member:
+                descr = numpy_format.dtype_to_descr(tensor.dtype)
+                head = {"descr": descr, "fortran_order": False, "shape": tensor.shape}
                 numpy_format.write_array_header_1_0(member, head)
-                t.write(read(path), member.write)
+                t.write(x, member.write)
+            del x
 
 
 def _why_not(tensor: Tensor) -> str:
@@ -119,4 +154,6 @@ def _why_not(tensor: Tensor) -> str:
         return f".npz cannot hold {tensor.dtype.name}: restore to .safetensors, .msgpack or a folder"
     if t.leads_out(tensor):
         return "the name leads out of a folder, where the archive is unpacked: restore to .safetensors or .msgpack"
+    if len(tensor.name.encode()) + len(SUFFIX) > MAX_MEMBER:
+        return f"the name is longer than the {MAX_MEMBER} bytes of a zip archive"
     return ""

@@ -3,20 +3,26 @@
 import contextlib
 import glob
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxprune.storage.checkpoints import bounds, foreign
 from jaxprune.storage.checkpoints import tensors as t
+from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Keys, Read, Tensor
-from jaxprune.storage.format import FormatError
+from jaxprune.storage.format import CODE_OF, MAX_DEPTH, FormatError
+from jaxprune.storage.json_text import parse_json
 from jaxprune.storage.trees import plain_key
 
-BOXED = "nnx.variables"  # said of a checkpoint whose arrays are the values of variables, to be written so again
-ITEM = "default"  # the folder of a lone item below a step
+DEFAULT = "default"  # the folder of a lone item below a step
+METADATA = "_METADATA"
+BOX = "value"  # the key below which an NNX variable has its array
 
 
 @contextlib.contextmanager
@@ -25,40 +31,124 @@ def opened(path: Any) -> Iterator[Checkpoint]:
     import orbax.checkpoint as ocp
 
     folder = _folder(os.path.abspath(path))
-    with ocp.PyTreeCheckpointer() as store:
+    _check_metadata(os.path.join(folder, METADATA))
+    with contextlib.ExitStack() as stack:
         with _own_words():
+            store = stack.enter_context(ocp.PyTreeCheckpointer())
             tree = store.metadata(folder).item_metadata.tree
-            flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape") or x is None)[0]
-        notes = tuple(f"{_name(keys)} is nothing (None), and is left out" for keys, x in flat if not _is_array(x))
-        places = {_plain(keys): keys for keys, x in flat if _is_array(x)}
-        boxed = _are_boxed(list(places))
-        if boxed:
-            places = {keys[:-1]: place for keys, place in places.items()}
-        arrays = {keys: x for keys, x in flat if _is_array(x)}
-        tensors = t.by_path(
-            t.checked(keys, arrays[place].shape, np.dtype(arrays[place].dtype)) for keys, place in places.items()
-        )
+            arrays, notes = _arrays(tree)
+            boxed = _boxed([_plain(keys) for keys, _ in arrays])
+            places = {_plain(keys): keys for keys, _ in arrays}
+            tensors = t.by_path(_tensor(_plain(keys), x, boxed) for keys, x in arrays)
+            _check_places(places)
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
+            keys = tensors[path].keys + (BOX,) * tensors[path].boxed
             with _own_words(path):
-                return t.placed(_leaf(store, folder, tree, places[tensors[path].keys]), into)
+                return t.placed(_leaf(store, folder, tree, places[keys]), into)
 
-        yield Checkpoint("orbax", tensors, read, notes, {BOXED: "true"} if boxed else {})
+        yield Checkpoint("orbax", tensors, read, tuple(notes))
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def is_checkpoint(path: str) -> bool:
+    """Whether a folder is one that Orbax wrote a tree to."""
+    return os.path.isfile(os.path.join(path, METADATA))
 
 
 def _folder(path: str) -> str:
-    for folder in (path, os.path.join(path, ITEM)):
-        if os.path.exists(os.path.join(folder, "_METADATA")):
-            return folder
-    below = sorted(n for n in os.listdir(path) if os.path.exists(os.path.join(path, n, "_METADATA")))
-    items = [name for name in below if not name.isdigit()]  # those with a number for a name are steps
-    if len(items) == 1:
-        return os.path.join(path, items[0])
-    if items:
-        raise FormatError(f"it holds the items {', '.join(items[:8])}: name one, as {os.path.join(path, items[0])}")
-    steps = sorted((name for name in os.listdir(path) if name.isdigit()), key=int)
-    hint = f": it has the steps {', '.join(steps[:5])}; name one, as {os.path.join(path, steps[-1])}" if steps else ""
-    raise FormatError(f"the folder is no checkpoint of Orbax (there is no _METADATA){hint}")
+    """The folder of a tree: this one, or the one item of the step that this is."""
+    if is_checkpoint(path):
+        return path
+    below = sorted((name for name in os.listdir(path) if os.path.isdir(os.path.join(path, name))), key=_by_number)
+    items = [name for name in below if is_checkpoint(os.path.join(path, name)) and not name[-1:].isdigit()]
+    if DEFAULT in items or len(items) == 1:
+        return os.path.join(path, DEFAULT if DEFAULT in items else items[0])
+    steps = [name for name in below if name not in items and _is_step(os.path.join(path, name))]
+    what, names = ("items", items) if items else ("steps", steps)
+    if names:
+        listed = ", ".join(quoted(name)[1:-1] for name in names[-8:]) + (" and older ones" if len(names) > 8 else "")
+        raise FormatError(
+            f"the folder has the {what} {listed}: name one, as {os.path.join(path, names[0 if items else -1])}"
+        )
+    raise FormatError(foreign.of_folder(os.listdir(path)) or "the folder is no checkpoint of Orbax (no _METADATA)")
+
+
+def _is_step(path: str) -> bool:
+    """Whether a folder is a step of a CheckpointManager: a tree, or items that are trees."""
+    return is_checkpoint(path) or any(is_checkpoint(os.path.join(path, name)) for name in os.listdir(path))
+
+
+def _by_number(name: str) -> tuple[str, int]:
+    """The order of steps: step_9 comes before step_10."""
+    digits = re.search(r"[0-9]*\Z", name)
+    number = digits[0][:18] if digits else ""
+    return name[: len(name) - len(number)], int(number or 0)
+
+
+def _check_metadata(path: str) -> None:
+    """Bounds what Orbax will make of its metadata."""
+    value = parse_json(bounds.read_bounded(path, bounds.MAX_JSON, METADATA), METADATA, bounds.MAX_TOKENS)
+    leaves = value.get("tree_metadata") if type(value) is dict else None
+    if type(leaves) is not dict or not all(type(leaf) is dict for leaf in leaves.values()):
+        raise FormatError(f"the {METADATA} has no tree_metadata, an object of objects")
+    if len(leaves) > bounds.MAX_ARRAYS:
+        raise FormatError(f"it has {len(leaves)} arrays; at most {bounds.MAX_ARRAYS} are read")
+    for name, leaf in leaves.items():
+        keys = leaf.get("key_metadata", [])
+        if type(keys) is not list or len(keys) > MAX_DEPTH or len(name) > 2 * bounds.MAX_NAME:
+            raise FormatError(f"{quoted(name)} has more than {MAX_DEPTH} keys, or a name that is too long")
+
+
+# --- leaves ----------------------------------------------------------------------------------------------------------
+
+
+def _arrays(tree: Any) -> tuple[list[tuple[Any, Any]], list[str]]:
+    """The arrays of a tree of metadata with their keys, and notes about what is none."""
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape") or x is None)[0]
+    arrays = []
+    notes = []
+    for keys, x in flat:
+        name = quoted(_name(keys))[1:-1]
+        if not _is_array(x):
+            notes.append(f"{name} is nothing (None), and is left out")
+        elif getattr(x.dtype, "name", None) not in CODE_OF:
+            notes.append(f"{name} holds {str(x.dtype)[:40]}, which is no dtype of arrays that are read; it is left out")
+        else:
+            arrays.append((keys, x))
+    return arrays, notes
+
+
+def _tensor(keys: Keys, x: Any, boxed: set[Keys]) -> Tensor:
+    dtype = np.dtype(x.dtype)
+    return t.checked(keys[:-1], x.shape, dtype, boxed=True) if keys in boxed else t.checked(keys, x.shape, dtype)
+
+
+def _boxed(leaves: list[Keys]) -> set[Keys]:
+    """The keys of arrays that are NNX's variables, of which Orbax keeps an object with the one key `value`.
+
+    A folder does not say of which class its objects were. So they are told by all of a tree being so, or all of a
+    subtree of the first level with two arrays or more: elsewhere `value` may be a key of the user's.
+    """
+    children = Counter(keys[:-1] for keys in leaves)
+    alike = {keys for keys in leaves if len(keys) > 1 and keys[-1] == BOX and children[keys[:-1]] == 1}
+    if len(alike) == len(leaves):
+        return alike
+    sizes = Counter(keys[:1] for keys in leaves)
+    boxes = Counter(keys[:1] for keys in alike)
+    return {keys for keys in alike if len(keys) > 2 and 2 <= sizes[keys[:1]] == boxes[keys[:1]]}
+
+
+def _check_places(places: Mapping[Keys, Any]) -> None:
+    """Refuses two arrays of one place: Orbax joins keys by dots, and of such two the second is over the first."""
+    seen: dict[str, Keys] = {}
+    for keys in places:
+        other = seen.setdefault(".".join(keys), keys)
+        if other is not keys:
+            lost, kept = quoted("/".join(other)), quoted("/".join(keys))
+            raise FormatError(f"Orbax wrote {kept} over {lost}: one of them is lost")
 
 
 @contextlib.contextmanager
@@ -69,21 +159,12 @@ def _own_words(path: str = "") -> Iterator[None]:
     except (FormatError, KeyboardInterrupt, MemoryError):
         raise
     except Exception as e:
-        where = f"leaf {path!r}: " if path else ""
-        raise FormatError(f"{where}Orbax cannot read it: {_first_line(e)[:200]}") from e
+        where = f"leaf {quoted(path)}: " if path else ""
+        raise FormatError(f"{where}Orbax cannot read it: {_first_line(e)}") from e
 
 
 def _first_line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0]
-
-
-def _are_boxed(names: list[Keys]) -> bool:
-    """Whether every array is the `value` of a box of its own, as in a state of NNX's variables.
-
-    In memory these have no `value` in their paths, so that one recipe fits the state and its checkpoint.
-    """
-    parents = [keys[:-1] for keys in names]
-    return bool(names) and len(set(parents)) == len(parents) and all(len(k) > 1 and k[-1] == "value" for k in names)
+    return bounds.shortened((str(e).strip() or type(e).__name__).splitlines()[0], 600)
 
 
 def _is_array(x: Any) -> bool:
@@ -114,16 +195,16 @@ def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[s
     """Writes a folder that a StandardCheckpointer restores: nested dicts of arrays."""
     import orbax.checkpoint as ocp
 
-    t.check_names(tensors.values(), _why_not)
+    check(tensors)
     if os.path.lexists(path):
         raise ValueError(f"{path} exists; a folder is not replaced: remove it, or choose another name")
     tree: dict[str, Any] = {}
     for leaf, tensor in tensors.items():
+        *keys, last = tensor.keys + (BOX,) * tensor.boxed
         place = tree
-        keys = (*tensor.keys, "value") if BOXED in about else tensor.keys
-        for key in keys[:-1]:
+        for key in keys:
             place = place.setdefault(key, {})
-        place[keys[-1]] = read(leaf)
+        place[last] = read(leaf)
     try:
         with ocp.StandardCheckpointer() as store:
             store.save(os.path.abspath(path), tree)
@@ -142,9 +223,20 @@ def remove_leftovers(path: Any) -> None:
         shutil.rmtree(os.path.join(folder, left), ignore_errors=True)
 
 
+def check(tensors: Mapping[str, Tensor]) -> None:
+    """Refuses what Orbax cannot hold, or would lose."""
+    t.check_tree(tensors.values(), _why_not)
+    seen: dict[str, str] = {}
+    for tensor in tensors.values():
+        other = seen.setdefault(".".join(tensor.keys + (BOX,) * tensor.boxed), tensor.name)
+        if other is not tensor.name and other != tensor.name:
+            raise ValueError(
+                f"{quoted(tensor.name)}: Orbax joins keys by dots, and would write it over {quoted(other)}: "
+                f"restore to .safetensors or .msgpack"
+            )
+
+
 def _why_not(tensor: Tensor) -> str:
-    if not tensor.keys:
-        return "the array has no name, and a folder holds named ones: put it in a dict"
     if t.leads_out(Tensor(tensor.keys, (), tensor.dtype)) or any("/" in key for key in tensor.keys):
         return "a folder cannot hold this name, which leads out of it: restore to .safetensors or .msgpack"
     if not tensor.size:

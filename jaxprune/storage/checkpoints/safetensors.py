@@ -7,17 +7,17 @@ import contextlib
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from jaxprune.numerics.streamed import empty
+from jaxprune.storage.checkpoints import bounds
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
 from jaxprune.storage.format import FormatError
+from jaxprune.storage.json_text import parse_json
 from jaxprune.storage.manifest import open_regular
-
-MAX_HEADER = 100_000_000  # the limit of the reference implementation
 
 DTYPES = {f"{'IU'[unsigned]}{n}": f"{'u' * unsigned}int{n}" for n in (8, 16, 32, 64) for unsigned in (0, 1)} | {
     "BOOL": "bool",
@@ -35,57 +35,75 @@ DTYPES = {f"{'IU'[unsigned]}{n}": f"{'u' * unsigned}int{n}" for n in (8, 16, 32,
 NAMES = {name: code for code, name in DTYPES.items()}
 
 
+class File(NamedTuple):
+    """An open safetensors file: what its header says, checked, and where each tensor begins.
+
+    Attributes:
+      file: the open file.
+      names: name -> shape and dtype; the keys of these tensors are the name alone.
+      places: name -> offset in the file.
+      about: the texts of `__metadata__`.
+    """
+
+    file: BinaryIO
+    names: Mapping[str, Tensor]
+    places: Mapping[str, int]
+    about: Mapping[str, str]
+
+    def read(self, name: str, into: np.ndarray | None = None) -> np.ndarray:
+        """One tensor, in `into` if that is given."""
+        tensor = self.names[name]
+        self.file.seek(self.places[name])
+        return t.fill(empty(tensor.shape, tensor.dtype) if into is None else into, self.file.read)
+
+
 @contextlib.contextmanager
-def opened(path: Any) -> Iterator[Checkpoint]:
-    """The checkpoint of a safetensors file."""
+def opened_file(path: Any) -> Iterator[File]:
+    """A safetensors file whose header is sound."""
     with open_regular(path) as file:
         header, start = _header(file)
         about = header.pop("__metadata__", {})
         if type(about) is not dict or not all(type(x) is str for x in about.values()):
             raise FormatError("its __metadata__ is not an object of strings")
-        keys = t.split_names(header)
-        found = {name: _tensor(keys[name], entry) for name, entry in header.items()}
-        places = _places(header, found, t.size_of(file) - start)
-        tensors = t.by_path(found.values())
+        bounds.check_names(header)
+        names = {name: _tensor(name, entry) for name, entry in header.items()}
+        places = _places(header, names, t.size_of(file) - start)
+        yield File(file, names, {name: start + place for name, place in places.items()}, about)
+
+
+@contextlib.contextmanager
+def opened(path: Any) -> Iterator[Checkpoint]:
+    """The checkpoint of a safetensors file."""
+    with opened_file(path) as file:
+        keys = t.split_names(file.names)
+        tensors = t.by_path(tensor._replace(keys=keys[name]) for name, tensor in file.names.items())
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
-            tensor = tensors[path]
-            file.seek(start + places[tensor.name])
-            return t.fill(empty(tensor.shape, tensor.dtype) if into is None else into, file.read)
+            return file.read(tensors[path].name, into)
 
-        yield Checkpoint("safetensors", tensors, read, (), about)
+        yield Checkpoint("safetensors", tensors, read, (), file.about)
 
 
 def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     (length,) = struct.unpack("<Q", t.exactly(file.read, 8))
-    if length > min(MAX_HEADER, t.size_of(file) - 8):
+    if length > min(bounds.MAX_JSON, t.size_of(file) - 8):
         raise FormatError(f"its header says that it is {length} bytes long: no safetensors file, or a truncated one")
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(items)) != len(items):
-            raise FormatError("its header has a name twice")
-        return dict(items)
-
-    try:
-        header = json.loads(t.exactly(file.read, length).decode("utf-8"), object_pairs_hook=pairs)
-    except FormatError:
-        raise
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"its header is not JSON ({type(e).__name__})") from None
+    header = parse_json(t.exactly(file.read, length), "header", bounds.MAX_TOKENS)
     if type(header) is not dict:
         raise FormatError("its header is not an object")
     return header, 8 + length
 
 
-def _tensor(keys: t.Keys, entry: Any) -> Tensor:
-    name = "/".join(keys)
+def _tensor(name: str, entry: Any) -> Tensor:
     fields = entry if type(entry) is dict else {}
     dtype, shape = fields.get("dtype"), fields.get("shape")
     if type(shape) is not list or fields.keys() != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"{name!r} is {str(entry)[:80]}; it must say dtype, shape and data_offsets")
+        raise FormatError(f"{bounds.quoted(name)} is {bounds.quoted(entry)}; it must say dtype, shape and data_offsets")
     if type(dtype) is not str or dtype not in DTYPES:
-        raise FormatError(f"{name!r} has the dtype {str(dtype)[:20]!r}; read are {', '.join(DTYPES)}")
-    return t.checked(keys, shape, np.dtype(DTYPES[dtype]))
+        raise FormatError(
+            f"{bounds.quoted(name)} has the dtype {bounds.quoted(dtype, 20)}; read are {', '.join(DTYPES)}"
+        )
+    return t.checked((name,), shape, np.dtype(DTYPES[dtype]))
 
 
 def _places(header: dict[str, Any], found: Mapping[str, Tensor], room: int) -> dict[str, int]:
@@ -95,8 +113,9 @@ def _places(header: dict[str, Any], found: Mapping[str, Tensor], room: int) -> d
     for name, (first, last) in sorted(((n, _span(n, header[n])) for n in found), key=lambda item: item[1]):
         if first != end or last - first != found[name].nbytes or last > room:
             raise FormatError(
-                f"{name!r}, {found[name].dtype.name}{list(found[name].shape)} of {found[name].nbytes} bytes, says that "
-                f"it lies from byte {first} to {last} of {room}, after {end}: a gap, an overlap, or a truncated file"
+                f"{bounds.quoted(name)}, {found[name].dtype.name}{list(found[name].shape)} of {found[name].nbytes} "
+                f"bytes, says that it lies from byte {first} to {last} of {room}, after {end}: a gap, an overlap, or a "
+                f"truncated file"
             )
         places[name], end = first, last
     if end != room:
@@ -106,33 +125,46 @@ def _places(header: dict[str, Any], found: Mapping[str, Tensor], room: int) -> d
 
 def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
     span = entry["data_offsets"]
-    if type(span) is not list or len(span) != 2 or not all(type(x) is int and x >= 0 for x in span):
-        raise FormatError(f"{name!r} has the data_offsets {str(span)[:60]}")
+    if type(span) is not list or len(span) != 2 or not all(type(x) is int and 0 <= x < 2**63 for x in span):
+        raise FormatError(f"{bounds.quoted(name)} has the data_offsets {bounds.quoted(span)}")
     return span[0], span[1]
 
 
 def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
     """Writes a safetensors file, reading one tensor at a time."""
+    check(tensors)
+    write_checked(file, tensors, read, about)
+
+
+def check(tensors: Mapping[str, Tensor]) -> None:
+    """Refuses what the format cannot hold."""
     t.check_names(tensors.values(), _why_not)
-    header: dict[str, Any] = {"__metadata__": {str(key): _as_text(x) for key, x in about.items()}} if about else {}
+
+
+def write_checked(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+    """`write` of tensors that `check` let pass."""
+    header: dict[str, Any] = {"__metadata__": texts(about)} if about else {}
     end = 0
     for tensor in tensors.values():
         entry = {"dtype": NAMES[tensor.dtype.name], "shape": list(tensor.shape)}
         header[tensor.name] = {**entry, "data_offsets": [end, end + tensor.nbytes]}
         end += tensor.nbytes
-    try:
-        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("a name or the metadata is no text that UTF-8 can hold: restore to .npz or .msgpack") from None
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     raw += b" " * (-len(raw) % 8)
+    if len(raw) > bounds.MAX_JSON:
+        raise ValueError(f"{len(tensors)} names make a header of {len(raw)} bytes; safetensors takes {bounds.MAX_JSON}")
     file.write(struct.pack("<Q", len(raw)) + raw)
     for path in tensors:
         t.write(read(path), file.write)
 
 
-def _as_text(x: Any) -> str:
-    """Metadata as safetensors holds it: texts as they are, all else as JSON."""
-    return x if type(x) is str else json.dumps(x)
+def texts(about: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata as the format has it, texts by name: what is no text becomes JSON.
+
+    >>> texts({"format": "pt", "step": 3, "by": {"name": "x"}})
+    {'format': 'pt', 'step': '3', 'by': '{"name": "x"}'}
+    """
+    return {name: x if type(x) is str else json.dumps(x, ensure_ascii=False) for name, x in about.items()}
 
 
 def _why_not(tensor: Tensor) -> str:

@@ -4,16 +4,18 @@ A checkpoint is a tree of dicts whose leaves are arrays. A name with "/" in it i
 keys of nested dicts; if that makes no tree, each name is one key. PyTorch's "layer1.0.conv1.weight" is one key.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes  # noqa: F401  (gives NumPy the names of bfloat16, float8 and int4)
 import numpy as np
 
-from jaxprune.storage.format import CODE_OF, MAX_DEPTH, MAX_RANK, MAX_SIZE, FormatError, join
+from jaxprune.storage.checkpoints import bounds
+from jaxprune.storage.format import MAX_DEPTH, FormatError, join
 
-MAX_NAME = 1 << 12  # letters of a tensor's name
 BLOCK = 1 << 22  # bytes read or written at a time
 
 Keys = tuple[str, ...]
@@ -27,6 +29,7 @@ class Tensor(NamedTuple):
     keys: Keys
     shape: Shape
     dtype: np.dtype
+    boxed: bool = False  # on disk the array is the one child of its last key, `value`, as NNX's variables are
 
     @property
     def size(self) -> int:
@@ -51,6 +54,7 @@ class Checkpoint(NamedTuple):
       read: (path, into=None) -> the array; `into`, of its shape and dtype, may be a transposed view.
       notes: what was assumed or left out, in words.
       about: what the format says about the whole, to be written back: the metadata of a safetensors file.
+      needs: path -> bytes that reading it takes, where that is more than the array itself.
     """
 
     kind: str
@@ -58,6 +62,11 @@ class Checkpoint(NamedTuple):
     read: Read
     notes: tuple[str, ...] = ()
     about: Mapping[str, Any] = {}
+    needs: Callable[[str], int] | None = None
+
+    def memory(self, path: str) -> int:
+        """Bytes that reading one array takes."""
+        return self.tensors[path].nbytes if self.needs is None else self.needs(path)
 
 
 def by_path(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -72,17 +81,17 @@ def by_path(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
 def split_names(names: Iterable[str]) -> dict[str, Keys]:
     """The keys of each name: split at "/" if all are then leaves of a tree of dicts."""
     names = list(names)
-    for name in names:
-        if len(name) > MAX_NAME or name.count("/") >= MAX_DEPTH:
-            raise FormatError(
-                f"the name {name[:40]!r}… has {len(name)} letters and {name.count('/')} slashes; at most {MAX_NAME} "
-                f"letters and {MAX_DEPTH} levels are read"
-            )
+    bounds.check_names(names)
     split = {name: tuple(name.split("/")) for name in names}
-    inner = {keys[:i] for keys in split.values() for i in range(1, len(keys))}
-    if any(keys in inner or not all(keys) for keys in split.values()):
-        return {name: (name,) for name in split}
-    return split
+    return split if _is_tree(split.values()) else {name: (name,) for name in split}
+
+
+def _is_tree(leaves: Collection[Keys]) -> bool:
+    """Whether keys are those of the leaves of nested dicts: none is empty, and none leads to another leaf."""
+    # Whatever begins with a leaf's keys stands right behind it when all are sorted.
+    ordered = sorted(leaves)
+    below = any(after[: len(keys)] == keys for keys, after in itertools.pairwise(ordered))
+    return not below and all(key for keys in ordered for key in keys)
 
 
 # --- arrays in blocks ------------------------------------------------------------------------------------------------
@@ -133,30 +142,41 @@ def exactly(read: Callable[[int], bytes], n: int) -> bytes:
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def checked(keys: Keys, shape: Any, dtype: np.dtype) -> Tensor:
+def checked(keys: Keys, shape: Any, dtype: np.dtype, boxed: bool = False) -> Tensor:
     """The tensor, if this library can hold it."""
     name = "/".join(keys)
-    if len(shape) > MAX_RANK:
-        raise FormatError(f"{name[:80]!r} says that it has {len(shape)} axes; {MAX_RANK} are read at most")
-    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(max(1, n) for n in shape) > MAX_SIZE:
-        raise FormatError(f"{name[:80]!r} says that its shape is {str(list(shape))[:200]}")
-    if dtype.name not in CODE_OF:
-        raise FormatError(f"{name!r} holds {_what(dtype)}, which is no dtype of JAX's arrays: convert it first")
-    return Tensor(keys, tuple(shape), dtype.newbyteorder("="))
+    return Tensor(keys, bounds.check_shape(name, shape), bounds.check_dtype(name, dtype), boxed)
 
 
-def _what(dtype: np.dtype) -> str:
-    return {"O": "Python objects (a pickle; never read)", "U": "text", "S": "bytes"}.get(dtype.kind, str(dtype))
-
-
-def check_names(tensors: Iterable[Tensor], holds: Callable[[Tensor], str]) -> None:
-    """Refuses what a format cannot hold, before anything is written; `holds` gives the reason, or ""."""
-    seen: set[str] = set()
+def check_tree(tensors: Iterable[Tensor], holds: Callable[[Tensor], str]) -> None:
+    """Refuses what a format of nested dicts cannot hold, before it is written; `holds` gives the reason, or ""."""
     for tensor in tensors:
-        reason = holds(tensor) or (f"two arrays are named {tensor.name!r}" if tensor.name in seen else "")
-        if reason:
-            raise ValueError(f"{tensor.name!r}: {reason}")
-        seen.add(tensor.name)
+        reason = "" if tensor.keys else "it is one array without a name: put it in a dict"
+        for key in tensor.keys:
+            reason = reason or bounds.why_bad_name(key.replace("/", "|"))
+        if len(tensor.keys) > MAX_DEPTH:
+            reason = f"it has more than {MAX_DEPTH} keys"
+        if reason := reason or holds(tensor):
+            raise ValueError(f"{bounds.quoted(tensor.name)}: {reason}")
+
+
+def check_names(tensors: Collection[Tensor], holds: Callable[[Tensor], str]) -> None:
+    """The same for a format whose arrays have one name each: read back, the names must give the same keys."""
+    check_tree(tensors, holds)
+    names = [tensor.name for tensor in tensors]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"two arrays are named {bounds.quoted(twice)}: restore to .msgpack, which has nested keys")
+    try:
+        back = split_names(names)
+    except FormatError as e:
+        raise ValueError(f"{e}: restore to another format") from None
+    for tensor in tensors:
+        if back[tensor.name] != tensor.keys:
+            raise ValueError(
+                f"{bounds.quoted(tensor.name)}: its keys {bounds.quoted(tensor.keys)} would come back as "
+                f"{bounds.quoted(back[tensor.name])}: restore to .msgpack, which has nested keys"
+            )
 
 
 def leads_out(tensor: Tensor) -> bool:

@@ -10,11 +10,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from jaxprune.storage.checkpoints import bounds
 from jaxprune.storage.checkpoints import tensors as t
+from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.format import CODE_OF, MAX_DEPTH, FormatError
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3  # Flax's extensions
-MAX_NAME = 1 << 16
+MAX_VALUES = 1 << 21  # maps, lists, texts, numbers and arrays of one file, which bounds what they take in memory
 NUMBERS = {0xCA: ">f", 0xCB: ">d", **{0xCC + i: f">{c}" for i, c in enumerate("BHIQbhiq")}}
 SIZES = (">B", ">H", ">I")
 
@@ -32,6 +34,7 @@ class Walker:
 
     def __init__(self, file: BinaryIO, end: int):
         self.file, self.end = file, end
+        self.values = 0
 
     def whole(self) -> Any:
         tree = self.value(0)
@@ -42,6 +45,9 @@ class Walker:
     def value(self, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise FormatError(f"it is more than {MAX_DEPTH} levels deep")
+        self.values += 1
+        if self.values > MAX_VALUES:
+            raise self.bad(f"it has more than {MAX_VALUES} values")
         tag = self.number(">B")
         if tag < 0x80 or tag >= 0xE0:
             return tag if tag < 0x80 else tag - 256
@@ -64,7 +70,7 @@ class Walker:
         for _ in range(n):
             key = self.value(depth + 1)
             if type(key) is not str or key in found:
-                raise self.bad(f"the key {str(key)[:40]!r} is no text, or is there twice")
+                raise self.bad(f"the key {quoted(key, 40)} is no text, or is there twice")
             found[key] = self.value(depth + 1)
         return found
 
@@ -73,7 +79,7 @@ class Walker:
         return {str(i): self.value(depth + 1) for i in range(n)}
 
     def text(self, n: int) -> str:
-        if n > MAX_NAME:
+        if n > bounds.MAX_NAME:
             raise self.bad(f"a text of {n} bytes")
         try:
             return t.exactly(self.file.read, n).decode("utf-8")
@@ -103,7 +109,7 @@ class Walker:
             raise self.bad("an array is not a shape, a dtype and bytes")
         size = self.number(SIZES[width])
         if name not in CODE_OF:
-            raise self.bad(f"an array has the dtype {name[:20]!r}, which is none of JAX's")
+            raise self.bad(f"an array has the dtype {quoted(name, 20)}, which is none of JAX's")
         dtype = np.dtype(name)
         if dtype.itemsize * math.prod(shape) != size:
             raise self.bad(f"{size} bytes are no array of {name}{list(shape)}")
