@@ -163,7 +163,8 @@ def test_a_plan_trains_nothing(done, tmp_path, monkeypatch):
     assert not (tmp_path / "runs").exists()
     plan = json.loads(call("run", config, "--runs", tmp_path / "runs", "--dry-run", "--json").stdout)
     assert plan[1]["rules"][0]["leaves"] == ["dense1/kernel", "dense2/kernel"]
-    assert plan[3]["ratio"] > plan[1]["ratio"] > plan[0]["ratio"] == pytest.approx(1, abs=0.1)
+    ratios = [phase["ratio"] for phase in plan]
+    assert ratios[3] > ratios[1] > ratios[0] and 1 < ratios[0] < 1.3  # the dense network's exponents are coded
 
 
 def test_inspect(done):

@@ -21,7 +21,7 @@ at = lambda c, x, **kw: c(**kw).init({"kernel": x}, key=jax.random.key(0))["kern
 BY_ROWS = {
     "masked clusters": at(jp.cluster, sparse, k=5),
     "clusters": jp.Clustered(BOOK, IDS),
-    "masked integers, a scale a column": at(jp.quantize, sparse, bits=8),
+    "masked integers, a scale a column": jp.Masked(at(jp.quantize, w, bits=8), HALF),
     "a scale a row": at(jp.quantize, w, bits=8, axis=-2),
     "one scale": at(jp.quantize, w, bits=12, axis=None),
     "packed": at(jp.quantize, w, bits=3),
