@@ -4,9 +4,10 @@ import os
 from typing import Any, NamedTuple
 
 from jaxprune.app.progress import Bytes
-from jaxprune.storage import manifest, reader
-from jaxprune.storage.accounting import leaves, shared
+from jaxprune.storage import limits, manifest, reader
+from jaxprune.storage.accounting import LeafMemory, leaves, shared
 from jaxprune.storage.checkpoints import own
+from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.format import FormatError, Group
 
 
@@ -32,31 +33,40 @@ class Checked(NamedTuple):
         return "\n".join([*lines, *(f"  {reason}" for reason in self.damaged.values())])
 
 
-def check(path: Any) -> Checked:
+def check(path: Any, max_bytes: int | None = None) -> Checked:
     """Reads and decodes a whole file, one leaf after another.
+
+    Args:
+      path: the file.
+      max_bytes: the most that decoding one leaf may take; by default `limits.allowance` of the file's size.
 
     Raises:
       OSError: it cannot be opened.
-      ValueError: it is no file of `save`, whole or damaged.
+      ValueError: it is no file of `save`, whole or damaged; a leaf that would take more than `max_bytes`.
     """
     name = os.fspath(path)
     if not _is_ours(path):
         raise ValueError(
             f"{name}: not a jaxprune file. What is verified is what `jaxprune compress` or `jp.save` wrote"
         )
-    try:
-        with manifest.open_regular(path) as file:
+    with manifest.open_regular(path) as file:
+        try:
             contents = manifest.contents(file)
-            decoder = reader.Decoder(file, contents)
-            with Bytes("verify", contents.data) as tick:
-                damaged = {}
-                for leaf, group in leaves(contents.tree):
-                    if reason := _reason(decoder, leaf, group):
-                        damaged[leaf.path] = reason
-                    tick(leaf.path, leaf.length)
-            return Checked(name, len(contents.leaves), contents.data, damaged)
-    except FormatError as e:
-        return Checked(name, 0, 0, {"": str(e)})
+        except FormatError as e:
+            return Checked(name, 0, 0, {"": str(e)})
+        memory = LeafMemory(contents)
+        most = limits.allowance(os.path.getsize(path)) if max_bytes is None else max_bytes
+        for leaf, _ in leaves(contents.tree):
+            # A file that asks for too much is refused as a whole, before any of it is decoded.
+            limits.afford(f"{name}: leaf {quoted(leaf.path)} takes", memory.decoded(leaf), most)
+        decoder = reader.Decoder(file, contents)
+        damaged = {}
+        with Bytes("verify", contents.data) as tick:
+            for leaf, group in leaves(contents.tree):
+                if reason := _reason(decoder, leaf, group):
+                    damaged[leaf.path] = reason
+                tick(leaf.path, leaf.length)
+        return Checked(name, len(contents.leaves), contents.data, damaged)
 
 
 def _is_ours(path: Any) -> bool:

@@ -4,7 +4,7 @@ import re
 import tomllib
 from typing import Any
 
-from jaxprune.app.strict import closest, fields_at
+from jaxprune.app.strict import closest, fields_at, one_line
 
 
 def toml_value(text: str) -> Any:
@@ -13,6 +13,8 @@ def toml_value(text: str) -> Any:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         return text
+    except (RecursionError, ValueError) as e:
+        raise ValueError(f"--set …={text[:60]}: {one_line(e)}") from None
 
 
 def assign(raw: Any, key: str, value: Any, source: str, to: Any) -> None:

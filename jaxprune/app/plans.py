@@ -17,6 +17,7 @@ from jaxprune.app.recipe import check, matched, one, taken_by, taker
 from jaxprune.app.rules import Cluster, EntropyQuantize, Factorize, Prune, Recipe, Rule, Share, words
 from jaxprune.core.arrays import Common, Masked, dtype_bits, fill_codebooks, is_code
 from jaxprune.core.compression import at
+from jaxprune.core.where import is_float
 from jaxprune.storage.checkpoints import layouts
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Tensor
 from jaxprune.storage.streaming import nested
@@ -86,19 +87,27 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     if any(not tensor.keys for tensor in checkpoint.tensors.values()):
         raise ValueError("the checkpoint is one array without a name: put it in a dict")
     rules = check(recipe.rule)
-    matched(rules, list(checkpoint.tensors))
+    matched(rules, {path: is_float(tensor) for path, tensor in checkpoint.tensors.items()})
     layout = recipe.layout or layouts.guess(checkpoint.tensors)
     known: dict[Any, int | None] = {}
     leaves = []
     for path, tensor in checkpoint.tensors.items():
         turned = layouts.to_jax(layout, tensor)
-        rule = taker(rules, path)
+        rule = taker(rules, path, is_float(tensor))
         key = rule, turned.shape, turned.dtype.name
         if key not in known:
             known[key] = predicted(turned, rules, rule, "jax" if layout == "torch" else None)
-        leaves.append(Planned(path, turned, rule, "kept" if rule is None else words(rules[rule]), known[key]))
+        leaves.append(Planned(path, turned, rule, _words(rules, rule, path), known[key]))
     whole = next(filter(None, map(needs_tree, rules)), "")
     return Plan(rules, layout, recipe.layout is None, tuple(leaves), whole)
+
+
+def _words(rules: tuple[Rule, ...], rule: int | None, path: str) -> str:
+    """What becomes of a leaf."""
+    if rule is not None:
+        return words(rules[rule])
+    other = taker(rules, path)
+    return "kept" if other is None else f"kept: rule {other + 1} is for floats"
 
 
 def needs_tree(rule: Rule) -> str:

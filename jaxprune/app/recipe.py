@@ -1,22 +1,23 @@
 """Recipes: the compression that rules stand for, and which leaves each rule takes.
 
-The first rule that matches a leaf takes it. Within a rule the verbs work in one order: prune, factorize, share,
+The first rule that matches a leaf takes it; leaves of integers, bools and other numbers that are no floats are passed
+over by rules that change leaves. Within a rule the verbs work in one order: prune, factorize, share,
 cluster, quantize, entropy_quantize, codebook_bits. A rule that takes nothing, an unknown key and a verb without its
 budget are errors.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from jaxprune.app.rules import VERBS, Prune, Rule, read
 from jaxprune.app.strict import Settings, closest
-from jaxprune.core.arrays import Common
+from jaxprune.core.arrays import Common, is_code
 from jaxprune.core.compression import Compression, at, chain, identity
 from jaxprune.core.tree import nearest, slots
-from jaxprune.core.where import Where, field
+from jaxprune.core.where import Slot, Where, field, is_float
 from jaxprune.methods import allocate, patterns, scores
 from jaxprune.methods.cluster import cluster
 from jaxprune.methods.entropy_quantize import entropy_quantize
@@ -98,7 +99,7 @@ def check(rules: Sequence[Rule]) -> tuple[Rule, ...]:
         try:
             re.compile(rule.where)
             one(rule)
-        except (ValueError, re.error) as e:
+        except (ValueError, re.error, RecursionError, OverflowError) as e:  # the last two of a regular expression
             raise ValueError(f"{name}: {e}") from None
         if bool(rule.verbs) == rule.keep:
             what = "keeps its leaves and changes them too" if rule.keep else "does nothing"
@@ -118,32 +119,50 @@ def describe(rules: Any, params: Any) -> tuple[Match, ...]:
       >>> describe([{"where": "a|b", "cluster": 2}], {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})[0].paths
       ('a', 'b')
     """
-    return matched(parse(rules), leaf_paths(params))
+    return matched(parse(rules), {slot.path: holds_floats(slot) for slot in _leaf_slots(params)})
 
 
-def matched(parsed: Sequence[Rule], paths: list[str]) -> tuple[Match, ...]:
-    """Which of the paths each rule takes; one that takes none is an error."""
-    matches = tuple(Match(r, tuple(p for p in paths if taker(parsed, p) == i)) for i, r in enumerate(parsed))
-    for i, match in enumerate(matches):
-        if not match.paths:
-            raise ValueError(f"rule {i + 1} (where = {match.rule.where!r}) {_why_none(parsed, match.rule, paths)}")
-    return matches
+def matched(parsed: Sequence[Rule], leaves: Mapping[str, bool]) -> tuple[Match, ...]:
+    """Which leaves each rule takes; one that takes none is an error.
+
+    Args:
+      parsed: the rules.
+      leaves: path -> whether the leaf holds floats: rules that change leaves pass over the others.
+    """
+    takers = {path: taker(parsed, path, floats) for path, floats in leaves.items()}
+    matches = []
+    for i, rule in enumerate(parsed):
+        paths = tuple(path for path, taken in takers.items() if taken == i)
+        if not paths:
+            raise ValueError(f"rule {i + 1} (where = {rule.where!r}) {_why_none(parsed, rule, leaves)}")
+        matches.append(Match(rule, paths))
+    return tuple(matches)
 
 
 def leaf_paths(params: Any) -> list[str]:
     """The paths of the leaves of the user's tree, codes counted as one leaf."""
+    return [slot.path for slot in _leaf_slots(params)]
+
+
+def _leaf_slots(params: Any) -> list[Slot]:
     whole = lambda code: not isinstance(code, Common)  # which holds a tree of leaves
-    return [s.path for s in slots(params, whole) if s.open]
+    return [slot for slot in slots(params, whole) if slot.open]
 
 
-def taker(rules: Sequence[Rule], path: str) -> int | None:
-    """The index of the first rule that matches a path."""
-    return next((i for i, r in enumerate(rules) if re.fullmatch(r.where, path)), None)
+def holds_floats(slot: Slot) -> bool:
+    """Whether rules can work on a leaf: it holds floats, or is a code already. What is inside a code is no leaf."""
+    is_leaf = slot.open and not slot.fields
+    return not is_leaf or is_code(slot.value) or is_float(slot.value)
+
+
+def taker(rules: Sequence[Rule], path: str, floats: bool = True) -> int | None:
+    """The index of the first rule that matches a path; one that changes leaves passes over integers and the like."""
+    return next((i for i, r in enumerate(rules) if (floats or not r.verbs) and re.fullmatch(r.where, path)), None)
 
 
 def taken_by(rules: Sequence[Rule], i: int) -> Where:
     """The leaves that the i-th rule takes."""
-    return Where(lambda s: taker(rules, s.path) == i, f"path({rules[i].where!r})")
+    return Where(lambda s: taker(rules, s.path, holds_floats(s)) == i, f"path({rules[i].where!r})")
 
 
 def _placed(verb: str, compression: Compression) -> Compression:
@@ -186,8 +205,13 @@ def pattern(text: str, layout: str | None = None) -> patterns.Pattern:
     raise ValueError(f"pattern = {text!r}{closest(text, ['2:4', 'block 4x4', 'channel -1'])}")
 
 
-def _why_none(rules: Sequence[Rule], rule: Rule, paths: list[str]) -> str:
-    first = [taker(rules, p) for p in paths if re.fullmatch(rule.where, p)]
-    if first:
-        return f"takes no leaf: rule {(first[0] or 0) + 1} takes all of them first. Put it before, or leave it out"
-    return f"matches no leaf: a rule must match the whole path. Nearest: {nearest(rule.where, paths)}"
+def _why_none(rules: Sequence[Rule], rule: Rule, leaves: Mapping[str, bool]) -> str:
+    alike = [path for path in leaves if re.fullmatch(rule.where, path)]
+    if not alike:
+        return f"matches no leaf: a rule must match the whole path. Nearest: {nearest(rule.where, list(leaves))}"
+    takers = [taker(rules, path, leaves[path]) for path in alike]
+    first = next((taken for taken in takers if taken is not None), None)
+    if first is None:
+        more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        return f"matches only leaves that hold no floats, as {alike[0]!r}{more}: give them keep = true"
+    return f"takes no leaf: rule {first + 1} takes all of them first. Put it before, or leave it out"

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import jaxprune
+from jaxprune.app.strict import one_line, read_text
 from jaxprune.core.arrays import is_code, materialize
 from jaxprune.core.tree import slots
 from jaxprune.report import measure
@@ -130,10 +131,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: it is broken, or something else.
     """
+    text = read_text(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is not whole JSON ({e}). Delete it to run again") from None
+        raise ValueError(f"{path} is not whole JSON ({one_line(e)}). Delete it to run again") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object. Delete it to run again")
     return value

@@ -7,14 +7,13 @@ cluster = 32
 codebook_bits = 8
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from jaxprune.app.strict import Settings, convert, read_toml
+from jaxprune.app.strict import Settings, convert, parse_toml, read_toml
 
 VERBS = ("prune", "factorize", "share", "cluster", "quantize", "entropy_quantize", "codebook_bits")
 
@@ -107,7 +106,9 @@ def read(rules: Any) -> tuple[Rule, ...]:
     if isinstance(rules, Path) or (isinstance(rules, str) and "\n" not in rules and rules.endswith(".toml")):
         return read_recipe(Path(rules)).rule
     if isinstance(rules, str | Mapping):
-        return convert(_toml(rules) if isinstance(rules, str) else dict(rules), Recipe, "the recipe").rule
+        return convert(
+            parse_toml(rules, "the recipe") if isinstance(rules, str) else dict(rules), Recipe, "the recipe"
+        ).rule
     return tuple(r if isinstance(r, Rule) else convert(r, Rule, f"rule {i + 1}") for i, r in enumerate(rules))
 
 
@@ -142,10 +143,3 @@ def _value(x: Any) -> str:
         return "{ " + ", ".join(f"{k} = {_value(v)}" for k, v in x.items()) + " }"
     # JSON's strings, numbers and booleans are TOML's too.
     return msgspec.json.encode(x).decode()
-
-
-def _toml(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise ValueError(f"the recipe is not whole TOML: {e}") from None

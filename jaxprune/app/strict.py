@@ -10,6 +10,11 @@ from typing import Any
 
 import msgspec
 
+from jaxprune.storage.format import FormatError
+from jaxprune.storage.manifest import open_regular
+
+MAX_TEXT = 1 << 24  # bytes of a recipe, a config or a file of results
+
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A table of a config: frozen; unknown keys are refused; what equals its default is not written."""
@@ -18,14 +23,55 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dict."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path)
     except FileNotFoundError:
         near = closest(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
         raise ValueError(f"{path} does not exist{near}") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path} cannot be read: {e}") from None
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """TOML text as a dict; `source` is what the error calls it."""
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{source} has {len(text)} letters; at most {MAX_TEXT} are read")
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
-        raise ValueError(f"{path} is not whole TOML: {e}") from None
+        raise ValueError(f"{source} is not whole TOML: {one_line(e)}") from None
+    except RecursionError:
+        raise ValueError(f"{source} is not whole TOML: its brackets nest too deep") from None
+    except ValueError as e:
+        raise ValueError(f"{source} is not whole TOML: {one_line(e)}") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file of bounded size: a pipe would hang, a device has no end.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: anything else, in one line.
+    """
+    try:
+        with open_regular(path) as file:
+            octets = file.read(MAX_TEXT + 1)
+    except FileNotFoundError:
+        raise
+    except FormatError as e:
+        raise ValueError(f"{path} cannot be read: {e}") from None
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read: {e.strerror}") from None
+    if len(octets) > MAX_TEXT:
+        raise ValueError(f"{path} is longer than {MAX_TEXT} bytes: a file of settings is not")
+    try:
+        return octets.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} cannot be read: byte {e.start} is not UTF-8") from None
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in a line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def convert(raw: Any, to: Any, source: str) -> Any:

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,15 @@ from jaxprune.app.ending import Stopped, ends_at_once
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it exists.")]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="The most that one array may take, as 8GB; by default 1 GiB and 1,024 times the file.",
+    ),
+]
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 FOUND, BAD, STOPPED = 1, 2, 130
 
 
@@ -74,6 +84,21 @@ def _remove_half_written(out: Path | None) -> None:
 
     atomic.remove_leftovers(out, own=True)
     orbax.remove_leftovers(out)
+
+
+def bytes_of(text: str | None, option: str) -> int | None:
+    """A size that was typed, in bytes; None where none was.
+
+    >>> bytes_of("2GiB", "--max-memory"), bytes_of("1.5 kB", "--max-memory"), bytes_of("300", "--max-memory")
+    (2147483648, 1500, 300)
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?((?:[kmgt]i?)?)b?", text.strip().lower())
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size < 1:
+        raise ValueError(f"{option} {text[:40]}: give a size above 0, as 500MB, 8GB or 2GiB")
+    return size
 
 
 def print_json(found: Any) -> None:

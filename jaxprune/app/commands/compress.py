@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxprune.app.commands.common import FOUND, Force, Json, check_target, plain_errors, print_json
+from jaxprune.app.commands.common import FOUND, Force, Json, MaxMemory, bytes_of, check_target, plain_errors, print_json
 
 
 def compress(
@@ -17,6 +17,7 @@ def compress(
     in_memory: Annotated[
         bool, typer.Option("--in-memory", help="Hold all leaves at once, for rules that need it.")
     ] = False,
+    max_memory: MaxMemory = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -28,11 +29,12 @@ def compress(
 
         rules = read_recipe(recipe)
         check_target(out, {"the checkpoint": checkpoint, "the recipe": recipe}, force or dry_run)
-        with open_checkpoint(checkpoint) as source:
+        most = bytes_of(max_memory, "--max-memory")
+        with open_checkpoint(checkpoint, most) as source:
             todo = plan(source, rules)
             if not as_json:
                 _show_plan(source, todo)
-            report = {"plan": todo.to_dict()}
+            report = {"plan": todo.to_dict(), "notes": list(source.notes)}
             if not dry_run:
                 report |= _write(source, todo, out, in_memory, verify)
         if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxprune.app.commands.common import FOUND, Force, Json, check_target, plain_errors, print_json
+from jaxprune.app.commands.common import FOUND, Force, Json, MaxMemory, bytes_of, check_target, plain_errors, print_json
 
 
 def inspect(
@@ -45,7 +45,8 @@ def _listed(source: Any, width: int) -> tuple[dict[str, Any], Any, list[str]]:
     from jaxprune.app.file_tables import checkpoint_table
 
     row = lambda path, x: {"path": path, "shape": list(x.shape), "dtype": x.dtype.name, "bytes": x.nbytes}
-    said = {"kind": source.kind, "rows": [row(path, x) for path, x in source.tensors.items()]}
+    rows = [row(path, x) for path, x in source.tensors.items()]
+    said = {"kind": source.kind, "rows": rows, "notes": list(source.notes)}
     return said, checkpoint_table(source, width), list(source.notes)
 
 
@@ -54,6 +55,11 @@ def restore(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="OUT", help="*.safetensors, *.npz, *.msgpack, or an Orbax folder.")
     ],
+    shard_size: Annotated[
+        str | None,
+        typer.Option("--shard-size", metavar="SIZE", help="Make OUT a folder of safetensors shards, as 5GB each."),
+    ] = None,
+    max_memory: MaxMemory = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -63,26 +69,31 @@ def restore(
         from jaxprune.storage.checkpoints.formats import format_of, open_checkpoint, write_checkpoint
 
         check_target(out, {"the checkpoint": file}, force)
-        if not format_of(out):
+        shard_bytes = bytes_of(shard_size, "--shard-size")
+        if shard_bytes is None and not format_of(out):
             print("Orbax writes a folder from one tree: all arrays are held in memory at once", file=sys.stderr)
-        with open_checkpoint(file) as source, Bytes("restore", _dense(source)) as tick:
+        most = bytes_of(max_memory, "--max-memory")
+        with open_checkpoint(file, most) as source, Bytes("restore", _dense(source)) as tick:
 
             def read(path: str) -> Any:
                 x = source.read(path)
                 tick(path, x.nbytes)
                 return x
 
-            write_checkpoint(out, source.tensors, read, source.about)
+            write_checkpoint(out, source.tensors, read, source.about, shard_bytes=shard_bytes)
             report = {"file": str(out), "leaves": len(source.tensors), "dense_bytes": _dense(source)}
+            notes = list(source.notes)
         if as_json:
-            print_json({**report, "seconds": tick.seconds})
+            print_json({**report, "seconds": tick.seconds, "notes": notes})
         else:
+            print("".join(f"{note}\n" for note in notes), end="")
             print(f"{out}: {report['leaves']} arrays, {report['dense_bytes']:,} bytes, in {tick.seconds:.1f} s")
 
 
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="Any checkpoint or compressed file.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Compare two checkpoints leaf by leaf. Exit code 1 says that they differ."""
@@ -93,7 +104,9 @@ def diff(
         from jaxprune.app.tables import console
         from jaxprune.storage.checkpoints.formats import open_checkpoint
 
-        with open_checkpoint(a) as first, open_checkpoint(b) as second, Bytes("diff", _dense(first)) as tick:
+        most = bytes_of(max_memory, "--max-memory")
+        opened = open_checkpoint(a, most), open_checkpoint(b, most)
+        with opened[0] as first, opened[1] as second, Bytes("diff", _dense(first)) as tick:
             rows = list(compare(first, second, tick))
         total = total_of_different(rows)
         if as_json:
@@ -109,13 +122,14 @@ def diff(
 
 def verify(
     file: Annotated[Path, typer.Argument(help="A compressed file.")],
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Check every checksum and decode every leaf. Exit code 1 says what is damaged."""
     with plain_errors("stopped"):
         from jaxprune.app.checks import check
 
-        found = check(file)
+        found = check(file, bytes_of(max_memory, "--max-memory"))
         if as_json:
             print_json(found.to_dict())
         else:

@@ -73,17 +73,17 @@ def read_head(read: Callable[[int], bytes], name: str) -> Head:
 
 
 def _head(text: str, name: str, size: int) -> Head:
-    fields = _fields(text)
+    fields = _fields(text, name)
     if fields.keys() != {"descr", "fortran_order", "shape"}:
         raise FormatError(f"its header has the entries {quoted(sorted(fields))}, not descr, fortran_order and shape")
     shape = bounds.check_shape(name, fields["shape"]) if type(fields["shape"]) is tuple else None
     if shape is None or type(fields["fortran_order"]) is not bool or type(fields["descr"]) is not str:
         raise FormatError(f"its header is {quoted(text)}: descr is a text, fortran_order a truth, shape a tuple")
     stored = _dtype(fields["descr"], name)
-    return Head(shape, fields["fortran_order"], bounds.check_dtype(name, _named(stored)), stored, size)
+    return Head(shape, fields["fortran_order"], bounds.check_dtype(name, _named(stored, name)), stored, size)
 
 
-def _fields(text: str) -> dict[str, Any]:
+def _fields(text: str, name: str) -> dict[str, Any]:
     """The entries of the header's dict: texts, truths and tuples of integers, and nothing else."""
     body = text.strip(" \n\0")
     if not (body.startswith("{") and body.endswith("}")):
@@ -95,7 +95,7 @@ def _fields(text: str) -> dict[str, Any]:
         if entry is None:
             raise FormatError(f"its header is {quoted(text)}; it must say descr, fortran_order and shape")
         if entry["record"]:
-            raise UnsupportedArray("it is an array of records: save each field as an array")
+            raise UnsupportedArray(f"{quoted(name)} is an array of records: save each field as an array")
         key = entry[1] if entry[1] is not None else entry[2]
         if key in fields:
             raise FormatError(f"its header has {quoted(key)} twice")
@@ -129,11 +129,12 @@ def _dtype(descr: str, name: str) -> np.dtype:
         raise FormatError(f"its header says that the dtype is {quoted(descr)}") from None
 
 
-def _named(stored: np.dtype) -> np.dtype:
+def _named(stored: np.dtype, name: str) -> np.dtype:
     """NumPy writes bfloat16 as two nameless bytes; no other dtype of JAX has that width and no name."""
     if stored.str == "|V1":
         raise UnsupportedArray(
-            "NumPy wrote an array as |V1: a float8 or int4 without its name. Save it as .safetensors or .msgpack"
+            f"{quoted(name)} is |V1, as NumPy writes float8 and int4 without their name: save it as .safetensors or "
+            f".msgpack"
         )
     return BFLOAT16 if stored.str == "|V2" else stored
 

@@ -127,8 +127,8 @@ def _member(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> Itera
     try:
         with archive.open(info) as stream:
             yield stream
-    except UnsupportedArray as e:
-        raise UnsupportedArray(f"member {quoted(name)}: {e}") from None
+    except UnsupportedArray:
+        raise
     except FormatError as e:
         raise FormatError(f"member {quoted(name)}: {e}") from None
     except BROKEN as e:
