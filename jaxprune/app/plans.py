@@ -106,8 +106,7 @@ def _words(rules: tuple[Rule, ...], rule: int | None, path: str) -> str:
     """What becomes of a leaf."""
     if rule is not None:
         return words(rules[rule])
-    other = taker(rules, path)
-    return "kept" if other is None else f"kept: rule {other + 1} is for floats"
+    return "kept" if taker(rules, path) is None else "kept (no floats)"
 
 
 def needs_tree(rule: Rule) -> str:

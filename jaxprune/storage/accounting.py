@@ -83,7 +83,8 @@ class LeafMemory:
     def dense(self, leaf: Leaf, group: Group | None) -> int:
         """The same, with the array that the leaf stands for."""
         codebook = decoded_bytes(group.codebook.node) if group else 0
-        return self.decoded(leaf) + codebook + dense_bytes(leaf.node, group)
+        made = dense_bytes(leaf.node, group) if isinstance(leaf.node, Code) else 0
+        return self.decoded(leaf) + codebook + made
 
 
 def stored_bytes(contents: Contents) -> Iterator[int]:

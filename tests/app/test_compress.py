@@ -400,6 +400,50 @@ def test_bad_recipes(rules, match, torch):
     assert re.search(match, result.stderr, re.S), result.stderr
 
 
+@pytest.mark.parametrize(
+    "octets, match",
+    [
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "brackets nest too deep"),
+        (b"a = {" * 3000, "not whole TOML"),
+        (b"\xff\xfe[[rule]]", "byte 0 is not UTF-8"),
+        (b"#" * (1 << 24) + b"#", "longer than 16777216 bytes"),
+        (b'[[rule]]\nwhere = "' + b"(" * 5000 + b'"\nprune = 0.5', "rule 1"),
+        (None, "not a regular file"),
+    ],
+)
+def test_settings_are_regular_files_of_bounded_size(octets, match, torch, tmp_path):
+    path = tmp_path / "settings.toml"
+    os.mkfifo(path) if octets is None else path.write_bytes(octets)
+    for result in (call("compress", torch, "-o", tmp_path / "out", "-r", path), call("run", path)):
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1 and len(result.stderr) < 6000, result.output
+        assert re.search(match, result.stderr) or (octets and octets.startswith(b"[[rule]]")), result.stderr
+    for place in (tmp_path, "/dev/zero"):
+        assert "not a regular file" in call("compress", torch, "-o", tmp_path / "out", "-r", place).stderr
+
+
+def test_rules_pass_over_leaves_that_hold_no_floats(torch):
+    out, result = compress(torch, '[[rule]]\nwhere = ".*"\nprune = 0.5', "--verify")
+    assert "kept (no floats)" in result.stdout
+    assert jp.load(out, as_="numpy")["layer1.0.bn1.num_batches_tracked"] == 3
+    tree = {"kernel": jnp.ones((4, 4)), "step": jnp.array(3), "kept": jnp.arange(2)}
+    rules = [{"where": ".*", "prune": 0.5}, {"where": "kept", "keep": True}]
+    code = jp.recipe(rules).init(tree)
+    assert isinstance(code["kernel"], jp.Masked) and code["step"] == 3
+    with pytest.raises(ValueError, match=r"only leaves that hold no floats, as 'step': give them keep = true"):
+        jp.recipe([{"where": "step", "prune": 0.5}]).init(tree)
+
+
+def test_shards_come_back_as_a_folder(torch, tmp_path):
+    out, _ = compress(torch, '[[rule]]\nwhere = ".*"\nkeep = true')
+    result = call("restore", out, "-o", tmp_path / "shards", "--shard-size", "1 kB")
+    assert result.exit_code == 0 and (tmp_path / "shards" / "model.safetensors.index.json").exists()
+    assert call("diff", torch, tmp_path / "shards").exit_code == 0
+    for size in ("0", "-1", "big", "1e3", "GB"):
+        result = call("restore", out, "-o", tmp_path / "more", f"--shard-size={size}")
+        assert result.exit_code == 2 and "as 500MB, 8GB or 2GiB" in result.stderr
+    assert "not replaced" in call("restore", out, "-o", tmp_path / "shards", "--shard-size", "1kB").stderr
+
+
 def test_bad_places(torch, tmp_path):
     before = torch.read_bytes()
     assert "is the checkpoint" in compress(torch, RULE, code=2, out=torch)[1].stderr

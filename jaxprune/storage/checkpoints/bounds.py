@@ -3,9 +3,10 @@
 They are checked before anything is split, multiplied, recursed into or allocated. Real checkpoints are far below them.
 """
 
+import itertools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -33,10 +34,19 @@ def quoted(x: Any, width: int = 80) -> str:
     if isinstance(x, str):
         return repr(shortened(x, width - 2))
     if isinstance(x, list | tuple | dict):
-        first = list(x.items() if isinstance(x, dict) else x)[:8]
-        more = ", …" if len(x) > len(first) else ""
-        return f"{type(x).__name__} of {len(x)}: " + shortened(", ".join(quoted(y, 20) for y in first) + more, width)
+        more = ", …" if len(x) > 8 else ""
+        first = ", ".join(_item(y) for y in itertools.islice(x, 8))  # of a dict, its keys
+        return f"{_size(x)}: {shortened(first + more, width)}" if x else _size(x)
     return shortened(repr(x), width)
+
+
+def _item(x: Any) -> str:
+    """An element of a list, of which lists are not looked into: they may nest as deep as the interpreter can read."""
+    return _size(x) if isinstance(x, list | tuple | dict) else quoted(x, 20)
+
+
+def _size(x: Collection[Any]) -> str:
+    return f"{type(x).__name__} of {len(x)}"
 
 
 def shortened(text: str, width: int) -> str:

@@ -164,7 +164,7 @@ def _own_words(path: str = "") -> Iterator[None]:
 
 
 def _first_line(e: Exception) -> str:
-    return bounds.shortened((str(e).strip() or type(e).__name__).splitlines()[0], 600)
+    return bounds.shortened((str(e).strip() or type(e).__name__).splitlines()[0], 2000)
 
 
 def _is_array(x: Any) -> bool:
