@@ -1,7 +1,7 @@
 """Lloyd's algorithm on cells, with swaps: from k levels to k better ones.
 
 Neighbours meet half way, each level moves to the mean of its cells; both are differences of prefix sums, O(k). Until no
-border moves by more than a cell, or a thousandth of a cluster. Lloyd alone is easily stuck: a swap splits the cluster
+border moves; in a histogram, by no more than a cell, or a thousandth of a cluster. Lloyd alone is easily stuck: a swap splits the cluster
 that gains most and merges the two neighbours that are cheapest to merge, as long as that pays.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from .cells import Cells, sums, xp_of
+from .points import MOST
 from .windows import centres, cumsum, loop
 
 EIGHTHS = np.arange(1, 8, dtype=np.int32)[:, None]  # where a cluster's bins are cut on trial, and at its mean
@@ -59,7 +60,8 @@ def lloyd(cells: Cells, c: Any, iterations: int, swaps: bool) -> Any:
         new = ends(c)
         return t + 1, c, new, xp.any(abs(new - b) > still)
 
-    still = max(1, m // (1024 * k))
+    # A cell of a histogram is little; a point is a whole weight, and rounding must not decide where the end is.
+    still = max(1, m // (1024 * k)) if m > MOST else 0
     limit = iterations + k if swaps else iterations
     _, _, b, _ = loop(lambda carry: (carry[0] < limit) & carry[3], step, (0, c, ends(c), True), xp)
     return b
