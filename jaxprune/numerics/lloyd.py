@@ -1,8 +1,8 @@
 """Lloyd's algorithm on cells, with swaps: from k levels to k better ones.
 
 Neighbours meet half way, each level moves to the mean of its cells; both are differences of prefix sums, O(k). Until no
-border moves; in a histogram, by no more than a cell, or a thousandth of a cluster. Lloyd alone is easily stuck: a swap splits the cluster
-that gains most and merges the two neighbours that are cheapest to merge, as long as that pays.
+border moves; in a histogram, by no more than a cell, or a thousandth of a cluster. Lloyd alone is easily stuck: a swap
+splits the cluster that gains most and merges the two neighbours that are cheapest to merge, as long as that pays.
 """
 
 from collections.abc import Callable
