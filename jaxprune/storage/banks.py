@@ -1,4 +1,4 @@
-"""Several arrays in one stream: the codec `context`. A bank is what its arrays share.
+"""Several arrays in one stream: the codecs `context` and `context first`. A bank is what its arrays share.
 
     low, width − 1, tables − 1, lanes       varints; low zigzagged
     level, centre                           of each array, zigzagged varints
@@ -50,7 +50,7 @@ def write_head(head: Head) -> bytes:
 
 def decode(octets: memoryview, rows: list[Row]) -> list[np.ndarray]:
     """The words of a bank's arrays, in order."""
-    shapes = [row.shape for row in rows]
+    shapes = [rows_shape(row.shape, row.codec) for row in rows]
     order = contexts.layout(shapes)
     head, stream = _head(octets, order)
     try:
@@ -61,14 +61,40 @@ def decode(octets: memoryview, rows: list[Row]) -> list[np.ndarray]:
     return [_words(values, centre, row) for values, centre, row in zip(arrays, head.centres, rows)]
 
 
+def rows_shape(shape: tuple[int, ...], codec: int) -> tuple[int, int, int]:
+    """(places, inputs, outputs) of an array whose outputs are its last axis or, by its codec, its first."""
+    if codec == f.CONTEXT:
+        return contexts.view_of(shape)
+    outputs, inputs, *places = shape
+    return math.prod(places), inputs, outputs
+
+
+def rows_of(words: np.ndarray, codec: int) -> np.ndarray:
+    """An array as (places, inputs, outputs), a view of it."""
+    places, inputs, outputs = rows_shape(words.shape, codec)
+    if codec == f.CONTEXT:
+        return words.reshape(places, inputs, outputs)
+    return words.reshape(outputs, inputs, places).transpose(2, 1, 0)
+
+
+def _of_rows(words: np.ndarray, row: Row) -> np.ndarray:
+    """The inverse of `rows_of`."""
+    if row.codec == f.CONTEXT:
+        return words.reshape(row.shape)
+    return np.ascontiguousarray(words.transpose(2, 1, 0)).reshape(row.shape)
+
+
 def working_bytes(rows: list[Row]) -> int:
-    """What `decode` holds at once besides the arrays and the bank's bytes: symbols, and contexts of rows.
+    """What `decode` holds at once besides the arrays and the bank's bytes: symbols, contexts of rows, and an array
+    twice as its axes change places.
 
     Not counted: tables, and what moves a piece; some 2 MB whatever the arrays.
     """
-    order = contexts.layout([row.shape for row in rows])
+    order = contexts.layout([rows_shape(row.shape, row.codec) for row in rows])
     contexts_too = 10 * order.rows + 2 * len(order.pieces) + 40 * min(order.rows, context_coder.BLOCK)
-    return 2 * order.size + max(contexts_too, 2 * max(math.prod(row.shape) for row in rows))
+    largest = max(math.prod(row.shape) for row in rows)
+    turned = [math.prod(row.shape) * DTYPES[row.dtype].itemsize for row in rows if row.codec == f.CONTEXT_FIRST]
+    return 2 * order.size + max(contexts_too, 2 * largest + max(turned, default=0))
 
 
 def _words(values: np.ndarray, centre: int, row: Row) -> np.ndarray:
@@ -80,7 +106,7 @@ def _words(values: np.ndarray, centre: int, row: Row) -> np.ndarray:
     unsigned = np.dtype(f"u{dtype.itemsize}")
     words = values.astype(unsigned)
     words += np.array(centre % (1 << 8 * dtype.itemsize), unsigned)
-    return words.view(dtype.word)
+    return _of_rows(words.view(dtype.word), row)
 
 
 def _head(octets: memoryview, order: contexts.Layout) -> tuple[Head, memoryview]:

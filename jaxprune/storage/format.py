@@ -27,9 +27,10 @@ MAX_RANK = 32
 MAX_SIZE = 1 << 48  # elements of one array, counting axes of length 0 as 1
 MAX_TEXT = 1000
 
-RAW, BITS, RANS, CONTEXT, PLANES, LZMA, ESCAPE = range(7)
-CODECS = ("raw", "bits", "rans", "context", "planes", "lzma", "escape")
-LAST_CODEC = {1: CONTEXT, 2: ESCAPE}  # of each version
+RAW, BITS, RANS, CONTEXT, PLANES, LZMA, ESCAPE, CONTEXT_FIRST = range(8)
+CODECS = ("raw", "bits", "rans", "context", "planes", "lzma", "escape", "context first")
+BANKED = (CONTEXT, CONTEXT_FIRST)  # the outputs of an array are its last axis, or its first
+LAST_CODEC = {1: CONTEXT, 2: CONTEXT_FIRST}  # of each version
 MAX_WIDTH = 32  # of the bits codec
 MAX_ALPHABET = 4096  # of the rans codec
 MAX_TABLES = 64  # of a bank of the context codec

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune.core.layout import axes_of
+from jaxprune.core.names import Place
 from jaxprune.numerics import banks as fitting
 from jaxprune.numerics import codes, context_coder, contexts
 from jaxprune.storage import banks, streams
@@ -21,10 +23,17 @@ ROUNDS = 3  # of leaving out arrays that lose
 HALF = f.MAX_WIDTH_OF_BANK // 2  # magnitudes that a table may hold
 
 
+class Member(NamedTuple):
+    """An array, and how it would be in a bank: `CONTEXT`, or `CONTEXT_FIRST` where its outputs are its first axis."""
+
+    array: Array
+    codec: int = f.CONTEXT
+
+
 class Group(NamedTuple):
     """Arrays with one bank, and how long it will be (a prediction, good to some bytes)."""
 
-    members: list[Array]
+    members: list[Member]
     size: int
     write: Callable[[], bytes]
 
@@ -41,6 +50,16 @@ def _arrays(node: Any) -> Iterator[Array]:
     elif isinstance(node, Code):
         for part in node.parts:
             yield from _arrays(part)
+
+
+def members_of(leaves: Iterable[Leaf]) -> list[Member]:
+    """The arrays of leaves, in order, each with the axis of its outputs, which the leaf's path tells."""
+    return [Member(array, _codec(leaf.path, array.shape)) for leaf in leaves for array in _arrays(leaf.node)]
+
+
+def _codec(path: str, shape: tuple[int, ...]) -> int:
+    first = len(shape) >= 2 and axes_of(Place(path, shape)).outputs == (-len(shape),)
+    return f.CONTEXT_FIRST if first else f.CONTEXT
 
 
 def elements(leaf: Leaf) -> int:
@@ -62,16 +81,16 @@ def batches(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
     yield batch
 
 
-def groups(arrays: list[Array]) -> list[Group]:
+def groups(members: list[Member]) -> list[Group]:
     """The banks that pay, for a batch's arrays in order: one of masks, one of integers, one of each array too large to
     share one."""
-    found = [_paying(some) for kind in (True, False) for some in _alike(arrays, kind)]
+    found = [_paying(some) for kind in (True, False) for some in _alike(members, kind)]
     return [group for group in found if group is not None]
 
 
-def _alike(arrays: list[Array], masks: bool) -> list[list[Array]]:
-    fit = [x for x in arrays if (x.dtype == "?") == masks and _fits(x)]
-    if sum(x.words.size for x in fit) <= f.MOST_BANK:
+def _alike(members: list[Member], masks: bool) -> list[list[Member]]:
+    fit = [x for x in members if (x.array.dtype == "?") == masks and _fits(x.array)]
+    if sum(x.array.words.size for x in fit) <= f.MOST_BANK:
         return [fit]
     return [[x] for x in fit]
 
@@ -92,28 +111,29 @@ def _centre(words: np.ndarray) -> int:
 
 def _near(words: np.ndarray, centre: int) -> np.ndarray:
     """words − centre, which 16 bits hold: modulo 2^16 it is the same."""
-    return words.astype(np.int16) - np.array(centre % (1 << 16), np.uint16).view(np.int16)
+    return words.astype(np.int16, order="C") - np.array(centre % (1 << 16), np.uint16).view(np.int16)
 
 
-def _paying(arrays: list[Array]) -> Group | None:
+def _paying(members: list[Member]) -> Group | None:
     """A bank for those that gain by it, if together they do."""
-    alone = {id(x): streams.predict(x.words.ravel(), DTYPES[x.dtype]) for x in arrays}
+    alone = {id(x): streams.predict(x.array.words.ravel(), DTYPES[x.array.dtype]) for x in members}
     group = None
     for _ in range(ROUNDS):
-        if sum(x.words.size for x in arrays) < f.LEAST_BANK:
+        if sum(x.array.words.size for x in members) < f.LEAST_BANK:
             return None
-        group, shares = _group(arrays)
-        arrays = [x for x, share in zip(arrays, shares) if share < alone[id(x)]]
-        if len(arrays) == len(group.members):
+        group, shares = _group(members)
+        members = [x for x, share in zip(members, shares) if share < alone[id(x)]]
+        if len(members) == len(group.members):
             break
     return group if group and group.size < sum(alone[id(x)] for x in group.members) else None
 
 
-def _group(arrays: list[Array]) -> tuple[Group, np.ndarray]:
+def _group(members: list[Member]) -> tuple[Group, np.ndarray]:
     """The group, and bytes of each array in it, the tables apart."""
+    arrays = [banks.rows_of(array.words, codec) for array, codec in members]
     order = contexts.layout([x.shape for x in arrays])
-    centres = [_centre(x.words) for x in arrays]
-    values = [_near(x.words, centre) for x, centre in zip(arrays, centres)]
+    centres = [_centre(x) for x in arrays]
+    values = [_near(x, centre) for x, centre in zip(arrays, centres)]
     classes, flat = fitting.fit_classes(values), contexts.gathered(values, order)
     del values
     ids = fitting.contexts_of(flat, order, classes)
@@ -123,7 +143,7 @@ def _group(arrays: list[Array]) -> tuple[Group, np.ndarray]:
     head = banks.write_head(banks.Head(bank, lanes, classes, centres))
     write = lambda: head + context_coder.encode(ids, flat, order, bank, lanes)
     size = len(head) + 4 * lanes + round(max(0.0, float(bits.sum()) - 8 * lanes) / 8)
-    return Group(arrays, size, write), (bits + _bits_of(classes)) / 8
+    return Group(members, size, write), (bits + _bits_of(classes)) / 8
 
 
 def _bits_of(classes: list[contexts.Classes]) -> np.ndarray:

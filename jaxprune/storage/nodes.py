@@ -26,7 +26,9 @@ def grids(said: Any) -> list[tuple[float, ...]]:
 class Nodes:
     """Turns the manifest's JSON into nodes; offsets are running sums, checksums are taken in order."""
 
-    def __init__(self, tables: list[tuple[float, ...]], banks: int, crcs: list[int], last_codec: int = f.ESCAPE):
+    def __init__(
+        self, tables: list[tuple[float, ...]], banks: int, crcs: list[int], last_codec: int = f.LAST_CODEC[f.VERSION]
+    ):
         self.grids = tables
         self.last_codec = last_codec
         self.untied: list[Leaf] = []  # the leaves that have arrays of their own
@@ -144,8 +146,8 @@ class Nodes:
         codec, length = f.RAW, n
         if len(x) == 4:
             codec, length = integer(x[2], f.RAW, self.last_codec, "codec"), integer(x[3], 0, 2**63, "length")
-        if codec == f.CONTEXT:
-            return self.banked(dtype, host, shape, hidden, length)
+        if codec in f.BANKED:
+            return self.banked(dtype, host, shape, hidden, codec, length)
         if hidden and len(x) == 2:
             raise FormatError("an array under a mask does not say how long it is")
         if codec == f.RAW and not hidden and length != n:
@@ -154,12 +156,14 @@ class Nodes:
         self.offset += length
         return row
 
-    def banked(self, dtype: str, host: bool, shape: Shape, hidden: bool, bank: int) -> Row:
+    def banked(self, dtype: str, host: bool, shape: Shape, hidden: bool, codec: int, bank: int) -> Row:
         size = math.prod(shape)
         if hidden or dtype[0] not in "?iu" or not 0 < size <= f.MOST_OF_ONE:
             raise FormatError(f"an array of {dtype}{list(shape)}, or one under a mask, cannot be in a bank")
+        if codec == f.CONTEXT_FIRST and len(shape) < 2:
+            raise FormatError(f"an array of shape {shape} has no axis of outputs before another one")
         rows = self.banks[integer(bank, 0, len(self.banks) - 1, "bank")]
-        rows.append(Row(dtype, host, shape, False, f.CONTEXT, len(rows), 0, bank))
+        rows.append(Row(dtype, host, shape, False, codec, len(rows), 0, bank))
         return rows[-1]
 
 

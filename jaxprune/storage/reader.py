@@ -122,7 +122,7 @@ class Decoder:
 
     def array(self, row: Row, octets: memoryview, mask: np.ndarray | None) -> Array:
         dtype = DTYPES[row.dtype]
-        if row.codec == f.CONTEXT:
+        if row.codec in f.BANKED:
             return Array(row.dtype, row.host, self.banked(row))
         if not row.hidden or mask is None:
             words = streams.decode(octets, math.prod(row.shape), row.codec, dtype)

@@ -16,7 +16,7 @@ from jaxprune.storage import format as f
 from jaxprune.storage import streams
 from jaxprune.storage.accounting import shares
 from jaxprune.storage.format import DTYPES, KINDS, Array, Code, Group, Leaf
-from jaxprune.storage.grouping import arrays_of, batches, elements, groups
+from jaxprune.storage.grouping import arrays_of, batches, elements, groups, members_of
 from jaxprune.storage.streams import Buffer
 from jaxprune.storage.tied import Ties
 from jaxprune.storage.trees import to_nodes
@@ -58,8 +58,9 @@ def predicted_of(leaves: Iterable[Leaf]) -> list[int]:
 
 def _predicted(batch: list[Leaf]) -> Iterator[int]:
     part: dict[int, int] = {}  # of a bank, by the ids of its arrays
-    for group in groups(list(arrays_of(batch))):
-        part |= zip(map(id, group.members), shares(group.size, (x.words.size for x in group.members)))
+    for group in groups(members_of(batch)):
+        arrays = [x.array for x in group.members]
+        part |= zip(map(id, arrays), shares(group.size, (x.words.size for x in arrays)))
     for leaf in batch:
         yield sum(
             part[id(x)] if id(x) in part else streams.predict(x.kept(), DTYPES[x.dtype]) for x in arrays_of([leaf])
@@ -104,7 +105,7 @@ class Writer:
         self.last_codec = f.RAW
         self._batch: list[Leaf] = []
         self._elements = 0  # of the batch
-        self._bank_of: dict[int, int] = {}  # by the ids of the batch's arrays
+        self._bank_of: dict[int, tuple[int, int]] = {}  # codec and bank, by the ids of the batch's arrays
         self._crc = 0  # of the leaf so far
 
     def add(self, leaf: Leaf) -> None:
@@ -139,8 +140,9 @@ class Writer:
 
     def _write(self) -> None:
         """Writes the batch."""
-        shared, first = groups(list(arrays_of(self._batch))), len(self.bank_lengths)
-        self._bank_of = {id(x): first + i for i, group in enumerate(shared) for x in group.members}
+        shared = groups(members_of(self._batch))
+        first = len(self.bank_lengths)
+        self._bank_of = {id(x.array): (x.codec, first + i) for i, group in enumerate(shared) for x in group.members}
         self.said += [self._leaf(leaf.node) for leaf in self._batch]
         for group in shared:
             octets = group.write()
@@ -182,7 +184,9 @@ class Writer:
     def _array(self, x: Array) -> list[Any]:
         name = (f.HOST if x.host else "") + x.dtype
         if id(x) in self._bank_of:
-            return [name, list(x.shape), f.CONTEXT, self._bank_of[id(x)]]
+            codec, bank = self._bank_of[id(x)]
+            self.last_codec = max(self.last_codec, codec)
+            return [name, list(x.shape), codec, bank]
         codec, pieces, predicted = streams.encode(x.kept(), DTYPES[x.dtype])
         length = 0
         for octets in pieces:

@@ -31,18 +31,18 @@ def lines_run():
 # --- making files ----------------------------------------------------------------------------------------------------
 
 
-def file_of(manifest, data=b"", crcs=None, tail=b"", zdict=f.DICTIONARY):
+def file_of(manifest, data=b"", crcs=None, tail=b"", zdict=f.DICTIONARY, version=f.FIRST):
     """A file whose checksums are all right, whatever it says."""
     text = manifest if isinstance(manifest, bytes) else json.dumps(manifest, separators=(",", ":")).encode()
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, 0, zdict)
     crcs = [zlib.crc32(data)] if crcs is None else crcs
     body = deflate.compress(text) + deflate.flush() + tail + struct.pack(f"<{len(crcs)}I", *crcs)
-    return with_manifest(body, data)
+    return with_manifest(body, data, version)
 
 
-def with_manifest(body, data=b""):
+def with_manifest(body, data=b"", version=f.FIRST):
     manifest = struct.pack("<I", zlib.crc32(body)) + body
-    return f.header(len(manifest), len(data)) + manifest + data
+    return f.header(len(manifest), len(data), version) + manifest + data
 
 
 def with_header(text, rest=b""):
@@ -57,10 +57,12 @@ def tree_of(node, data=b"", **kw):
 def unguarded(raw, payload):
     """The file of one leaf with other bytes of data, and a checksum that fits them: what a forger would write."""
     length = struct.unpack("<Q", raw[:8])[0]
-    size = json.loads(raw[8 : 8 + length])["jp.manifest"]["shape"][0]
+    header = json.loads(raw[8 : 8 + length])
+    size = header["jp.manifest"]["shape"][0]
+    version = int(header["__metadata__"]["jaxprune"])
     body = raw[8 + length : 8 + length + size]
     text = zlib.decompressobj(-15, zdict=f.DICTIONARY).decompress(body[4:])
-    return file_of(text, payload, crcs=[zlib.crc32(payload)])
+    return file_of(text, payload, crcs=[zlib.crc32(payload)], version=version)
 
 
 def array(row, data):

@@ -12,6 +12,7 @@ SHAPE = (64, 64)  # the fewest symbols that a bank may have; 4 pieces of 16 colu
 ROWS = 256
 LOW = 1 << 16
 ROW = ["i1", list(SHAPE), f.CONTEXT, 0]
+FIRST_ROW = ["i1", list(SHAPE), f.CONTEXT_FIRST, 0]
 ZERO = (0, 0)  # level and centre of an array
 
 
@@ -50,11 +51,11 @@ def bank(low=0, width=1, tables=1, lanes=ROWS, each=(ZERO,), classes=EVEN, coded
     return head + classes + coded + (stream() if tail is None else tail)
 
 
-def leaves(tree, *banks, crcs=None, lengths=None):
+def leaves(tree, *banks, crcs=None, lengths=None, version=f.FIRST):
     """A file of a tree, none of whose arrays has bytes of its own, and its banks."""
     crcs = [0] * len(tree) + [zlib.crc32(x) for x in banks] if crcs is None else crcs
     text = {"t": tree, "b": list(map(len, banks)) if lengths is None else lengths, "p": 0}
-    return file_of(text, b"".join(banks), crcs=crcs)
+    return file_of(text, b"".join(banks), crcs=crcs, version=version)
 
 
 def one(dtype="i1", shape=SHAPE, **kw):
@@ -104,6 +105,11 @@ BANKS = {
     "a level of -17": (one(each=[(-17, 0)]), "level or centre"),
     "a centre of 65 bits": (one(each=[(0, 2**64)]), "level or centre"),
     "a centre of -2^63 - 1": (one(each=[(0, -(2**63) - 1)]), "level or centre"),
+    "outputs first in version 1": (leaves({"w": FIRST_ROW}, bank()), "codec must be an integer from 0 to 3"),
+    "outputs first of one axis": (
+        leaves({"w": ["i1", [4096], f.CONTEXT_FIRST, 0]}, bank(), version=2),
+        "no axis of outputs",
+    ),
     "an array's level missing": (leaves({"v": ROW, "w": ROW}, bank()), "cannot be 258 raw elements"),
     # the classes
     "classes of 16": (one(classes=i1(32, 0)), "classes run from 16 to 16"),

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -78,6 +79,21 @@ def test_leaves_have_parts_of_their_bank_by_symbols(path):
     assert predicted_of(nodes) == [group * 3 // 4 + scales[0], group - group * 3 // 4 + scales[1]]
 
 
+def test_a_model_with_its_outputs_first_takes_no_more_bytes(path):
+    """PyTorch's and Equinox's arrays are coded as their transposes are: rows of outputs, inputs and places."""
+    tree = model()
+    turned = lambda x: jax.tree.map(lambda a: jnp.moveaxis(jnp.moveaxis(a, -1, 0), -1, 1) if a.ndim > 1 else a, x)
+    save(path, {"layer": {key: {"kernel": x} for key, x in tree.items()}})
+    last = inspect(path)
+    first = {"layer": {key: {"weight": turned(x)} for key, x in tree.items()}}
+    save(path, first)
+    assert inspect(path).bytes.data == last.bytes.data
+    assert inspect(path).rows[0].codecs[0] == "context first"
+    assert_same(load(path), first)
+    assert_same(load(path, only=".*q1.*"), {"layer": {"q1": first["layer"]["q1"]}})
+    assert predicted_bytes(first) == inspect(path).bytes.predicted
+
+
 @given(st.integers(0, 10**12), st.lists(st.integers(0, 10**6), min_size=1).filter(any))
 def test_shares_are_whole_and_fair(total, weights):
     parts = shares(total, weights)
@@ -133,7 +149,8 @@ def test_the_page_says_how_to_read_a_bank(keep, path):
 def test_the_page_on_arrays_of_any_shape(shapes):
     rng = np.random.default_rng(1)
     arrays = [rng.integers(-9, 300, shape).astype(np.int16) // 5 + 2000 * (i % 2) for i, shape in enumerate(shapes)]
-    octets = grouping._group([Array("i2", False, np.asarray(x, np.int16)) for x in arrays])[0].write()
+    members = [grouping.Member(Array("i2", False, np.asarray(x, np.int16))) for x in arrays]
+    octets = grouping._group(members)[0].write()
     rows = [Row("i2", False, shape, False, CONTEXT, i, 0, 0) for i, shape in enumerate(shapes)]
     assert [x.tolist() for x in decode(memoryview(octets), rows)] == [x.tolist() for x in arrays]
     assert reference.decode(octets, shapes) == [x.ravel().tolist() for x in arrays]
@@ -141,7 +158,7 @@ def test_the_page_on_arrays_of_any_shape(shapes):
 
 def test_classes_have_a_codec_of_their_own():
     array = Array("i1", False, np.random.default_rng(0).integers(-3, 3, (64, 64)).astype(np.int8))
-    octets = bytearray(grouping._group([array])[0].write())
+    octets = bytearray(grouping._group([grouping.Member(array)])[0].write())
     head = reference.Octets(octets)
     for _ in range(4 + 2):
         head.varint()

@@ -35,7 +35,8 @@ def members(*arrays):
     """The numbers of the arrays in each bank."""
     every = [x if isinstance(x, Array) else array(x) for x in arrays]
     number = {id(x): i for i, x in enumerate(every)}
-    return [[number[id(x)] for x in group.members] for group in grouping.groups(every)]
+    banked = grouping.groups([grouping.Member(x) for x in every])
+    return [[number[id(member.array)] for member in group.members] for group in banked]
 
 
 def test_what_loses_stays_out():
@@ -104,7 +105,7 @@ def rows(path):
 
 def test_a_bank_is_smaller_than_the_streams_and_as_predicted():
     arrays = [array(uneven(80, 80)), array(uneven(3, 3, 30, 40))]
-    (group,) = grouping.groups(arrays)
+    (group,) = grouping.groups([grouping.Member(x) for x in arrays])
     octets = group.write()
     assert abs(len(octets) - group.size) <= 16
     assert len(octets) < sum(len(b"".join(streams.encode(x.words.ravel(), f.DTYPES["i1"])[1])) for x in arrays)

@@ -11,6 +11,7 @@ from jaxprune.numerics import banks as fitting
 from jaxprune.numerics import context_coder, contexts
 from jaxprune.numerics.banks import Bank
 from jaxprune.storage import banks, manifest, reader
+from jaxprune.storage import format as f
 from jaxprune.storage.files import inspect, load
 from jaxprune.storage.format import FormatError, Row
 from tests.storage.hostile import lines_run
@@ -120,11 +121,13 @@ def test_memory_is_checked_before_a_bank_is_decoded(path):
     "shape, dtype, lanes",
     [((1, 2**20), "i1", 900), ((1, 2**19), "i8", 32), ((512, 1024), "u1", 64), ((5000, 60), "i1", 40)],
 )
-def test_a_decoder_takes_the_memory_that_is_counted(shape, dtype, lanes):
+@pytest.mark.parametrize("codec", f.BANKED)
+def test_a_decoder_takes_the_memory_that_is_counted(shape, dtype, lanes, codec):
     """Rows of one column have the most contexts a symbol; lanes are few or many."""
     x = np.random.default_rng(0).choice(3, shape, p=[0.9, 0.06, 0.04]).astype(np.int8)
     octets = memoryview(banked([x], np.array([3700, 240, 156]), lanes))
-    rows = [Row(dtype, False, shape, False, 3, 0, 0, 0)]
+    x = x if codec == f.CONTEXT else x.T
+    rows = [Row(dtype, False, x.shape, False, codec, 0, 0, 0)]
     tracemalloc.start()
     (words,) = banks.decode(octets, rows)
     peak = tracemalloc.get_traced_memory()[1]

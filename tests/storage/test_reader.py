@@ -274,14 +274,37 @@ def test_forged_trees(tmp_path_factory, node, data):
         reader.read(path, max_bytes=1 << 20)
 
 
+def arrays_of_every_codec():
+    """Arrays that are written by the codecs of one array, by the name of the codec."""
+    normal = np.random.default_rng(0).standard_normal((40, 70)).astype(np.float32)
+    far = np.random.default_rng(1).laplace(size=4000) ** 3 * 40
+    return {
+        "rans": np.clip(far, -20, 20).astype(np.int8),
+        "planes": normal,
+        "lzma": np.tile(normal, (20, 1)),
+        "escape": far.astype(np.int32),
+    }
+
+
 @pytest.fixture(scope="module")
 def lone_files(tmp_path_factory):
     path = tmp_path_factory.mktemp("lone") / "x"
     found = []
-    for code in (code for code in CODES.values() if not isinstance(code, Common)):
+    codes = [code for code in CODES.values() if not isinstance(code, Common)]
+    for code in (*codes, *arrays_of_every_codec().values()):
         save(path, code)
         found.append((path.read_bytes(), inspect(path).bytes.data))
     return found
+
+
+def test_forged_data_is_read_by_every_codec(lone_files, tmp_path):
+    """So that `test_forged_data` tries all of them, and not only the version of a file."""
+    codecs = set()
+    for raw, size in lone_files:
+        (tmp_path / "x").write_bytes(unguarded(raw, raw[len(raw) - size :]))
+        reader.read(tmp_path / "x")
+        codecs |= set(inspect(tmp_path / "x").rows[0].codecs)
+    assert {"raw", "bits", *arrays_of_every_codec()} <= codecs
 
 
 @SETTINGS
