@@ -1,10 +1,11 @@
-"""Floats that are kept: bytes and speed of jaxprune's planes beside zstd, of the same arrays in one run.
+"""Arrays that are kept: bytes and speed of jaxprune's codecs beside zstd, of the same arrays in one run.
 
 python -m experiments.benchmarks.floats [--out results.json]          (pip install zstandard; about five minutes)
 
 Two arrays of 100 million weights, normal with a scale for each row, float32 and bfloat16; and, where JAXPRUNE_DATA
 names a folder with resnet56.npz, the weights of a trained ResNet-56. MB are of the array, and times CPU times of one
-core: medians of rounds in turns, but for `zstd -19`, which runs once.
+core: medians of rounds in turns, but for `zstd -19`, which runs once. Then arrays of every kind that a checkpoint may
+hold, of a million elements each: their bytes beside those of `zstd -19`.
 """
 
 import os
@@ -15,7 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxprune.storage import planes
+from jaxprune.storage import planes, streams
+from jaxprune.storage.format import CODE_OF, CODECS, DTYPES
 
 from .common import at_least, at_most, race, report, shown, timed
 
@@ -90,6 +92,84 @@ def _one(array: np.ndarray, zstandard: Any) -> dict[str, Any]:
     }
 
 
+def kinds() -> dict[str, np.ndarray]:
+    """Arrays of (1024, 1024) with some structure, by what they hold."""
+    rng = np.random.default_rng(1)
+    dense = weights(1024)
+    mask = rng.random(dense.shape)
+    few = rng.standard_normal(1000).astype(np.float32)
+    tiled = np.tile(rng.integers(-3000, 3000, 8192), 128)
+    zeros = {
+        f"{100 * share:g}% zeros": np.where(mask < share, np.float32(0), dense) for share in (0.5, 0.9, 0.99, 0.999)
+    }
+    again = {f"{bits} bits a row, dense again": _dense_again(dense, bits) for bits in (8, 4, 3)}
+    return {
+        "normal, float16": dense.astype(np.float16),
+        "normal, float64": dense.astype(np.float64),
+        **zeros,
+        "90% zeros, bfloat16": zeros["90% zeros"].astype(ml_dtypes.bfloat16),
+        "16 values": few[rng.integers(0, 16, dense.shape)],
+        "1,000 values": few[rng.integers(0, 1000, dense.shape)],
+        **again,
+        "8 bits a row, float16": _dense_again(dense, 8).astype(np.float16),
+        "4 bits a row, bfloat16": _dense_again(dense, 4).astype(ml_dtypes.bfloat16),
+        "a grid of 0.01": np.rint(100 * dense) / np.float32(100),
+        "a grid of 0.01, float16": (np.rint(100 * dense) / np.float32(100)).astype(np.float16),
+        "rows that are copies": dense[rng.integers(0, 100, 1024)],
+        "sorted": np.sort(dense, axis=None),
+        "a ramp": np.arange(dense.size, dtype=np.float32),
+        "a causal mask, float32": np.where(np.tri(1024), 0, -np.inf).astype(np.float32),
+        "a causal mask, bool": np.tri(1024).astype(bool),
+        "zeros of both signs": np.copysign(np.float32(0), dense),
+        "normal, int8": np.clip(np.rint(600 * dense), -127, 127).astype(np.int8),
+        "a table, tiled, uint8": (tiled % 256).astype(np.uint8),
+        "a table, tiled, int16": tiled.astype(np.int16),
+        "a table, tiled, int64": tiled.astype(np.int64),
+        "positions, int32": np.arange(dense.size, dtype=np.int32),
+        "tokens, int32": np.minimum(rng.zipf(1.2, dense.size), 50_000).astype(np.int32),
+    }
+
+
+def _dense_again(x: np.ndarray, bits: int) -> np.ndarray:
+    """Rounded to integers with a scale for each row, and multiplied out."""
+    scale = np.abs(x).max(1, keepdims=True) / (2 ** (bits - 1) - 1)
+    return np.rint(x / scale) * scale
+
+
+def beside_zstd(arrays: dict[str, np.ndarray], zstandard: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row and figures for each array: its stream's bytes, codec and speed, and the bytes of zstd -19."""
+    best = zstandard.ZstdCompressor(19)
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    for name, array in arrays.items():
+        one = _beside_zstd(array, best)
+        figures[name] = one
+        rows.append(at_most(f"{name} ({one['codec']}), of zstd -19", one["stored"] / one["zstd -19"], 1.0))
+    return rows, figures
+
+
+def _beside_zstd(array: np.ndarray, best: Any) -> dict[str, Any]:
+    dtype = DTYPES[CODE_OF[array.dtype.name]]
+    words = np.ascontiguousarray(array).view(dtype.word).ravel()
+    written: list[Any] = []
+    once = timed(lambda: written.append(_stream(words, dtype)))
+    codec, stream = written[0]
+    if not np.array_equal(streams.decode(stream, words.size, codec, dtype), words):
+        raise AssertionError("the stream does not give the words back")
+    return {
+        "bytes": array.nbytes,
+        "codec": CODECS[codec],
+        "stored": len(stream),
+        "zstd -19": len(best.compress(words.tobytes())),
+        "MB/s": array.nbytes / 1e3 / once["cpu_ms"],
+    }
+
+
+def _stream(words: np.ndarray, dtype: Any) -> tuple[int, bytes]:
+    codec, pieces, _ = streams.encode(words, dtype)
+    return codec, b"".join(pieces)
+
+
 def main() -> None:
     import zstandard  # pyright: ignore[reportMissingImports]
 
@@ -99,7 +179,8 @@ def main() -> None:
     if trained is not None:
         arrays |= {"ResNet-56 float32": trained, "ResNet-56 bfloat16": trained.astype(ml_dtypes.bfloat16)}
     rows, figures = measured(arrays, zstandard)
-    report("floats", "Floats that are kept, as planes and by zstd", rows, figures)
+    more_rows, figures["kinds"] = beside_zstd(kinds(), zstandard)
+    report("floats", "Arrays that are kept, and by zstd", rows + more_rows, figures)
 
 
 if __name__ == "__main__":

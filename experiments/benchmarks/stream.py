@@ -44,14 +44,14 @@ print("\\n", peak, time.perf_counter() - start)
 
 
 def make(path: pathlib.Path, leaves: int, rows: int, columns: int) -> None:
-    """A safetensors file of normal weights, written leaf by leaf; all leaves are alike."""
-    x = np.random.default_rng(0).standard_normal((rows, columns), np.float32)
-    entry = lambda i: {"dtype": "F32", "shape": [rows, columns], "data_offsets": [i * x.nbytes, (i + 1) * x.nbytes]}
+    """A safetensors file of normal weights, written leaf by leaf; no two leaves are alike, or one would be stored."""
+    nbytes = 4 * rows * columns
+    entry = lambda i: {"dtype": "F32", "shape": [rows, columns], "data_offsets": [i * nbytes, (i + 1) * nbytes]}
     header = json.dumps({f"layer_{i:02}/kernel": entry(i) for i in range(leaves)}).encode()
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        for _ in range(leaves):
-            file.write(x.data)
+        for i in range(leaves):
+            file.write(np.random.default_rng(i).standard_normal((rows, columns), np.float32).data)
 
 
 def run(*command: Any) -> tuple[float, float]:

@@ -8,15 +8,11 @@ all words of a block is a *plane*: deflated where that helps, raw where it is no
     block  = u8 form, then
       0 planes   one plane for each byte of a rotated word, the highest first
       1 sparse   the most frequent word; a plane of bits, where it is not; the planes of the other words
+      3 rare     the most frequent word; u32 count of the others; the planes of their gaps; the planes of the others
       2 palette  u16 k, the k different words, a plane of the indices' low bytes and, if k > 256, one of the high ones
     plane  = u8 method (0 raw, 1 raw deflate, 2 one byte for all, 3 deflated twice), u32 length, so many bytes
-
-What repeats itself over long distances (rows that are copies) has another codec, `lzma`: raw LZMA2 of the words. It is
-slow (megabytes a second), so it is only tried where windows of words are found again elsewhere in the array, and only
-taken where it is smaller by 7%.
 """
 
-import lzma
 import struct
 import zlib
 from collections.abc import Iterator
@@ -28,22 +24,17 @@ from .format import FormatError
 from .integers import Buffer
 
 BLOCK = 1 << 24  # bytes of words in a block
-FORM_PLANES, FORM_SPARSE, FORM_PALETTE = range(3)
+FORM_PLANES, FORM_SPARSE, FORM_PALETTE, FORM_RARE = range(4)
 METHOD_RAW, METHOD_DEFLATE, METHOD_CONSTANT, METHOD_TWICE = range(4)
 MAX_PALETTE = 4096
 TABLE_BITS = 22  # of the table that finds a word's place in a palette
 MULTIPLIERS = 256  # that are tried before two words of a palette are kept apart by none
 LEAST_SPARSE = 1 / 16  # share of the most frequent word from which it is left out of the planes
+MOST_RARE = 1 / 32  # share of other words up to which the gaps between them are stored, not a bit for each word
 SAMPLE = 1 << 13  # bytes of a plane that are tried at a time
 SAMPLED_WORDS = 1 << 16  # words that are looked at for a palette or a frequent word
-LZMA = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 24, "lc": 1, "lp": 2, "pb": 2}
-LZMA_PIECE = 1 << 20  # bytes that LZMA gets or gives at a time
-LZMA_GAIN = 0.93  # of the planes' size, from which LZMA's slowness is worth it
-WINDOW_BITS = 64  # −log2 of the chance that two windows of independent words are alike
 EXACT_SIZE = 1 << 22  # words up to which `size` encodes all of them
 PIECES, PIECE = 8, 1 << 19  # of words that it encodes of more
-STRIDE = 1 << 10  # words between the windows that are remembered
-REGIONS = 64  # of STRIDE words each, whose windows are looked up
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -65,61 +56,44 @@ def size(words: np.ndarray) -> int:
     return round(some * words.size / (PIECES * PIECE))
 
 
-def encode_lzma(words: np.ndarray, most: float) -> list[bytes] | None:
-    """The words by LZMA2, in pieces; None as soon as they come to more than `most` bytes."""
-    coder = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=[LZMA])
-    pieces: list[bytes] = []
-    step = LZMA_PIECE // words.itemsize
-    for start in range(0, words.size, step):
-        pieces.append(coder.compress(_little(words[start : start + step])))
-        if sum(map(len, pieces)) > most:
-            return None
-    pieces.append(coder.flush())
-    return pieces if sum(map(len, pieces)) <= most else None
-
-
-def repeats(words: np.ndarray) -> bool:
-    """Whether windows of words are found again elsewhere: whether LZMA is worth its time.
-
-    Every STRIDE-th window is remembered, and all windows of some regions are looked up, so that a copy is seen at
-    whatever distance it starts. Windows are as long as it takes for chance not to make two alike, and windows of one
-    word, of which planes take little, do not count.
-    """
-    length = _window(words)
-    if words.size < 4 * max(length, STRIDE):
-        return False
-    starts = np.arange(0, words.size - length + 1, STRIDE)
-    known, times = np.unique(_hashes(words, starts, length), return_counts=True)
-    found = 0
-    for region in np.linspace(0, words.size - length - STRIDE, REGIONS, dtype=np.int64):
-        starts = np.arange(region, region + STRIDE)
-        hashes = _hashes(words, starts, length)
-        place = np.minimum(np.searchsorted(known, hashes), known.size - 1)
-        itself = starts % STRIDE == 0
-        elsewhere = (known[place] == hashes) & (times[place] > itself)
-        found += bool(np.any(elsewhere & _varied(words, starts, length)))
-    return found >= 2
-
-
 def _block(words: np.ndarray) -> Iterator[bytes]:
     sample = words[:: max(1, words.size // SAMPLED_WORDS)]
     different, times = np.unique(sample, return_counts=True)
     frequent = different[np.argmax(times)]
+    share = times.max() / sample.size
+    if share >= 1 - MOST_RARE:
+        yield from _rare_block(words, frequent)
+        return
     indexed = _indexed(words, different)
     if indexed is not None:
-        palette, indices = indexed
-        yield struct.pack("<BH", FORM_PALETTE, palette.size) + _little(palette)
-        yield from _plane(indices.astype(np.uint8))
-        if palette.size > 256:
-            yield from _plane((indices >> np.uint16(8)).astype(np.uint8))
-    elif times.max() < LEAST_SPARSE * sample.size:
+        yield from _palette_block(*indexed)
+    elif share >= LEAST_SPARSE:
+        yield from _sparse_block(words, frequent)
+    else:
         yield bytes([FORM_PLANES])
         yield from _planes(words)
-    else:
-        others = words != frequent
-        yield bytes([FORM_SPARSE]) + _little(frequent.reshape(1))
-        yield from _plane(np.packbits(others, bitorder="little"))
-        yield from _planes(words[others])
+
+
+def _rare_block(words: np.ndarray, frequent: np.ndarray) -> Iterator[bytes]:
+    places = np.flatnonzero(words != frequent)
+    gaps = np.diff(places, prepend=-1) - 1
+    yield bytes([FORM_RARE]) + _little(frequent.reshape(1)) + struct.pack("<I", places.size)
+    yield from _byte_planes(gaps.astype(np.uint32))
+    yield from _planes(words[places])
+
+
+def _sparse_block(words: np.ndarray, frequent: np.ndarray) -> Iterator[bytes]:
+    others = words != frequent
+    yield bytes([FORM_SPARSE]) + _little(frequent.reshape(1))
+    yield from _plane(np.packbits(others, bitorder="little"))
+    yield from _planes(words[others])
+
+
+def _palette_block(palette: np.ndarray, indices: np.ndarray) -> Iterator[bytes]:
+    yield struct.pack("<BH", FORM_PALETTE, palette.size) + _little(palette)
+    yield from _plane(indices.astype(np.uint8))
+    if palette.size > 256:
+        yield from _plane((indices >> np.uint16(8)).astype(np.uint8))
 
 
 def _indexed(words: np.ndarray, different: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -156,9 +130,13 @@ def _places(words: np.ndarray, different: np.ndarray) -> np.ndarray | None:
 
 
 def _planes(words: np.ndarray) -> Iterator[bytes]:
-    rotated = _rotated(words, 1)
+    return _byte_planes(_rotated(words, 1))
+
+
+def _byte_planes(words: np.ndarray) -> Iterator[bytes]:
+    """A plane for each byte of a word, the highest first."""
     for byte in reversed(range(words.itemsize)):
-        yield from _plane((rotated >> words.dtype.type(8 * byte)).astype(np.uint8))
+        yield from _plane((words >> words.dtype.type(8 * byte)).astype(np.uint8))
 
 
 def _plane(octets: np.ndarray) -> Iterator[bytes]:
@@ -210,34 +188,6 @@ def _rotated(words: np.ndarray, left: int) -> np.ndarray:
     bits = 8 * words.itemsize
     kind = words.dtype.type
     return (words << kind(left % bits)) | (words >> kind(bits - left % bits))
-
-
-def _window(words: np.ndarray) -> int:
-    """How long windows are, by how often two words of a sample are alike."""
-    _, times = np.unique(words[:: max(1, words.size // SAMPLED_WORDS)], return_counts=True)
-    bits = -np.log2(np.sum((times / times.sum()) ** 2))
-    return int(np.clip(np.ceil(WINDOW_BITS / max(bits, 1e-3)), 4, STRIDE))
-
-
-def _windows(words: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    return np.lib.stride_tricks.sliding_window_view(words, length)[starts]
-
-
-def _hashes(words: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """A number of 64 bits for each window."""
-    odd = np.random.Generator(np.random.Philox(0)).integers(0, 2**63, length, np.uint64) * np.uint64(2) + np.uint64(1)
-    hashes = np.empty(starts.size, np.uint64)
-    for i in range(0, starts.size, STRIDE):
-        window = _windows(words, starts[i : i + STRIDE], length).astype(np.uint64)
-        mixed = (window + np.uint64(0x9E3779B97F4A7C15)) * odd
-        hashes[i : i + STRIDE] = (mixed ^ (mixed >> np.uint64(29))).sum(1, dtype=np.uint64)
-    return hashes
-
-
-def _varied(words: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """Whether a window has different words."""
-    windows = _windows(words, starts, length)
-    return np.any(windows != windows[:, :1], 1)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -303,35 +253,6 @@ def decode(stream: Buffer | Blocks | FileBlocks, n: int, word: str) -> np.ndarra
     return words
 
 
-def decode_lzma(stream: Buffer, n: int, word: str) -> np.ndarray:
-    """The n words of an LZMA2 stream."""
-    words = np.empty(n, word)
-    octets = words.view(np.uint8).data
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[LZMA])
-    fed = done = 0
-    try:
-        while not decoder.eof and done < len(octets):
-            piece = b""
-            if decoder.needs_input:
-                piece, fed = stream[fed : fed + LZMA_PIECE], fed + LZMA_PIECE
-                if not len(piece):
-                    raise FormatError("an LZMA stream is truncated")
-            plain = decoder.decompress(piece, min(LZMA_PIECE, len(octets) - done))
-            octets[done : done + len(plain)] = plain
-            done += len(plain)
-        while not decoder.eof and fed < len(stream):  # its end may come after the last word
-            piece, fed = stream[fed : fed + LZMA_PIECE], fed + LZMA_PIECE
-            if decoder.decompress(piece, 1):
-                raise FormatError("an LZMA stream holds more words than its array")
-        if not decoder.eof and decoder.decompress(b"", 1):
-            raise FormatError("an LZMA stream holds more words than its array")
-    except lzma.LZMAError as e:
-        raise FormatError(f"an LZMA stream cannot be read: {e}") from None
-    if not decoder.eof or decoder.unused_data or fed < len(stream) or done < len(octets):
-        raise FormatError("an LZMA stream does not end with its array")
-    return words.view(words.dtype.newbyteorder("<")).astype(word, copy=False)
-
-
 def _read_block(blocks: Blocks | FileBlocks, words: np.ndarray) -> None:
     """Fills `words`."""
     (form,) = blocks.take(1)
@@ -345,10 +266,27 @@ def _read_block(blocks: Blocks | FileBlocks, words: np.ndarray) -> None:
             raise FormatError("the bits after the last word are not zero")
         words.fill(frequent)
         words[others] = _read_planes(blocks, int(np.count_nonzero(others)), words.dtype)
+    elif form == FORM_RARE:
+        frequent = np.frombuffer(blocks.take(words.itemsize), words.dtype.newbyteorder("<"))[0]
+        places = _read_places(blocks, words.size)
+        words.fill(frequent)
+        words[places] = _read_planes(blocks, places.size, words.dtype)
     elif form == FORM_PALETTE:
         words[:] = _read_palette(blocks, words.size, words.dtype)
     else:
-        raise FormatError(f"a block has the form {form}; there are {FORM_PLANES} to {FORM_PALETTE}")
+        raise FormatError(f"a block has the form {form}; there are {FORM_PLANES} to {FORM_RARE}")
+
+
+def _read_places(blocks: Blocks | FileBlocks, n: int) -> np.ndarray:
+    """The places of the rare words among n, by the gaps before them."""
+    (count,) = struct.unpack("<I", blocks.take(4))
+    if count > n:
+        raise FormatError(f"{count} rare words in a block of {n}")
+    gaps = _read_byte_planes(blocks, count, np.dtype(np.uint32))
+    places = np.cumsum(gaps.astype(np.int64) + 1) - 1
+    if count and places[-1] >= n:
+        raise FormatError(f"a rare word at {places[-1]} of a block of {n}")
+    return places
 
 
 def _read_palette(blocks: Blocks | FileBlocks, n: int, dtype: np.dtype) -> np.ndarray:
@@ -365,10 +303,14 @@ def _read_palette(blocks: Blocks | FileBlocks, n: int, dtype: np.dtype) -> np.nd
 
 
 def _read_planes(blocks: Blocks | FileBlocks, n: int, dtype: np.dtype) -> np.ndarray:
-    rotated = np.zeros(n, dtype)
+    return _rotated(_read_byte_planes(blocks, n, dtype), -1)
+
+
+def _read_byte_planes(blocks: Blocks | FileBlocks, n: int, dtype: np.dtype) -> np.ndarray:
+    words = np.zeros(n, dtype)
     for byte in reversed(range(dtype.itemsize)):
-        rotated |= _read_plane(blocks, n).astype(dtype) << dtype.type(8 * byte)
-    return _rotated(rotated, -1)
+        words |= _read_plane(blocks, n).astype(dtype) << dtype.type(8 * byte)
+    return words
 
 
 def _read_plane(blocks: Blocks | FileBlocks, n: int) -> np.ndarray:

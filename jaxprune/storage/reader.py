@@ -70,11 +70,11 @@ class Decoder:
     def by_blocks(self, row: Row, start: int, crc: int) -> Array:
         """An array whose stream is never in memory whole."""
         dtype = DTYPES[row.dtype]
-        if dtype.discrete:
+        if dtype.itemsize == 1:
             raise FormatError(f"the codec {row.codec} is none of an array of {dtype.name}")
         self.file.seek(start)
         blocks = planes.FileBlocks(self.file, row.length)
-        words = planes.decode(blocks, math.prod(row.shape), dtype.word)
+        words = planes.decode(blocks, math.prod(row.shape), f"u{dtype.itemsize}").view(dtype.word)
         if blocks.crc != crc:
             raise FormatError("the checksum is wrong: the bytes are damaged")
         return Array(row.dtype, row.host, words.reshape(row.shape))

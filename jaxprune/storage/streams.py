@@ -3,12 +3,13 @@
     0 raw    the words, little endian
     1 bits   base, u8 width, then each symbol in `width` bits, lowest bit first; the last byte is padded with zeros
     2 rans   base, lanes, 2 (k − 1) + d, the k frequencies (of 4096), then the stream of `numerics.rans`
-    4 planes, 5 lzma   floats of 16 bits and more: see `planes`
-    6 escape           integers of which a few lie far from the others: see `escape`
+    4 planes    words of 16 bits and more: see `planes`
+    5 lzma      what repeats itself: see `repeats`
+    6 escape    integers of which a few lie far from the others: see `escape`
 
-Symbols are the words less `base`, their smallest. Integers are varints (7 bits a byte, the lowest first; `base` is
-zigzagged), and the table is deflated when d = 1. Floats of 16 bits and more have bits of width 0 only (all alike, bit
-for bit), no rans, and codecs of their own. An empty array is raw. NumPy and the standard library only.
+Symbols are the words less `base`, their smallest. In streams, integers are varints (7 bits a byte, the lowest first;
+`base` is zigzagged), and the table is deflated when d = 1. Floats of 16 bits and more have bits of width 0 only (all
+alike, bit for bit), no rans, and codecs of their own. An empty array is raw. NumPy and the standard library only.
 """
 
 import zlib
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..numerics import codes, rans
 from ..numerics import lanes as coder
-from . import escape, planes
+from . import escape, planes, repeats
 from .format import BITS, DTYPES, ESCAPE, LZMA, MAX_ALPHABET, MAX_WIDTH, PLANES, RANS, RAW, Dtype, FormatError
 from .integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
 
@@ -40,16 +41,13 @@ class Plan(NamedTuple):
 
 def encode(words: np.ndarray, dtype: Dtype) -> tuple[int, Iterable[Buffer], int]:
     """(codec, bytes in pieces, predicted length) of the words of one array; large pieces come one by one."""
-    if not dtype.discrete:
-        best = min(_plans(words, dtype), key=lambda plan: plan.size)
-        written: Any = best.write()
-        return best.codec, [written] if isinstance(written, bytes | memoryview) else written, best.size
-    codec, octets, predicted = _encode_discrete(words, dtype)
-    return codec, [octets], predicted
-
-
-def _encode_discrete(words: np.ndarray, dtype: Dtype) -> tuple[int, Any, int]:
     plans = _plans(words, dtype)
+    codec, written, predicted = _smallest(plans)
+    return codec, [written] if isinstance(written, bytes | memoryview) else written, predicted
+
+
+def _smallest(plans: list[Plan]) -> tuple[int, Any, int]:
+    """The smallest of the streams, those whose sizes are predictions being written to know theirs."""
     predicted = min(plan.size for plan in plans)
     best = min((plan for plan in plans if plan.codec not in ABOUT), key=lambda plan: plan.size)
     for plan in sorted((plan for plan in plans if plan.codec in ABOUT), key=lambda plan: plan.size):
@@ -71,8 +69,10 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
         if codec != RAW or len(buffer) != n * dtype.itemsize or (n and not dtype.may_be_raw):
             raise FormatError(f"{len(buffer)} bytes with the codec {codec} cannot be {n} raw elements of {dtype.name}")
         return np.frombuffer(buffer, "<" + dtype.word).astype(dtype.word, copy=False)
-    if codec in (PLANES, LZMA) and not dtype.discrete:
-        return planes.decode(buffer, n, dtype.word) if codec == PLANES else planes.decode_lzma(buffer, n, dtype.word)
+    if codec == PLANES and dtype.itemsize > 1:
+        return planes.decode(buffer, n, f"u{dtype.itemsize}").view(dtype.word)
+    if codec == LZMA:
+        return _read_lzma(buffer, n, dtype)
     if codec == ESCAPE and dtype.discrete:
         return _read_escape(buffer, n, dtype)
     if codec not in (BITS, RANS):
@@ -88,35 +88,70 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
 
 
 def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
-    raw = [Plan(RAW, words.size * dtype.itemsize, lambda: _raw(words))] if dtype.may_be_raw or not words.size else []
-    if words.size == 0:
-        return raw
-    base, top = int(words.min()), int(words.max()) - int(words.min())
-    if not dtype.discrete and top:
-        return [*raw, *_float_plans(words)]
-    if top >= 1 << MAX_WIDTH:
-        return raw
-    head, symbols, width = leb(zigzag(base)), _less(words, base, top), top.bit_length()
-    plans = [*raw, Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
-    if 0 < top < MAX_ALPHABET:
-        plans += _rans(head, symbols, top, min(plan.size for plan in plans))
-    if LEAST_ESCAPED <= top < escape.MOST_RANGE:
-        plans += _escape(words, symbols, base, top, dtype, min(plan.size for plan in plans))
+    plans = _word_plans(words, dtype)
+    return plans + _repeats(words, min(plan.size for plan in plans), dtype)
+
+
+def _word_plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
+    """The plans that look at each word by itself."""
+    plans = []
+    if dtype.may_be_raw or not words.size:
+        plans.append(Plan(RAW, words.size * dtype.itemsize, lambda: _raw(words)))
+    if not words.size:
+        return plans
+    base = int(words.min())
+    top = int(words.max()) - base
+    if dtype.discrete or not top:
+        plans += _integer_plans(words, base, top, dtype, plans)
+    if dtype.itemsize > 1 and top and (not dtype.discrete or top >= MAX_ALPHABET):
+        plans += _plane_plans(words.view(f"u{dtype.itemsize}"))
     return plans
 
 
-def _float_plans(words: np.ndarray) -> list[Plan]:
-    """Planes, where they save more than their name takes, and LZMA, where that is smaller by far."""
+def _integer_plans(words: np.ndarray, base: int, top: int, dtype: Dtype, raw: list[Plan]) -> list[Plan]:
+    """Bits, rans and escapes of words from `base` to `base + top`."""
+    if top >= 1 << MAX_WIDTH:
+        return []
+    head = leb(zigzag(base))
+    symbols = _less(words, base, top)
+    width = top.bit_length()
+    plans = [Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
+    if 0 < top < MAX_ALPHABET:
+        plans += _rans(head, symbols, top, min(plan.size for plan in raw + plans))
+    if LEAST_ESCAPED <= top < escape.MOST_RANGE:
+        plans += _escape(words, symbols, base, top, dtype, min(plan.size for plan in raw + plans))
+    return plans
+
+
+def _plane_plans(words: np.ndarray) -> list[Plan]:
+    """Planes, where they save more than their name takes."""
     if words.size <= planes.EXACT_SIZE:
         pieces = list(planes.encode(words))
         plan = Plan(PLANES, sum(map(len, pieces)), lambda: pieces)
     else:
         plan = Plan(PLANES, planes.size(words), lambda: planes.encode(words))
-    plans = [plan] if plan.size + NAMED < words.nbytes else []
-    most = planes.LZMA_GAIN * min(plan.size, words.nbytes)
-    if planes.repeats(words) and (smaller := planes.encode_lzma(words, most)) is not None:
-        plans.append(Plan(LZMA, sum(map(len, smaller)), lambda: smaller))
-    return plans
+    return [plan] if plan.size + NAMED < words.nbytes else []
+
+
+def _repeats(words: np.ndarray, best: int, dtype: Dtype) -> list[Plan]:
+    """The plan for LZMA, if it is smaller by far than the best without. Of integers, which entropy coders know well,
+    only copies promise that."""
+    if best <= repeats.SMALL:
+        return []
+    promising = repeats.found_again(words) or (not dtype.discrete and repeats.sample_gains(words, best))
+    pieces = repeats.encode(words, best) if promising else None
+    if pieces is None:
+        return []
+    stream = b"".join(pieces)
+    return [Plan(LZMA, len(stream), lambda: stream)]
+
+
+def _read_lzma(buffer: Buffer, n: int, dtype: Dtype) -> np.ndarray:
+    words = repeats.decode(buffer, n, dtype.word)
+    low, high = dtype.words
+    if words.min() < low or words.max() > high:
+        raise FormatError(f"elements from {words.min()} to {words.max()} leave the range of {dtype.name}")
+    return words
 
 
 def _less(words: np.ndarray, base: int, top: int) -> np.ndarray:
@@ -170,7 +205,7 @@ def _escape(words: np.ndarray, symbols: np.ndarray, base: int, top: int, dtype: 
     head = escape.write_list(listed.words)
     symbols, escaped = escape.split(words, listed.words)
     coded = _rans(leb(0), symbols, listed.words.size, 1 << 62)[0]
-    apart = min((plan for plan in _plans(escaped, dtype) if plan.codec in (RAW, BITS)), key=lambda plan: plan.size)
+    apart = min((plan for plan in _word_plans(escaped, dtype) if plan.codec in (RAW, BITS)), key=lambda plan: plan.size)
 
     def write() -> bytes:
         stream: Any = coded.write()

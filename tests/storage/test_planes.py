@@ -1,6 +1,7 @@
 """Floats in planes: every bit comes back, whatever it means; small where something can be saved; hostile streams."""
 
 import contextlib
+import lzma
 import struct
 import zlib
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import jaxprune as jp
 from jaxprune.storage import format as f
-from jaxprune.storage import planes, reader, streams
+from jaxprune.storage import planes, reader, repeats, streams
 from jaxprune.storage.format import FormatError
 
 RNG = np.random.default_rng(5)
@@ -22,6 +23,12 @@ WEIGHTS = (0.05 * RNG.standard_normal((300, 200)) * np.exp(RNG.standard_normal((
 
 def zeroed(x, share):
     return np.where(RNG.random(x.shape) < share, np.zeros((), x.dtype), x)
+
+
+def dense_again(x, bits):
+    """Rounded to integers with a scale for each row, and multiplied out."""
+    scale = np.abs(x).max(1, keepdims=True) / (2 ** (bits - 1) - 1)
+    return (np.rint(x / scale) * scale).astype(x.dtype)
 
 
 ARRAYS = {
@@ -49,6 +56,18 @@ ARRAYS = {
     "a scalar": np.float32(3).reshape(()),
     "none": np.zeros((3, 0), np.float32),
     "an odd length": WEIGHTS.ravel()[:12_347],
+    "8 bits a row": dense_again(WEIGHTS, 8),
+    "4 bits a row": dense_again(WEIGHTS, 4),
+    "4 bits a row, float16": dense_again(WEIGHTS, 4).astype(np.float16),
+    "a grid, float16": (np.rint(500 * WEIGHTS) / 100).astype(np.float16),
+    "99.9% zeros": zeroed(WEIGHTS, 0.999),
+    "97.5% minus infinity": np.where(RNG.random((200, 200)) < 0.975, -np.inf, 0).astype(np.float32),
+    "a table, tiled, int16": np.tile(RNG.integers(-3000, 3000, 4096, np.int16), 16),
+    "a table, tiled, int64": np.tile(RNG.integers(-(2**62), 2**62, 4096, np.int64), 8),
+    "a table, tiled, float8": np.tile(RNG.integers(0, 250, 4096, np.uint8), 16).view(ml_dtypes.float8_e4m3fnuz),
+    "positions": np.arange(-300, 40_000, dtype=np.int32),
+    "times": np.cumsum(RNG.integers(0, 3 << 30, 5000, np.int64)),
+    "a causal mask, bool": np.tri(200).astype(bool),
     "columns first": np.asfortranarray(WEIGHTS),
     "every other column": WEIGHTS[:, ::2],
 }
@@ -63,6 +82,7 @@ def test_every_bit_comes_back_in_fewer_bytes_than_general_coders_take(name, tmp_
         assert back.dtype == x.dtype and back.shape == x.shape and back.tobytes() == x.tobytes()
     stored = jp.inspect(tmp_path / "x").bytes.data
     assert stored <= len(zlib.compress(x.tobytes(), 9)) + 8
+    assert stored <= 1.075 * len(lzma.compress(x.tobytes(), lzma.FORMAT_RAW, filters=[repeats.LZMA])) + 8
     assert abs(jp.inspect(tmp_path / "x").bytes.predicted - stored) <= 0.01 * stored
 
 
@@ -84,7 +104,9 @@ def test_blocks_of_all_forms_and_their_borders(dtype, monkeypatch):
     step = planes.BLOCK // np.dtype(dtype).itemsize
     for n in (step - 1, step, step + 1, 3 * step + 5):
         noise = RNG.integers(0, np.iinfo(dtype).max, n, dtype)
-        for words in (noise, np.where(RNG.random(n) < 0.7, dtype(7), noise), noise[RNG.integers(0, 9, n)]):
+        sparse = np.where(RNG.random(n) < 0.7, dtype(7), noise)
+        rare = np.where(RNG.random(n) < 0.99, dtype(7), noise)
+        for words in (noise, sparse, rare, noise[RNG.integers(0, 9, n)]):
             stream = b"".join(planes.encode(words))
             back = planes.decode(stream, n, np.dtype(dtype).str[1:])
             assert back.dtype == dtype and np.array_equal(back, words)
@@ -99,10 +121,25 @@ def test_large_arrays_are_predicted_from_pieces(monkeypatch):
 
 
 def test_what_repeats_far_away_is_found_and_chance_is_not():
-    seen = lambda x: planes.repeats(x.ravel().view(f"u{x.itemsize}"))
+    seen = lambda x: repeats.found_again(x.ravel().view(f"u{x.itemsize}"))
     assert seen(ARRAYS["copies of rows"]) and seen(ARRAYS["rows by lot"])
     assert not any(seen(ARRAYS[name]) for name in ("float32", "90% zeros, bfloat16", "16 values", "noise", "one"))
     assert not seen(np.zeros(100_000, np.float32))
+
+
+def test_lzma_is_not_tried_where_copies_are_too_far_away(monkeypatch):
+    far = np.tile(WEIGHTS, (2, 1))
+    assert repeats.found_again(far.ravel().view(np.uint32))
+    monkeypatch.setattr(repeats, "DICTIONARY", WEIGHTS.nbytes)
+    assert not repeats.found_again(far.ravel().view(np.uint32))
+
+
+def test_lzma_gives_up_where_two_dictionaries_bring_nothing(monkeypatch):
+    words = np.concatenate([RNG.integers(0, 2**32, 200_000, np.uint32), np.zeros(800_000, np.uint32)])
+    monkeypatch.setattr(repeats, "PIECE", 1 << 14)
+    assert repeats.encode(words, words.nbytes // 2) is not None
+    monkeypatch.setattr(repeats, "DICTIONARY", 1 << 16)
+    assert repeats.encode(words, words.nbytes // 2) is None
 
 
 def test_a_stream_is_read_from_the_file_block_by_block(tmp_path, monkeypatch):
@@ -135,9 +172,10 @@ def test_files_without_floats_in_planes_are_of_version_1(tmp_path):
 
 STREAM = b"".join(planes.encode(WEIGHTS.ravel()[:5000].view(np.uint32)))
 SPARSE = b"".join(planes.encode(zeroed(WEIGHTS, 0.8).ravel()[:5000].view(np.uint32)))
+RARE = b"".join(planes.encode(zeroed(WEIGHTS, 0.99).ravel()[:5000].view(np.uint32)))
 PALETTE = b"".join(planes.encode(ARRAYS["1,000 values"][:9000].view(np.uint32)))
-LZMA = b"".join(planes.encode_lzma(WEIGHTS.ravel()[:5000].view(np.uint32), 1e9) or [])
-KINDS = ["planes", "sparse", "palette", "lzma", "escape"]
+LZMA = b"".join(repeats.encode(WEIGHTS.ravel()[:5000].view(np.uint32), 1 << 20) or [])
+KINDS = ["planes", "sparse", "rare", "palette", "lzma", "escape"]
 TAILS = np.rint(3 * RNG.standard_cauchy(5000)).clip(-32767, 32767).astype(np.int16)
 ESCAPED = b"".join(streams.encode(TAILS, f.DTYPES["i2"])[1])
 BOMB = zlib.compress(bytes(1 << 24), 9, -15)
@@ -161,6 +199,12 @@ WRONG = {
     "cut": STREAM[:-1],
     "an empty palette": struct.pack("<BH", 2, 0),
     "a palette of too many": struct.pack("<BH", 2, 5000) + bytes(20_000),
+    "too many rare words": struct.pack("<BII", 3, 0, 5001),
+    "a rare word behind the end": struct.pack("<BII", 3, 0, 1)
+    + 2 * plane(2, b"\0")
+    + plane(2, b"\x13")
+    + plane(2, b"\x88"),
+    "gaps of 2^32": struct.pack("<BII", 3, 0, 5000) + 8 * plane(2, b"\xff"),
     "an index beyond the palette": struct.pack("<BH", 2, 1) + bytes(4) + plane(2, b"\x01"),
 }
 
@@ -174,16 +218,17 @@ def test_hostile_streams(name):
 @pytest.mark.parametrize("stream", [b"", LZMA[:-1], LZMA + b"x", b"\xff" * 9, LZMA[:200]])
 def test_hostile_lzma(stream):
     with pytest.raises(FormatError):
-        planes.decode_lzma(stream, 5000, "u4")
+        repeats.decode(stream, 5000, "u4")
     for n in (4999, 5001, 0):
         with pytest.raises(FormatError):
-            planes.decode_lzma(LZMA, n, "u4")
+            repeats.decode(LZMA, n, "u4")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.sampled_from(KINDS), st.integers(0, 2**31), st.integers(1, 255), st.booleans())
 def test_mutated_streams_give_words_or_a_format_error(kind, place, change, cut):
-    stream = bytearray({"planes": STREAM, "sparse": SPARSE, "palette": PALETTE, "lzma": LZMA, "escape": ESCAPED}[kind])
+    streams_of = {"planes": STREAM, "sparse": SPARSE, "rare": RARE, "palette": PALETTE, "lzma": LZMA, "escape": ESCAPED}
+    stream = bytearray(streams_of[kind])
     n = 9000 if kind == "palette" else 5000
     stream[place % len(stream)] ^= change
     octets = bytes(stream[: place % len(stream)] if cut else stream)
@@ -193,10 +238,17 @@ def test_mutated_streams_give_words_or_a_format_error(kind, place, change, cut):
             assert streams.decode(octets, n, f.ESCAPE, f.DTYPES["i2"]).size == n
         return
     try:
-        words = planes.decode_lzma(octets, n, "u4") if kind == "lzma" else planes.decode(octets, n, "u4")
+        words = repeats.decode(octets, n, "u4") if kind == "lzma" else planes.decode(octets, n, "u4")
     except FormatError:
         return
     assert words.size == n
+
+
+def test_lzma_gives_no_element_that_the_dtype_lacks():
+    octets = b"".join(repeats.encode(np.tile(np.uint8([0, 1, 2]), 2000), 6000) or [])
+    assert streams.decode(octets, 6000, f.LZMA, f.DTYPES["u1"]).max() == 2
+    with pytest.raises(FormatError, match="from 0 to 2 leave the range of bool"):
+        streams.decode(octets, 6000, f.LZMA, f.DTYPES["?"])
 
 
 @pytest.mark.parametrize("words", [b"", b"\0", b"\2\0", b"\2" * 5000, b"\xff" * 12, b"\xff\xff\xff\xff\x0f"])
@@ -216,7 +268,7 @@ def test_a_damaged_byte_is_found(tmp_path):
         jp.load(tmp_path / "x")
 
 
-def test_integers_have_no_planes(tmp_path):
+def test_integers_of_one_byte_have_no_planes(tmp_path):
     jp.save(tmp_path / "x", {"w": WEIGHTS})
     assert f.CODECS[f.PLANES] in str(jp.inspect(tmp_path / "x"))
     with pytest.raises(FormatError, match="none of one array of int8"):
