@@ -30,6 +30,7 @@ import signal, sys, time
 from jaxprune.app import cli
 {patch}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 sys.argv[0] = "jaxprune"
 cli.main()
 """
