@@ -75,7 +75,7 @@ def main() -> None:
     w = x[: 1 << 22].reshape(2048, 2048)
     masks = {"n_m": jax.jit(lambda x: patterns.n_m(x, 2, 4, -1, magnitude=True)), "argsort": jax.jit(double_argsort)}
     assert (masks["n_m"](w) == masks["argsort"](w)).all()
-    patterns = race({name: partial(f, w) for name, f in masks.items()}, 5)
+    two_of_four = race({name: partial(f, w) for name, f in masks.items()}, 5)
     shapes, one = first_call("shapes"), first_call("one")
     rows = [
         at_least("10M: jnp.sort / kth, CPU time", jnp_sort["cpu_ms"] / few["kth"]["cpu_ms"]["median"], 100),
@@ -86,12 +86,18 @@ def main() -> None:
         at_most("10M: temporary memory / array", few_memory, 0.1),
         at_most("100M: temporary memory / array", many_memory, 0.1),
         at_least("1M with ties: mask equal to a sort's, to the bit", float(mask_with_ties()), 1),
-        at_least("4M, 2:4: double argsort / n_m, CPU time", ratio(patterns, "argsort", "n_m"), 50),
+        at_least("4M, 2:4: double argsort / n_m, CPU time", ratio(two_of_four, "argsort", "n_m"), 50),
         at_most("30 leaves of 30 shapes, first call, seconds", shapes[0], 1),
         at_most("30 leaves of 30 shapes, compilations", shapes[1], 0),
         at_most("100 leaves of one shape in jit, compilations", one[3], 1),
     ]
-    figures = {"10M": few, "100M": many, "jnp.sort 10M": jnp_sort, "2:4 of 4M": patterns, "first call": [shapes, one]}
+    figures = {
+        "10M": few,
+        "100M": many,
+        "jnp.sort 10M": jnp_sort,
+        "2:4 of 4M": two_of_four,
+        "first call": [shapes, one],
+    }
     report("select", "Exact selection", rows, figures)
 
 

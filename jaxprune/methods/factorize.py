@@ -37,7 +37,7 @@ def factorize(
 
     Returns:
       A `Compression` whose leaves are `LowRank` or `Tucker`, or `Dense` where the factors would be larger than the
-      array.
+      array. Zeros stay zero under a mask alone (`prune` first): the product of the factors has none.
 
     Raises:
       ValueError: for a rank < 1, an energy outside (0, 1], `energy` under trace.

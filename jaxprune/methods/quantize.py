@@ -52,6 +52,7 @@ def quantize(
         `kernel` or `w`, the first of a `weight`, and with them the axes of stacked layers.
       group: the contraction axis (−2) is cut into runs of `group` weights, each with its own scale.
       kind: "symmetric", "affine" (a zero point), "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary".
+        All but "binary" hold an exact 0; under a mask (`prune` first) zeros stay with every kind.
       rounding: "nearest" (half to even), or "stochastic": ⌊w/s + u⌋, unbiased, with `key=` given to init.
       range: "max" (nothing saturates), or "mse": the clipping with the least squared error.
       clip: with `scale`: saturate instead of refusing.

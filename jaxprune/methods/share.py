@@ -36,7 +36,7 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
 
     Returns:
       A `Compression` whose leaves are `Shared`, or `Dense` where P and S together would be larger than W. Weights under
-      a mask are taken as 0.
+      a mask are taken as 0, and stay so; zeros without a mask become what their prototype has (`prune` first).
 
     Raises:
       ValueError: for a similarity outside (0, 1], k < 1 or above the number of units, an axis that is not there,

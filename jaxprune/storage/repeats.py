@@ -26,6 +26,7 @@ WINDOW_BITS = 64  # −log2 of the chance that two windows of independent words 
 STRIDE = 1 << 10  # words between the windows that are remembered
 REGIONS = 64  # of STRIDE words each, whose windows are looked up
 BASE = 0x9FB21C651E98DF25  # of the hash of a window: odd, and nothing else matters
+AT_ONCE = 1 << 17  # words that are hashed at a time
 SPANS = 8  # stretches of a large array that are looked at
 SAMPLED_WORDS = 1 << 16  # words by which the length of a window is chosen
 
@@ -99,6 +100,14 @@ def _window(words: np.ndarray) -> int:
 
 
 def _hashes(words: np.ndarray, starts: np.ndarray, length: int, windows: int) -> tuple[np.ndarray, np.ndarray]:
+    """`_hashes_of` some starts at a time."""
+    step = max(1, AT_ONCE // (windows + length))
+    parts = [_hashes_of(words, starts[i : i + step], length, windows) for i in range(0, starts.size, step)]
+    hashes, varied = zip(*parts)
+    return np.concatenate(hashes), np.concatenate(varied)
+
+
+def _hashes_of(words: np.ndarray, starts: np.ndarray, length: int, windows: int) -> tuple[np.ndarray, np.ndarray]:
     """A number of 64 bits for each of so many windows from each start on, and whether a window has different words.
 
     The number is Σ_j f(word_j) B^j modulo 2^64. Windows that overlap share a running sum, and what they lack of it is
