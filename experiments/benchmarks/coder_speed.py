@@ -50,13 +50,15 @@ def _resnet(kernels: Any, folder: pathlib.Path) -> tuple[Rows, dict[str, Any]]:
     return rows, figures
 
 
-def _large(path: pathlib.Path) -> tuple[Rows, dict[str, Any]]:
+def _saved(path: pathlib.Path) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
+    """The integers of the large leaf, and the times and the peak of saving it; the tree itself is forgotten."""
     tree = {"kernel": _levels()}
-    jp.save(path, tree)
-    kernel = tree["kernel"]
-    saving = race({"save": lambda: jp.save(path, tree)}, 3)
-    peaks = {"save": _peak(lambda: jp.save(path, tree))}
-    del tree
+    times = race({"save": lambda: jp.save(path, tree)}, 3)
+    return np.asarray(tree["kernel"].q), times, {"save": _peak(lambda: jp.save(path, tree))}
+
+
+def _large(path: pathlib.Path) -> tuple[Rows, dict[str, Any]]:
+    levels, saving, peaks = _saved(path)
     contestants: dict[str, Callable[[], Any]] = {
         "reader": lambda: reader.read(path),
         "load, compressed": lambda: jp.load(path),
@@ -64,7 +66,7 @@ def _large(path: pathlib.Path) -> tuple[Rows, dict[str, Any]]:
     }
     peaks |= {name: _peak(f) for name, f in contestants.items()}
     files = race(contestants, ROUNDS)
-    coders = _coders(np.asarray(kernel.q))
+    coders = _coders(levels)
     rates = {name: MB / t["cpu_ms"]["median"] * 1e3 for name, t in {**saving, **files, **coders}.items()}
     rows = [
         at_least("MB/s from a file of 100M weights to float32, NumPy", rates["reader"], 250),

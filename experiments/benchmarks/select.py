@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.numerics import select
+from jaxprune.numerics import patterns, select
 
 from .common import at_least, at_most, race, ratio, report, timed
 
