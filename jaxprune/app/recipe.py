@@ -13,21 +13,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from jaxprune.app.rules import VERBS, Prune, Rule, read
-from jaxprune.app.strict import Settings, closest
-from jaxprune.core.arrays import Common, is_code
+from jaxprune.app.strict import Settings
+from jaxprune.core.arguments import fraction
+from jaxprune.core.arrays import Common
 from jaxprune.core.compression import Compression, at, chain, identity
-from jaxprune.core.tree import nearest, slots
-from jaxprune.core.where import Slot, Where, field, is_float
-from jaxprune.methods import allocate, patterns, scores
+from jaxprune.core.tree import slots
+from jaxprune.core.where import Slot, Where, field, holds_floats
+from jaxprune.core.words import compiled, nearest
+from jaxprune.methods import patterns
 from jaxprune.methods.cluster import cluster
 from jaxprune.methods.entropy_quantize import entropy_quantize
 from jaxprune.methods.factorize import factorize
 from jaxprune.methods.prune import prune
 from jaxprune.methods.quantize import quantize
 from jaxprune.methods.share import share
-
-ALLOCATE = {"uniform": allocate.uniform, "erk": allocate.erk, "global": allocate.global_, "lamp": allocate.lamp}
-SCORE = {"magnitude": None, "random": scores.random}
 
 
 class Match(NamedTuple):
@@ -97,9 +96,9 @@ def check(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     for i, rule in enumerate(rules):
         name = f"rule {i + 1} (where = {rule.where!r})"
         try:
-            re.compile(rule.where)
+            compiled("where", rule.where)
             one(rule)
-        except (ValueError, re.error, RecursionError, OverflowError) as e:  # the last two of a regular expression
+        except ValueError as e:
             raise ValueError(f"{name}: {e}") from None
         if bool(rule.verbs) == rule.keep:
             what = "keeps its leaves and changes them too" if rule.keep else "does nothing"
@@ -149,12 +148,6 @@ def _leaf_slots(params: Any) -> list[Slot]:
     return [slot for slot in slots(params, whole) if slot.open]
 
 
-def holds_floats(slot: Slot) -> bool:
-    """Whether rules can work on a leaf: it holds floats, or is a code already. What is inside a code is no leaf."""
-    is_leaf = slot.open and not slot.fields
-    return not is_leaf or is_code(slot.value) or is_float(slot.value)
-
-
 def taker(rules: Sequence[Rule], path: str, floats: bool = True) -> int | None:
     """The index of the first rule that matches a path; one that changes leaves passes over integers and the like."""
     return next((i for i, r in enumerate(rules) if (floats or not r.verbs) and re.fullmatch(r.where, path)), None)
@@ -183,26 +176,15 @@ def _given(settings: Any, short: str) -> dict[str, Any]:
 
 def _prune(settings: float | Prune, schedule: Schedule | None, allocate: Any, layout: str | None) -> Compression:
     p = settings if isinstance(settings, Prune) else Prune(sparsity=settings)
-    if p.sparsity is not None and not 0 <= p.sparsity < 1:
-        raise ValueError(f"prune = {p.sparsity}: a sparsity is the fraction of weights to remove, in [0, 1)")
+    if p.sparsity is not None:
+        fraction("prune = {}", p.sparsity)
     return prune(
         p.sparsity if schedule is None or p.sparsity is None else schedule(p.sparsity),
         threshold=p.threshold,
-        pattern=None if p.pattern is None else pattern(p.pattern, layout),
-        score=SCORE[p.score],
-        allocate=ALLOCATE[p.allocate] if allocate is None else allocate,
+        pattern=None if p.pattern is None else patterns.from_words(p.pattern, layout),
+        score=p.score,
+        allocate=p.allocate if allocate is None else allocate,
     )
-
-
-def pattern(text: str, layout: str | None = None) -> patterns.Pattern:
-    """A pattern by its words: "2:4", "block 4x4", "channel -1"; with layout "jax", N:M runs along −2."""
-    if found := re.fullmatch(r"(\d+):(\d+)", text):
-        return patterns.n_m(int(found[1]), int(found[2]), -2 if layout == "jax" else None)
-    if found := re.fullmatch(r"block (\d+(?:x\d+)*)", text):
-        return patterns.block(*map(int, found[1].split("x")))
-    if found := re.fullmatch(r"channel (-?\d+)", text):
-        return patterns.channel(int(found[1]))
-    raise ValueError(f"pattern = {text!r}{closest(text, ['2:4', 'block 4x4', 'channel -1'])}")
 
 
 def _why_none(rules: Sequence[Rule], rule: Rule, leaves: Mapping[str, bool]) -> str:

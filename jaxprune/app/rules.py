@@ -14,6 +14,10 @@ from typing import Any, Literal
 import msgspec
 
 from jaxprune.app.strict import Settings, convert, parse_toml, read_toml
+from jaxprune.methods.allocate import Word as Allocation
+from jaxprune.methods.cluster import Init
+from jaxprune.methods.quantize import Kind, Range, Rounding
+from jaxprune.methods.scores import Word as ScoreWord
 
 VERBS = ("prune", "factorize", "share", "cluster", "quantize", "entropy_quantize", "codebook_bits")
 
@@ -24,16 +28,17 @@ class Prune(Settings, frozen=True):
     sparsity: float | None = None
     threshold: float | None = None
     pattern: str | None = None  # "2:4", "block 4x4", "channel -1"
-    allocate: Literal["uniform", "erk", "global", "lamp"] = "uniform"
-    score: Literal["magnitude", "random"] = "magnitude"
+    allocate: Allocation = "uniform"
+    score: ScoreWord = "magnitude"
 
 
 class Cluster(Settings, frozen=True):
-    """`cluster = 32`, or a table."""
+    """`cluster = 32`, or a table with one of k and bits."""
 
-    k: int
+    k: int | None = None
+    bits: int | None = None
     scope: Literal["leaf", "tree"] = "leaf"
-    init: Literal["optimal", "linear", "density", "random"] = "optimal"
+    init: Init = "optimal"
 
 
 class Share(Settings, frozen=True):
@@ -50,9 +55,9 @@ class Quantize(Settings, frozen=True):
     bits: int | None = None
     axis: int | Literal["outputs"] = "outputs"
     group: int | None = None
-    kind: Literal["symmetric", "affine", "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary"] = "symmetric"
-    rounding: Literal["nearest", "stochastic"] = "nearest"
-    range: Literal["max", "mse"] = "max"
+    kind: Kind = "symmetric"
+    rounding: Rounding = "nearest"
+    range: Range = "max"
 
 
 class EntropyQuantize(Settings, frozen=True):

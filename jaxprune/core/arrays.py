@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.numerics.placement import merge_axes, sharding_on, spec_of, split_axes
 
 
@@ -90,6 +91,7 @@ def materialize(tree: Any) -> Any:
       >>> print(jp.materialize({"w": code})["w"])
       [1. 0. 3.]
     """
+    refuse_no_tree(tree)
     return jax.tree.map(lambda x: x.materialize() if is_code(x) else x, tree, is_leaf=is_code)
 
 
@@ -105,6 +107,7 @@ def nbits(tree: Any) -> Any:
       >>> jp.nbits(code), jp.nbits(jnp.zeros((4, 8)))          # 32 + 8·32 and 32·32
       (288, 1024)
     """
+    refuse_no_tree(tree)
     return sum(_bits(x) for x in jax.tree.leaves(tree, is_leaf=is_code))
 
 

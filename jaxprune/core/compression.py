@@ -7,7 +7,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 from jax import lax
@@ -17,6 +17,7 @@ from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Stacked, is_code
 from jaxprune.core.companions import bias_of
 from jaxprune.core.tree import join_arrays, map_slots, selector, slots, split_arrays, walk
+from jaxprune.core.words import compiled
 
 
 class Compression(NamedTuple):
@@ -29,6 +30,35 @@ class Compression(NamedTuple):
 
     init: Callable[..., Any]
     update: Callable[..., Any]
+
+    def __call__(self, *args: Any, **extra: Any) -> NoReturn:
+        """Refused: which of the two functions is meant is for the caller to say."""
+        raise ValueError("a Compression is a pair of functions: give compression.init(params), once, and update after")
+
+
+def check_compression(call: str, x: Any) -> Compression:
+    """x, if it is a compression.
+
+    Args:
+      call: that it is an argument of, as "jp.project(compression)".
+      x: anything.
+
+    Raises:
+      ValueError: something else, with what is meant.
+    """
+    if isinstance(x, Compression) or (callable(getattr(x, "init", None)) and callable(getattr(x, "update", None))):
+        return x
+    if callable(x) and hasattr(x, "__name__"):
+        raise ValueError(f"{call}: {x.__name__} is a function that makes a compression: call it, as jp.prune(0.9)")
+    if isinstance(x, list | tuple):
+        raise ValueError(f"{call}: a {type(x).__name__} is given, not a compression: join several by jp.chain(a, b)")
+    raise ValueError(f"{call}: {x!r} is given, not a compression, as jp.prune(0.9)")
+
+
+def _refuse_swapped(call: str, first: Any) -> None:
+    """A compression comes last."""
+    if isinstance(first, Compression):
+        raise ValueError(f"{call}: a Compression is given as the first argument, and it comes last")
 
 
 def keep(tree: Any, **extra: Any) -> Any:
@@ -51,6 +81,9 @@ def chain(*compressions: Compression) -> Compression:
        [0. 6.]]
     """
 
+    for c in compressions:
+        check_compression("chain(a, b)", c)
+
     def init(params: Any, **extra: Any) -> Any:
         for c in compressions:
             params = c.init(params, **extra)
@@ -67,17 +100,29 @@ def chain(*compressions: Compression) -> Compression:
 def at(where: Any, compression: Compression) -> Compression:
     """The compression with its `where` replaced (the outermost `at` wins).
 
+    Args:
+      where: a regular expression for whole paths, a rule of `jp.where`, or a tree of booleans.
+      compression: what happens there.
+
+    Raises:
+      ValueError: what is no compression; a text that is no regular expression.
+
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> small = jp.at(jp.where.path("a"), jp.quantize(bits=8)).init({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})
+      >>> small = jp.at("a", jp.quantize(bits=8)).init({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})
       >>> type(small["a"]).__name__, type(small["b"]).__name__
       ('Quantized', 'ArrayImpl')
     """
+    _refuse_swapped("at(where, compression)", where)
+    check_compression("at(where, compression)", compression)
+    if isinstance(where, str):
+        compiled("where", where)
     return Compression(partial(compression.init, where=where), partial(compression.update, where=where))
 
 
 def freeze(compression: Compression) -> Compression:
     """`init` of the compression; `update` changes nothing."""
+    check_compression("freeze(compression)", compression)
     return Compression(compression.init, keep)
 
 
@@ -87,14 +132,20 @@ def every(n: int, compression: Compression) -> Compression:
     Under `vmap` a `lax.cond` computes both branches: where updates are dear and steps are vmapped, call `update`
     outside.
     """
-    n = whole("every({}, …)", n)
+    _refuse_swapped("every(n, compression)", n)
+    n = whole("every(n={})", n)
+    check_compression("every(n, compression)", compression)
     return _when(lambda step: step % n == 0, compression)
 
 
 def between(begin: int, end: int, compression: Compression) -> Compression:
     """Updates on the steps begin <= step <= end."""
+    _refuse_swapped("between(begin, end, compression)", begin)
+    begin = whole("between(begin={})", begin, 0)
+    end = whole("between(end={})", end, 0)
+    check_compression("between(begin, end, compression)", compression)
     if end < begin:
-        raise ValueError(f"between(begin, end, …) takes begin <= end, not {begin} > {end}")
+        raise ValueError(f"between(begin={begin}, end={end}): give begin <= end")
     return _when(lambda step: (step >= begin) & (step <= end), compression)
 
 
@@ -136,6 +187,10 @@ def over(axis: int, compression: Compression) -> Compression:
        [0. 0.]]
     """
 
+    _refuse_swapped("over(axis, compression)", axis)
+    axis = whole("over(axis={})", axis, None)
+    check_compression("over(axis, compression)", compression)
+
     def init(params: Any, *, where: Any = None, **extra: Any) -> Any:
         every = slots(params)
         companions: dict[str, Any] = {}  # biases that a weight takes along
@@ -143,7 +198,7 @@ def over(axis: int, compression: Compression) -> Compression:
         def one(slot: w.Slot) -> Any:
             rank = slot.value.ndim
             if not -rank <= axis < rank:
-                raise ValueError(f"over({axis}, …): {slot} has no axis {axis}")
+                raise ValueError(f"over(axis={axis}): {slot} has no axis {axis}")
             bias = bias_of(slot, every) if axis % rank == 0 else None
             stacked = bias is not None and bias.value.shape[0] == slot.value.shape[0]
             name = _name(slot)
@@ -190,7 +245,7 @@ def call(f: Callable[..., Any], *args: Any, **extra: Any) -> Any:
     lacks = [k for k, p in named.items() if p.kind is p.KEYWORD_ONLY and p.default is p.empty and k not in given]
     if lacks:
         name = getattr(f, "__name__", "this function")
-        raise ValueError(
-            f"{name} needs {', '.join(k + '=' for k in lacks)}: give it to init and update: init(params, {lacks[0]}=…)"
-        )
+        values = {"key": "jax.random.key(0)"}
+        given_as = ", ".join(f"{k}={values.get(k, k)}" for k in lacks)
+        raise ValueError(f"{name} needs {', '.join(lacks)}: give it to init and update, as init(params, {given_as})")
     return f(*args, **given)

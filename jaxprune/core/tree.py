@@ -12,9 +12,11 @@ from jax.core import Tracer
 
 from jaxprune.core import where as w
 from jaxprune.core.arrays import Masked, is_code, materialize
+from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.hidden import zero_hidden
 from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.where import Slot, Where
+from jaxprune.core.words import compiled, nearest
 from jaxprune.numerics.placement import not_finite
 from jaxprune.numerics.precision import widen
 
@@ -61,7 +63,8 @@ def slots(tree: Any, whole: Whole = lambda code: False) -> list[Slot]:
 
 def rewrite(f: Rewrite, tree: Any, where: Any = None, whole: Whole = lambda code: False) -> Any:
     """The tree with f(selected slots) in their places; selecting nothing is an error that lists the nearest paths."""
-    test = selector(where, tree)
+    refuse_no_tree(tree)
+    test = _weight_selector(where, tree)
     chosen = [s for s in slots(tree, whole) if test(s)]
     if not chosen:
         raise no_match(where, tree, whole)
@@ -78,15 +81,45 @@ def map_slots(f: Callable[[Slot], Any], tree: Any, where: Any = None, whole: Who
 
 
 def selector(where: Any, tree: Any) -> Callable[[Slot], bool]:
-    """A `where` (a predicate, a tree of booleans or a function making one; None: `weights`) as a test of slots."""
+    """A `where` as a test of slots.
+
+    Args:
+      where: text (a regular expression for whole paths), a rule of `jp.where`, a tree of booleans shaped like the
+        params, or a function making one of the tree's shapes; None: `weights`.
+      tree: that holds the slots.
+
+    Raises:
+      ValueError: something else.
+    """
     if where is None:
         return w.weights.selects
-    if isinstance(where, Where):
-        return where.selects
-    if callable(where):
-        where = where(jax.eval_shape(materialize, tree))
-    flags = by_path(where, "where")
+    if isinstance(where, str):
+        compiled("where", where)
+    if isinstance(where, Where | str):
+        return w.as_rule(where).selects
+    flags = by_path(where(_shapes(tree)) if callable(where) else where, "where")
+    for path, flag in flags.items():
+        if not isinstance(flag, bool | np.bool_) and getattr(flag, "dtype", None) != np.bool_:
+            raise ValueError(
+                f"where={where!r}: {path or 'it'} is {flag!r}, not True or False: give a regular expression for whole "
+                "paths, as '(.*/)?kernel', a rule of jp.where, or a tree of booleans shaped like the params"
+            )
     return lambda s: s.open and bool(flags.get(s.path, False))
+
+
+def _weight_selector(where: Any, tree: Any) -> Callable[[Slot], bool]:
+    """The selector of what gets compressed: text passes over leaves that hold no floats, as in recipes."""
+    test = selector(where, tree)
+    if not isinstance(where, str):
+        return test
+    return lambda slot: test(slot) and w.holds_floats(slot)
+
+
+def _shapes(tree: Any) -> Any:
+    """The tree with shapes in place of its arrays and codes; functions and texts stay."""
+    return jax.tree.map(
+        lambda x: jax.eval_shape(materialize, x) if is_code(x) or hasattr(x, "dtype") else x, tree, is_leaf=is_code
+    )
 
 
 def by_path(tree: Any, what: str) -> dict[str, Any]:
@@ -112,6 +145,15 @@ def look_up(tree: Any, chosen: Sequence[Slot], what: str, shapes: bool = True) -
     return found
 
 
+def refuse_word(call: str, score: Any) -> None:
+    """Refuses a word for the weights h of a distortion: they are a curvature, which needs data."""
+    if isinstance(score, str):
+        raise ValueError(
+            f"{call}(score={score!r}): the weights of the error are no ranking: give a tree like the params, as "
+            "score=jp.scores.diagonal_fisher(loss, params, batches)"
+        )
+
+
 def there(slot: Slot) -> jax.Array:
     """The weights of a slot in float32 or wider, 0 under a mask: what a code has to write."""
     x = widen(materialize(slot.value))
@@ -134,8 +176,28 @@ def check_finite(slot: Slot) -> None:
     bad = not_finite(x, slot.mask)
     if bad:
         raise ValueError(
-            f"{slot} has {bad} NaN or infinite weights, which no scale can hold; mend them, or prune them first"
+            f"{slot} has {bad} NaN or infinite weights, which no scale can hold; fix them, or prune them first"
         )
+
+
+def look_up_curvature(tree: Any, chosen: Sequence[Slot], what: str) -> list[Any]:
+    """The weights h >= 0 of the errors of slots, by path: finite and not negative where they are concrete.
+
+    Raises:
+      ValueError: entries that are NaN, infinite or negative, with path and count.
+    """
+    weights = look_up(tree, chosen, what)
+    for slot, h in zip(chosen, weights):
+        if isinstance(h, Tracer) or isinstance(slot.mask, Tracer):
+            continue
+        bad = not_finite(h, slot.mask)
+        if bad:
+            raise ValueError(f"the {what} of {slot} has {bad} NaN or infinite entries: give finite ones, at least 0")
+        negative = jnp.less(h, 0) if slot.mask is None else jnp.less(h, 0) & slot.mask
+        count = int(jnp.sum(negative))
+        if count:
+            raise ValueError(f"the {what} of {slot} has {count} negative entries: give finite ones, at least 0")
+    return weights
 
 
 def fold_path(key: jax.Array, path: str) -> jax.Array:
@@ -143,28 +205,32 @@ def fold_path(key: jax.Array, path: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
-def nearest(name: str, names: Any, n: int = 5) -> str:
-    """The n names most like `name`, whatever their distance."""
-    like = sorted(names, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())[:n]
-    return ", ".join(repr(x) for x in like) if like else "(there are none)"
-
-
 def no_match(where: Any, tree: Any, whole: Whole = lambda code: False) -> ValueError:
-    """The error for a rule that selects nothing."""
-    rule = "where.weights" if where is None else f"where={where!r}" if isinstance(where, Where) else "this `where`"
-    text = getattr(where, "text", "")
-    lines = [f"{rule} matches nothing in this tree."]
-    there = {s.key: s for s in slots(tree, whole)}
-    order = sorted(there, key=lambda key: -difflib.SequenceMatcher(None, text, key).ratio())
-    for key in order[:8]:
-        reason = w.why_not(there[key]) if there[key].open else "a field: name it with where.field"
-        lines.append(f"  {there[key]}" + (f"  ({reason})" if where is None and reason else ""))
-    taken = [s for s in slots(tree, is_code) if is_code(s.value)]
-    if taken:
-        names = ", ".join(f"{s.path} is {type(s.value).__name__}" for s in taken[:3])
-        lines.append(f"Leaves that are codes already: {names}; reach their parts with jp.at(jp.where.field(...), ...).")
-    lines.append("A path rule must match the whole path: r'(.*/)?kernel' matches 'kernel' and 'dense/kernel'.")
-    return ValueError("\n".join(lines))
+    """The error for a `where` that selects nothing: the nearest paths, and what may have been meant."""
+    text = where if isinstance(where, str) else getattr(where, "text", "")
+    rule = "where.weights" if where is None else f"where={where!r}" if text else "this `where`"
+    by_key = {slot.key: slot for slot in slots(tree, whole)}
+    order = sorted(by_key, key=lambda key: -difflib.SequenceMatcher(None, text, key).ratio())
+    near = ", ".join(_near_slot(by_key[key], where) for key in order[:8])
+    hints = [f"{rule} matches nothing in this tree" + (f". Nearest: {near}" if near else ", which has no leaves")]
+    codes = [slot for slot in slots(tree, is_code) if is_code(slot.value)]
+    if codes:
+        kinds = ", ".join(f"{slot.path} is {type(slot.value).__name__}" for slot in codes[:3])
+        field = codes[0].value.fields()[0]
+        hints.append(
+            f"Leaves that are codes already ({kinds}) have parts: reach them as jp.at(jp.where.field({field!r}), …)"
+        )
+    if isinstance(where, str) and any(w.as_rule(where).selects(slot) for slot in by_key.values()):
+        hints[0] = f"{rule} matches only leaves that hold no floats: {near}"
+    elif text:
+        hints.append("A regular expression must match the whole path: '(.*/)?kernel' matches 'kernel' and 'a/kernel'")
+    return ValueError(". ".join(hints))
+
+
+def _near_slot(slot: Slot, where: Any) -> str:
+    """A slot in a list of the nearest ones, with the reason why the default rule skips it."""
+    reason = w.why_not(slot) if slot.open else "a field: name it with where.field"
+    return f"{slot} ({reason})" if where is None and reason else str(slot)
 
 
 def split_arrays(tree: Any) -> tuple[Any, Any]:
@@ -201,6 +267,7 @@ def partition(tree: Any) -> tuple[Any, Any]:
       >>> print(free.values.shape, free.mask, fixed.values, fixed.mask.shape)
       (2, 2) 0.0 None (2, 2)
     """
+    refuse_no_tree(tree)
     free = jax.tree.map(_free, tree, is_leaf=is_code)
     fixed = jax.tree.map(lambda x: None if w.is_float(x) else x, tree)
     return free, fixed

@@ -7,7 +7,6 @@ that names them: `field("codebook")`.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 from jaxprune.core.arrays import Masked, is_code
 from jaxprune.core.names import Place, Surroundings, why_no_weight
 from jaxprune.core.paths import flatten_with_path, leaf_path, owners
+from jaxprune.core.words import compiled
 
 
 class Slot(NamedTuple):
@@ -57,16 +57,27 @@ class Slot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Where:
-    """A predicate on slots. `where(tree)` gives the tree of booleans it stands for."""
+    """A predicate on slots. `where(tree)` gives the tree of booleans it stands for.
+
+    Rules are joined by `&`, `|` and `~`; text beside one stands for `path(text)`.
+    """
 
     test: Callable[[Slot], bool]
     text: str
 
-    def __and__(self, other: "Where") -> "Where":
+    def __and__(self, other: "Where | str") -> "Where":
+        other = as_rule(other)
         return Where(lambda s: self.test(s) and other.test(s), f"({self.text} & {other.text})")
 
-    def __or__(self, other: "Where") -> "Where":
+    def __or__(self, other: "Where | str") -> "Where":
+        other = as_rule(other)
         return Where(lambda s: self.test(s) or other.test(s), f"({self.text} | {other.text})")
+
+    __rand__, __ror__ = __and__, __or__
+
+    def __bool__(self) -> bool:
+        # `a and b` is b, silently: Python asks only whether a is true.
+        raise ValueError(f"{self.text} is a rule, neither true nor false: join rules by &, | and ~, not and, or, not")
 
     def __invert__(self) -> "Where":
         return Where(lambda s: not self.test(s), f"~{self.text}")
@@ -134,8 +145,25 @@ def path(regex: str) -> Where:
       >>> print(jp.where.path(r"(.*/)?kernel")(params))
       {'dense': {'bias': False, 'kernel': True}}
     """
-    pattern = re.compile(regex)
+    pattern = compiled("path", regex)
     return Where(lambda s: pattern.fullmatch(s.path) is not None, f"path({regex!r})")
+
+
+def as_rule(where: "Where | str") -> Where:
+    """A rule as it is; text as the rule `path(text)`."""
+    if isinstance(where, Where):
+        return where
+    if isinstance(where, str):
+        compiled("where", where)
+        return path(where)
+    raise ValueError(f"where={where!r}: give a rule of jp.where, or a regular expression for whole paths")
+
+
+def holds_floats(slot: Slot) -> bool:
+    """Whether rules by name can work on a leaf: it holds floats, or is a code already. What is inside a code is no
+    leaf."""
+    is_leaf = slot.open and not slot.fields
+    return not is_leaf or is_code(slot.value) or is_float(slot.value)
 
 
 def ndim(n: int | None = None, *, min: int | None = None) -> Where:

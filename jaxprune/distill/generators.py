@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxprune.core.tree import nearest
+from jaxprune.core.words import nearest
 from jaxprune.distill.losses import generator as losses
 from jaxprune.distill.losses.common import masked_mean
 from jaxprune.distill.losses.soft import jsd

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-from jaxprune.core.tree import nearest
+from jaxprune.core.words import nearest
 
 OUTPUT = "output"
 

@@ -10,17 +10,20 @@ N·2⁻²⁴. `scores` holds one score a unit (a weight, a block, a channel), or
 array of its own.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune.core.words import choice
 from jaxprune.numerics import select
 from jaxprune.numerics.placement import gathered
 
 Counts = Any
+Word = Literal["uniform", "erk", "global", "lamp"]
 
 
 def total(sparsity: Any, n: int) -> Any:
@@ -114,6 +117,20 @@ def lamp(params: Any, scores: Any, sparsity: Any) -> Counts:
 
     remove = total(sparsity, sum(x.size for x in leaves))
     return _like(params, _ints(select.split_global([adapt(x) for x in leaves], remove)))
+
+
+BY_WORD: dict[str, Callable[..., Counts]] = {"uniform": uniform, "erk": erk, "global": global_, "lamp": lamp}
+
+
+def from_words(allocate: Any) -> Any:
+    """The allocation that a word names, as recipes and `jp.prune` have it; others, and trees of counts, as they are.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.allocate.from_words("global") is jp.allocate.global_
+      True
+    """
+    return BY_WORD[choice("prune(allocate={})", allocate, BY_WORD)] if isinstance(allocate, str) else allocate
 
 
 def _ints(counts: Any) -> list[Any]:

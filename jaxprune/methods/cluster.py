@@ -8,7 +8,7 @@ gradients, the paper's rule, which here is nothing but the transpose of the gath
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Clustered, Common
 from jaxprune.core.compression import Compression, call, keep
-from jaxprune.core.tree import check_finite, fold_path, look_up, rewrite
+from jaxprune.core.tree import check_finite, fold_path, look_up_curvature, refuse_word, rewrite
 from jaxprune.core.where import Slot
+from jaxprune.core.words import choice
 from jaxprune.numerics import kmeans
 from jaxprune.numerics.placement import gathered, placed_like
 
@@ -25,8 +26,9 @@ Init = Literal["optimal", "linear", "density", "random"]
 
 
 def cluster(
-    k: int,
+    k: int | None = None,
     *,
+    bits: int | None = None,
     scope: Literal["leaf", "tree"] | Sequence[int] = "leaf",
     init: Init = "optimal",
     score: Any = None,
@@ -36,6 +38,7 @@ def cluster(
 
     Args:
       k: number of shared values: indices cost ceil(log2 k) bits. Of a pruned leaf only the kept weights are clustered.
+      bits: instead, the bits of an index, 1 to 16: k = 2^bits.
       scope: one codebook for each "leaf", one for the whole "tree", or one for each tile: sizes of a tile on the
         leading axes, which they must divide, as scope=(64,) for runs of 64 rows. Tiles gather a sharded leaf.
       init: how the centroids start: "optimal" (quantiles of density^(1/3), Panter & Dite 1951: the least distortion
@@ -43,14 +46,14 @@ def cluster(
         "random" (needs `key=`).
       score: weights hᵢ >= 0 of the distortion (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params
         -> tree.
-      where: which leaves; `jp.where.weights` by default.
+      where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
     Returns:
       A `Compression` whose leaves are `Clustered` (for scope="tree" one `Common` holds the tree).
 
     Raises:
-      ValueError: for k < 1 or k above the number of weights (kept weights, when the mask is concrete), and a tile that
-        does not divide.
+      ValueError: for k < 1 or k above the number of weights (kept weights, when the mask is concrete), a tile that does
+        not divide, a score that is NaN, infinite or negative.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -58,15 +61,18 @@ def cluster(
       >>> print(tree.codebook, jp.nbits(tree))          # 4 indices of 1 bit and two float32 values
       [1.1 5.1] 68
     """
-    k = whole("cluster(k={})", k)
+    k = _num_values(k, bits)
+    choice("cluster(init={})", init, get_args(Init))
+    tile = _tile(scope)
+    refuse_word("cluster", score)
     rule = where
 
     def start(params: Any, *, key: Any = None, where: Any = None, **extra: Any) -> Any:
         where = rule if where is None else where
         scores = call(score, params, key=key, **extra) if callable(score) else score
-        if scope == "tree":
+        if isinstance(scope, str) and scope == "tree":
             return _together(params, where, scores, k, init, key)
-        one = _encode if scope == "leaf" else partial(_tiled, tile=tuple(scope))
+        one = _encode if tile is None else partial(_tiled, tile=tile)
 
         def encode(chosen: list[Slot]) -> list[Clustered]:
             for slot in chosen:
@@ -76,6 +82,23 @@ def cluster(
         return rewrite(encode, params, where)
 
     return Compression(start, keep)
+
+
+def _num_values(k: Any, bits: Any) -> int:
+    """k, or 2^bits."""
+    if (k is None) == (bits is None):
+        raise ValueError("cluster takes one of k= and bits=, as cluster(k=16), or cluster(bits=4) for the same")
+    return whole("cluster(k={})", k) if bits is None else 2 ** whole("cluster(bits={})", bits, 1, 16)
+
+
+def _tile(scope: Any) -> tuple[int, ...] | None:
+    """The sizes of a tile; None for the scopes that are words."""
+    if isinstance(scope, str):
+        choice("cluster(scope={})", scope, ("leaf", "tree"))
+        return None
+    if not isinstance(scope, tuple | list) or not scope:
+        raise ValueError(f"cluster(scope={scope!r}): give 'leaf', 'tree', or the sizes of a tile, as (64,)")
+    return tuple(whole("cluster(scope={})", side) for side in scope)
 
 
 def _fit(slot: Slot, k: int) -> int:
@@ -91,7 +114,7 @@ def _weights(chosen: list[Slot], scores: Any) -> list[Any]:
     """h of the distortion: the score where there is one, 0 under a mask."""
     if scores is None:
         return [s.mask for s in chosen]
-    found = look_up(scores, chosen, "score")
+    found = look_up_curvature(scores, chosen, "score")
     return [h if s.mask is None else jnp.where(s.mask, h, jnp.zeros((), h.dtype)) for s, h in zip(chosen, found)]
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune.core.arguments import positive
 from jaxprune.core.arrays import Masked, is_code, materialize
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.quantized import Quantized
@@ -43,7 +44,7 @@ def entropy_quantize(
       bits_per_weight: instead: the entropy of the levels (each leaf's own, pruned weights being level 0) over all
         selected weights, pruned ones included, that is just kept to with the least noise: 8 · bytes / weights. A file
         has tables and headers besides: 2 to 4% of 40,000 weights at 3 bits, 0.5% of a million.
-      where: which leaves; `jp.where.weights` by default.
+      where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
     Returns:
       A `Compression` whose leaves are `Quantized` with int16 levels, whatever the values, so that shapes and dtypes
@@ -97,8 +98,9 @@ def _check(step: Any, sqnr: Any, bits_per_weight: Any) -> None:
     [(name, x)] = given.items()
     if isinstance(x, Tracer) and name == "step":
         return
-    if isinstance(x, Tracer) or not (np.ndim(x) == 0 and math.isfinite(x) and x > 0):
-        raise ValueError(f"entropy_quantize({name}={x}): {name} is one positive, finite number")
+    if isinstance(x, Tracer):
+        raise ValueError(f"entropy_quantize({name}=…) searches on the host, and {name} is traced: give step=")
+    positive(f"entropy_quantize({name}={{}})", x)
 
 
 def _parts(slot: Slot) -> tuple[Any, Any]:

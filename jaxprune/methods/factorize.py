@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxprune.core.arguments import finite, whole
+from jaxprune.core.arguments import share, whole
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.factors import LowRank, Tucker
-from jaxprune.core.tree import check_finite, look_up, rewrite, there
+from jaxprune.core.tree import check_finite, look_up_curvature, refuse_word, rewrite, there
 from jaxprune.core.where import Slot
 from jaxprune.numerics import lowrank
 from jaxprune.numerics.placement import gathered
@@ -33,14 +33,15 @@ def factorize(
       energy: instead, the fraction of the squared singular values to keep, in (0, 1]; concrete arrays only.
       score: weights hᵢ >= 0 of the error (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params ->
         tree; summed over rows, for which the weighted problem has a closed form.
-      where: which leaves; `jp.where.weights` by default.
+      where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
     Returns:
       A `Compression` whose leaves are `LowRank` or `Tucker`, or `Dense` where the factors would be larger than the
       array. Zeros stay zero under a mask alone (`prune` first): the product of the factors has none.
 
     Raises:
-      ValueError: for a rank < 1, an energy outside (0, 1], `energy` under trace.
+      ValueError: for a rank < 1, an energy outside (0, 1], `energy` under trace, a score that is NaN, infinite or
+        negative.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -51,8 +52,9 @@ def factorize(
     """
     if (rank is None) == (energy is None):
         raise ValueError("factorize takes one of rank= and energy=, as factorize(rank=16) or factorize(energy=0.95)")
-    if energy is not None and not 0 < finite("factorize(energy={})", energy) <= 1:
-        raise ValueError(f"factorize(energy={energy}): a fraction in (0, 1]")
+    if energy is not None:
+        energy = share("factorize(energy={})", energy)
+    refuse_word("factorize", score)
     ranks = None if rank is None else _pair(rank)
     rule = where
 
@@ -72,7 +74,7 @@ def factorize(
         scores = call(score, params, **extra) if callable(score) else score
 
         def all_of(chosen: list[Slot]) -> list[CompressedArray]:
-            h = [None] * len(chosen) if scores is None else look_up(scores, chosen, "score")
+            h = [None] * len(chosen) if scores is None else look_up_curvature(scores, chosen, "score")
             return [encode(*pair) for pair in zip(chosen, h)]
 
         return rewrite(all_of, params, rule if where is None else where)

@@ -4,12 +4,15 @@ A pattern is three functions. `pool` turns a score into one score a unit, `sprea
 weights, and `select`, where there is one, chooses by itself and leaves no budget to give (N:M).
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from jax import Array
 
+from jaxprune.core.arguments import flag, whole
 from jaxprune.core.layout import Axes
+from jaxprune.core.words import choice
 from jaxprune.numerics import patterns as groups
 
 
@@ -48,8 +51,12 @@ def n_m(n: int, m: int, axis: int | None = None) -> Pattern:
       >>> print(jp.materialize(jp.prune(pattern=jp.patterns.n_m(2, 4)).init(w)).T)
       [[ 0. -4.  3.  0.]]
     """
-    if not 0 < n <= m:
-        raise ValueError(f"n_m({n}, {m}): it keeps n of every m weights, with 0 < n <= m")
+    n = whole("n_m(n={})", n)
+    m = whole("n_m(m={})", m)
+    if n > m:
+        raise ValueError(f"n_m(n={n}, m={m}): it keeps n of every m weights, with 0 < n <= m")
+    if axis is not None:
+        axis = whole("n_m(axis={})", axis, None)
 
     if axis is None:
         return n_m(n, m, -2)._replace(at=_n_m_along(n, m))
@@ -83,8 +90,9 @@ def block(*shape: int) -> Pattern:
       [[0. 0. 9. 0.]
        [0. 0. 0. 0.]]
     """
-    if not shape or any(b < 1 for b in shape):
-        raise ValueError(f"block{shape}: sizes of a block are at least 1, as block(4, 4)")
+    if not shape:
+        raise ValueError("block(): give the sizes of a block, as block(4, 4)")
+    shape = tuple(whole("block(shape={})", side) for side in shape)
 
     def pool(score: Array) -> Array:
         sides = score.shape[-len(shape) :] if score.ndim >= len(shape) else ()
@@ -115,6 +123,10 @@ def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
       [1. 0.]
     """
 
+    axis = whole("channel(axis={})", axis, None)
+    if bias is not None:
+        bias = flag("channel(bias={})", bias)
+
     def at(shape: tuple[int, ...]) -> int:
         if not -len(shape) <= axis < len(shape):
             raise ValueError(f"channel({axis}): the shape {shape} has no such axis")
@@ -127,6 +139,35 @@ def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
         return groups.spread_units(mask, at(shape), shape)
 
     return Pattern(pool, spread, siblings=bias is not False, axis=axis)
+
+
+def from_words(words: "str | Pattern", layout: str | None = None) -> Pattern:
+    """A pattern by its words, as recipes have them: "2:4", "block 4x4", "channel -1"; a pattern is taken as it is.
+
+    Args:
+      words: two numbers of `n_m`, the sizes of `block`, or the axis of `channel`.
+      layout: with "jax" N:M runs along −2, whatever names say.
+
+    Raises:
+      ValueError: other words, with the nearest.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> print(jp.materialize(jp.prune(pattern="1:2").init(jnp.array([[1.0, 5.0], [-4.0, 6.0]]))))
+      [[ 0.  0.]
+       [-4.  6.]]
+    """
+    if isinstance(words, Pattern):
+        return words
+    text = words if isinstance(words, str) else ""
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        return n_m(int(match[1]), int(match[2]), -2 if layout == "jax" else None)
+    if match := re.fullmatch(r"block (\d+(?:x\d+)*)", text):
+        return block(*map(int, match[1].split("x")))
+    if match := re.fullmatch(r"channel( -?\d+)?", text):
+        return channel(int(match[1] or -1))
+    choice("prune(pattern={})", words, ["2:4", "block 4x4", "channel -1"])
+    raise AssertionError("these words are matched above")
 
 
 def unstructured() -> Pattern:

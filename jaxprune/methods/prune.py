@@ -21,10 +21,12 @@ from jaxprune.core.companions import bias_of, norm_of, units_of
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.hidden import zero_hidden
 from jaxprune.core.layout import axes_of
-from jaxprune.core.tree import look_up, nearest, rewrite, slots, walk
+from jaxprune.core.tree import look_up, rewrite, slots, walk
 from jaxprune.core.where import Slot
+from jaxprune.core.words import compiled, nearest
 from jaxprune.methods import allocate as allocations
 from jaxprune.methods import patterns
+from jaxprune.methods import scores as scores_by
 from jaxprune.methods.patterns import Pattern
 from jaxprune.numerics import select, streamed
 from jaxprune.numerics.placement import put_like
@@ -35,7 +37,7 @@ def prune(
     sparsity: Any = None,
     *,
     threshold: Any = None,
-    pattern: Pattern | None = None,
+    pattern: Pattern | str | None = None,
     score: Any = None,
     allocate: Any = None,
     where: Any = None,
@@ -46,10 +48,15 @@ def prune(
       sparsity: fraction of the units to remove, in [0, 1): a number, a traced scalar, a schedule (step -> number;
         `update` then follows it), or a dict of path regex -> number for the leaves that it names.
       threshold: instead of a fraction: w ← 0 where |w| < threshold (or the score, or Σ|w| of a unit).
-      pattern: `jp.patterns.n_m`, `block` or `channel`; single weights by default. N:M takes no sparsity.
-      score: a tree shaped like the params, or params -> tree (`jp.scores`); |w| by default. The smallest go.
-      allocate: (params, scores, sparsity) -> tree of counts (`jp.allocate`), or such a tree; `uniform` by default.
-      where: which leaves; `jp.where.weights` by default.
+      pattern: `jp.patterns.n_m`, `block` or `channel`, or in words, as "2:4", "block 4x4", "channel -1"; single weights
+        by default. N:M takes no sparsity.
+      score: a tree shaped like the params, or params -> tree (`jp.scores`), or its name: "magnitude" (|w|, the
+        default), "random" (with `key=` given to init), "lamp", "fpgm", "saliency" and "movement" (with `grads=`). The
+        smallest go.
+      allocate: (params, scores, sparsity) -> tree of counts (`jp.allocate`), or its name: "uniform" (the default),
+        "erk", "global", "lamp"; or a tree of counts.
+      where: which leaves: a regular expression for whole paths, as "(.*/)?kernel", which passes over leaves without
+        floats; a rule of `jp.where`; a tree of booleans. `jp.where.weights` by default.
 
     Returns:
       A `Compression` whose leaves are `Masked`. Exactly round(s·n) units go for a Python sparsity, within n·2⁻²⁴ for a
@@ -69,7 +76,10 @@ def prune(
       [[ 0. -2.]
        [ 3.  0.]]
     """
-    pattern = pattern or patterns.unstructured()
+    pattern = patterns.unstructured() if pattern is None else patterns.from_words(pattern)
+    allocate = allocations.from_words(allocate)
+    # Magnitudes need no array of their own: None stands for them.
+    score = None if score == "magnitude" and isinstance(score, str) else scores_by.from_words("prune", score)
     _check_arguments(sparsity, threshold, pattern)
     rule = where
     follows = callable(sparsity) or threshold is not None
@@ -112,6 +122,9 @@ def _whole(code: Any) -> bool:
 
 
 def _check_arguments(sparsity: Any, threshold: Any, pattern: Pattern) -> None:
+    if isinstance(sparsity, dict):
+        for rule in sparsity:
+            compiled("sparsity", rule)
     given = [name for name, x in (("sparsity", sparsity), ("threshold", threshold)) if x is not None]
     if pattern.select is not None and given:
         raise ValueError(f"prune({given[0]}=…, pattern=n_m(…)): N:M fixes the sparsity by itself; give no {given[0]}")
@@ -121,7 +134,7 @@ def _check_arguments(sparsity: Any, threshold: Any, pattern: Pattern) -> None:
         )
     for value in sparsity.values() if isinstance(sparsity, dict) else [sparsity]:
         if value is not None and not callable(value):
-            fraction("prune({})", value)
+            fraction("prune(sparsity={})", value)
     if threshold is not None:
         finite("prune(threshold={})", threshold)
 

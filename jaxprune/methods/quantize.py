@@ -9,33 +9,40 @@ Quantising a codebook, a prototype or a factor is the same call at another place
 …)`.
 """
 
+import re
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxprune.core.arguments import flag, positive, whole
 from jaxprune.core.arrays import CompressedArray
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.layout import axes_of
 from jaxprune.core.quantized import Binary, Quantized, pack
 from jaxprune.core.tree import check_finite, fold_path, map_slots
 from jaxprune.core.where import Slot
+from jaxprune.core.words import choice, compiled, nearest
 from jaxprune.numerics import affine, grids
 from jaxprune.numerics.precision import wide
 
 Kind = Literal["symmetric", "affine", "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary"]
+Rounding = Literal["nearest", "stochastic"]
+Range = Literal["max", "mse"]
+Axis = int | tuple[int, ...] | Literal["outputs"] | None
 
 
 def quantize(
     bits: int | None = None,
     *,
     scale: float | None = None,
-    axis: int | tuple[int, ...] | Literal["outputs"] | None = "outputs",
+    axis: Axis = "outputs",
     group: int | None = None,
     kind: Kind = "symmetric",
-    rounding: Literal["nearest", "stochastic"] = "nearest",
-    range: Literal["max", "mse"] = "max",
+    rounding: Rounding = "nearest",
+    range: Range = "max",
     clip: bool = False,
     layout: Any = None,
     where: Any = None,
@@ -57,7 +64,7 @@ def quantize(
       range: "max" (nothing saturates), or "mse": the clipping with the least squared error.
       clip: with `scale`: saturate instead of refusing.
       layout: which axes are the outputs, instead: "jax" (last), "torch" (first), or a dict of path regex -> axis.
-      where: which leaves; `jp.where.weights` by default.
+      where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
     Returns:
       A `Compression` whose leaves are `Quantized` (`Binary` for signs). Codes below 8 bits are packed. Scales are
@@ -74,11 +81,11 @@ def quantize(
       [[ 0.3 -1. ]] [[  3 -10]]
     """
     kind, bits = _settle(kind, bits, scale, rounding, range)
-    given = None if axis == "outputs" else (axis,) if isinstance(axis, int) else tuple(axis or ())
-    if given is not None and any(a >= 0 for a in given):
-        raise ValueError(
-            f"quantize(axis={axis}): count axes from the end, so that stacked layers work too: −1 is the last"
-        )
+    given = _axes(axis)
+    clip = flag("quantize(clip={})", clip)
+    if group is not None:
+        group = whole("quantize(group={})", group)
+    _check_layout(layout)
     rule = where
 
     def encode(slot: Slot, key: Any) -> CompressedArray:
@@ -106,14 +113,55 @@ def _scale_axes(slot: Slot, layout: Any, group: int | None) -> tuple[int, ...]:
     return (-1,) if group is not None and -2 in axes else axes
 
 
-def _settle(kind: Kind, bits: int | None, scale: Any, rounding: str, range: str) -> tuple[Kind, int | None]:
+def _axes(axis: Any) -> tuple[int, ...] | None:
+    """The channel axes, counted from the end; None where the outputs are meant."""
+    if isinstance(axis, str):
+        choice("quantize(axis={})", axis, ("outputs",))
+        return None
+    several = () if axis is None else axis if isinstance(axis, tuple | list) else (axis,)
+    axes = tuple(whole("quantize(axis={})", a, None) for a in several)
+    if any(a >= 0 for a in axes):
+        raise ValueError(
+            f"quantize(axis={axis}): count axes from the end, so that stacked layers work too: -1 is the last"
+        )
+    return axes
+
+
+def _check_layout(layout: Any) -> None:
+    """A layout is a word, or axes by path."""
+    if isinstance(layout, Mapping):
+        for rule in layout:
+            compiled("layout", rule)
+    elif layout is not None:
+        choice("quantize(layout={})", layout, ("jax", "torch"))
+
+
+def _refuse_dtype(bits: Any) -> None:
+    """A dtype or a kind in the place of bits: "int8", jnp.int8, "nf4"."""
+    name = bits if isinstance(bits, str) else getattr(bits, "__name__", None) or getattr(bits, "name", None)
+    if not isinstance(name, str):
+        return
+    digits = re.fullmatch(r"u?int(\d+)", name) or re.fullmatch(r"(\d+)(?:[- ]?bits?)?", name)
+    if digits:
+        raise ValueError(f"quantize(bits={name!r}): give the bits as a number, as quantize({int(digits[1])})")
+    if name in get_args(Kind):
+        raise ValueError(f"quantize(bits={name!r}): that is a kind, give quantize(kind={name!r})")
+    raise ValueError(
+        f"quantize(bits={name!r}): give the bits as a number, as quantize(8), or a kind, as quantize(kind='nf4'): "
+        f"one of {nearest(name, get_args(Kind), 9)}"
+    )
+
+
+def _settle(kind: Kind, bits: Any, scale: Any, rounding: Any, range: Any) -> tuple[Kind, int | None]:
     """The kind and its bits, or what is wrong with the arguments."""
-    if kind not in get_args(Kind):
-        raise ValueError(f"quantize(kind={kind!r}): choose one of {', '.join(get_args(Kind))}")
-    if rounding not in ("nearest", "stochastic") or range not in ("max", "mse"):
-        raise ValueError(f"quantize(rounding={rounding!r}, range={range!r}): nearest or stochastic, max or mse")
+    choice("quantize(kind={})", kind, get_args(Kind))
+    choice("quantize(rounding={})", rounding, get_args(Rounding))
+    choice("quantize(range={})", range, get_args(Range))
+    _refuse_dtype(bits)
+    bits = None if bits is None else whole("quantize(bits={})", bits, None)
     if scale is not None:
-        if not scale > 0 or kind != "symmetric" or (bits is not None and not 2 <= bits <= 32):
+        positive("quantize(scale={})", scale)
+        if kind != "symmetric" or (bits is not None and not 2 <= bits <= 32):
             raise ValueError(f"quantize(scale={scale}, bits={bits}, kind={kind!r}): Q > 0, 2 to 32 bits, symmetric")
         return kind, bits
     if kind in ("symmetric", "affine"):

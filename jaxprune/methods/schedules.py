@@ -10,8 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxprune.core.arguments import fraction, positive, whole
 
-def cubic(final: float, begin: int, end: int, *, initial: float = 0.0, power: int = 3) -> Callable[[Any], Any]:
+
+def cubic(final: float, begin: int, end: int, *, initial: float = 0.0, power: float = 3) -> Callable[[Any], Any]:
     """The cubic sparsity schedule: `initial` up to step `begin`, exactly `final` from step `end` on.
 
     Args:
@@ -30,9 +32,11 @@ def cubic(final: float, begin: int, end: int, *, initial: float = 0.0, power: in
       >>> [round(float(at(t)), 3) for t in (0, 50, 100, 1000)]
       [0.0, 0.7, 0.8, 0.8]
     """
-    for name, s in (("final", final), ("initial", initial)):
-        if not 0 <= s < 1:
-            raise ValueError(f"cubic({name}={s}): a sparsity is in [0, 1)")
+    fraction("cubic(final={})", final)
+    fraction("cubic(initial={})", initial)
+    begin = whole("cubic(begin={})", begin, 0)
+    end = whole("cubic(end={})", end, 0)
+    positive("cubic(power={})", power)
     if end <= begin:
         raise ValueError(f"cubic(begin={begin}, end={end}): end must come after begin")
 
@@ -51,6 +55,6 @@ def one_shot(final: float, at: int = 0) -> Callable[[Any], Any]:
       >>> [round(float(jp.schedules.one_shot(0.9, at=10)(t)), 3) for t in (9, 10)]
       [0.0, 0.9]
     """
-    if not 0 <= final < 1:
-        raise ValueError(f"one_shot(final={final}): a sparsity is in [0, 1)")
+    fraction("one_shot(final={})", final)
+    at = whole("one_shot(at={})", at, 0)
     return lambda step: jnp.where(jnp.asarray(step) >= at, jnp.float32(final), jnp.float32(0.0))

@@ -17,18 +17,21 @@ of float arrays shaped like the params; None where a leaf has no score. Scores n
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from jaxprune.core.arguments import whole
 from jaxprune.core.paths import leaf_path, map_with_path
 from jaxprune.core.tree import combine, fold_path, no_match, partition
-from jaxprune.core.where import Where, is_float, weights
+from jaxprune.core.where import Where, as_rule, is_float, weights
+from jaxprune.core.words import choice
 from jaxprune.numerics.affine import power_of_two, ratio
 from jaxprune.numerics.precision import widen
 
 Score = Callable[..., Any]
+Word = Literal["magnitude", "random", "lamp", "fpgm"]
 
 
 def _over(f: Callable[..., Any], *trees: Any) -> Any:
@@ -133,6 +136,7 @@ def obd(
       >>> print(jp.scores.obd(loss, jnp.array([2.0, 1.0]), [(jnp.array([1.0, 3.0]),)], key=jax.random.key(0)))
       [4. 3.]
     """
+    probes = whole("obd(probes={})", probes)
     free, fixed = partition(params)
 
     @jax.jit
@@ -239,7 +243,11 @@ def fpgm(params: Any, *, axis: int = -1) -> Any:
       [ 5.  5. 10.]
     """
 
+    axis = whole("fpgm(axis={})", axis, None)
+
     def one(w: jax.Array) -> jax.Array:
+        if not -w.ndim <= axis < w.ndim:
+            raise ValueError(f"fpgm(axis={axis}): an array of the shape {w.shape} has no such axis")
         unit = power_of_two(jnp.max(jnp.abs(widen(w)), initial=0).reshape((1,) * w.ndim))
         filters = jnp.moveaxis(ratio(w, unit), axis, 0).reshape(w.shape[axis], -1)
         apart = jax.lax.map(lambda one: jnp.sqrt(jnp.square(filters - one).sum(1)).sum(), filters)
@@ -249,23 +257,73 @@ def fpgm(params: Any, *, axis: int = -1) -> Any:
     return only(weights, lambda p: _over(lambda w: one(w) if w.ndim > 1 else w, p))(params)
 
 
-def only(where: Where, score: Score = magnitude) -> Score:
+def only(where: Where | str, score: "Score | str" = magnitude) -> Score:
     """A score of the leaves that a rule selects, None for all others.
+
+    Args:
+      where: a rule of `jp.where`, or a regular expression for whole paths.
+      score: of them; a function of dense params, or a word of `from_words`.
 
     Raises:
       ValueError: the rule selects nothing.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> slimming = jp.scores.only(jp.where.path("(.*/)?scale"))
+      >>> slimming = jp.scores.only("(.*/)?scale")
       >>> print(slimming({"kernel": jnp.ones((2, 2)), "scale": jnp.array([0.5, -2.0])}))
       {'kernel': None, 'scale': Array([0.5, 2. ], dtype=float32)}
     """
 
+    rule = as_rule(where)
+    score_of = from_words("only", score)
+    if not callable(score_of):
+        raise ValueError(f"only(score={score!r}): give a function of dense params, as jp.scores.magnitude, or its name")
+
     def chosen(params: Any, **extra: Any) -> Any:
-        found = jax.tree.map(lambda chosen, s: s if chosen else None, where(params), score(params, **extra))
+        found = jax.tree.map(lambda chosen, s: s if chosen else None, rule(params), score_of(params, **extra))
         if not jax.tree.leaves(found):
             raise no_match(where, params)
         return found
 
     return chosen
+
+
+BY_WORD: dict[str, Score] = {
+    "magnitude": magnitude,
+    "random": random,
+    "lamp": lamp,
+    "fpgm": fpgm,
+    "saliency": saliency,
+    "movement": movement,
+}
+"""The scores that need no data: what they do need, as a key, `init` and `update` are given."""
+
+FROM_DATA = {
+    "fisher": "jp.scores.fisher(loss, params, batches)",
+    "obd": "jp.scores.obd(loss, params, batches, key=jax.random.key(0))",
+    "wanda": "jp.scores.wanda(jp.input_rms(f, params, batches))",
+    "fisher_from": "jp.scores.fisher_from(grads)",
+}
+
+
+def from_words(call: str, score: Any) -> Any:
+    """The score that a word names, as recipes and `jp.prune` have it; functions, and trees of scores, as they are.
+
+    Args:
+      call: that takes the score, for the error.
+      score: a word of `BY_WORD`, or anything else.
+
+    Raises:
+      ValueError: a word that names no score; one of a score that is made from data, with the call that makes it.
+
+    Example:
+      >>> import jaxprune as jp
+      >>> jp.prune(0.5, score="fisher")
+      Traceback (most recent call last):
+      ValueError: prune(score='fisher'): it is made from data: give score=jp.scores.fisher(loss, params, batches)
+    """
+    if not isinstance(score, str):
+        return score
+    if score in FROM_DATA:
+        raise ValueError(f"{call}(score={score!r}): it is made from data: give score={FROM_DATA[score]}")
+    return BY_WORD[choice(f"{call}(score={{}})", score, BY_WORD)]

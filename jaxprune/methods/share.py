@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.core.arguments import finite, whole
+from jaxprune.core import arguments
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.factors import Shared
@@ -32,7 +32,7 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
         the values: concrete arrays only.
       k: instead, the number of prototypes (works under `jit` and `vmap`). Either way a sharded leaf is gathered.
       axis: the axis of the units, counted from the end: −1 is the output of Flax and Haiku kernels, −2 their input.
-      where: which leaves; `jp.where.weights` by default.
+      where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
     Returns:
       A `Compression` whose leaves are `Shared`, or `Dense` where P and S together would be larger than W. Weights under
@@ -51,9 +51,10 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
     """
     if (similarity is None) == (k is None):
         raise ValueError("share takes one of similarity= and k=, as share(similarity=0.9) or share(k=16)")
-    if similarity is not None and not 0 < finite("share(similarity={})", similarity) <= 1:
-        raise ValueError(f"share(similarity={similarity}): a cosine in (0, 1]")
-    k = None if k is None else whole("share(k={})", k)
+    if similarity is not None:
+        similarity = arguments.share("share(similarity={})", similarity)
+    k = None if k is None else arguments.whole("share(k={})", k)
+    axis = arguments.whole("share(axis={})", axis, None)
     if axis >= 0:
         raise ValueError(
             f"share(axis={axis}): count axes from the end, as axis={axis - 2} of a matrix; stacked layers then work too"

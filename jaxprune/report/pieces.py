@@ -24,6 +24,7 @@ from jaxprune.core.arrays import (
     materialize,
 )
 from jaxprune.core.factors import Shared
+from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.quantized import Packed, Quantized
 from jaxprune.core.tree import no_match, selector
@@ -65,11 +66,13 @@ class Piece(NamedTuple):
 
 
 def leaves(tree: Any, path: str = "", codebook: Any = None) -> list[Leaf]:
-    """The leaves of a tree by path; a codebook for a whole tree is one more.
+    """The leaves of a tree by path; a codebook for a whole tree is one more. Functions and texts are no weights.
 
     Raises:
-      ValueError: an array is traced or abstract, so that its numbers are not known.
+      ValueError: an array is traced or abstract, so that its numbers are not known; something that is no tree of
+        weights; a masked array.
     """
+    refuse_no_tree(tree)
     check_concrete(tree)
     found: list[Leaf] = []
     for keys, x in flatten_with_path(tree, is_leaf=is_code)[0]:
@@ -77,7 +80,7 @@ def leaves(tree: Any, path: str = "", codebook: Any = None) -> list[Leaf]:
         if isinstance(x, Common):
             name = "/".join(filter(None, (at, "(codebook)")))
             found += [Leaf(name, x.codebook, side=True), *leaves(x.tree, at, x.codebook)]
-        else:
+        elif not callable(x) and not isinstance(x, str):
             found.append(Leaf(at, x, codebook))
     return found
 

@@ -3,6 +3,9 @@
 import os
 from typing import Any, BinaryIO, Literal
 
+from jaxprune.core.arguments import whole
+from jaxprune.core.guesses import refuse_no_tree
+from jaxprune.core.words import choice
 from jaxprune.storage import atomic
 from jaxprune.storage.inspection import Inspection, summary
 from jaxprune.storage.loading import Loading
@@ -34,6 +37,8 @@ def save(path: Path, tree: Any, *, metadata: dict[str, Any] | None = None) -> No
       >>> print(jp.load(path)["w"].values, jp.inspect(path).metadata)
       [0. 0. 2. 3.] {'epoch': 3}
     """
+    _refuse_no_path("save", path, tree, "params")
+    refuse_no_tree(tree)
     pieces = encode(tree, metadata)
     with atomic.replacing(path) as file:
         for piece in pieces:
@@ -42,8 +47,8 @@ def save(path: Path, tree: Any, *, metadata: dict[str, Any] | None = None) -> No
 
 def load(
     path: Path,
-    *,
     like: Any = None,
+    *,
     as_: Literal["compressed", "dense", "numpy"] = "compressed",
     only: str | None = None,
     max_bytes: int = 2**34,
@@ -62,8 +67,8 @@ def load(
 
     Raises:
       FormatError: the file is damaged, truncated, hostile, or of a newer version.
-      ValueError: `like` has leaves that the file lacks, or lacks some, or others in shape or dtype; `only` matches
-        nothing.
+      ValueError: a path that is none; `like` has leaves that the file lacks, or lacks some, or others in shape or
+        dtype; `only` matches nothing.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, tempfile, os
@@ -72,8 +77,11 @@ def load(
       >>> jp.load(path, as_="numpy", only="w")
       {'w': array([1., 2., 2.], dtype=float32)}
     """
-    if as_ not in ("compressed", "dense", "numpy"):
-        raise ValueError(f"as_={as_!r}: it is one of 'compressed', 'dense' and 'numpy'")
+    _refuse_no_path("load", path, like, "like=params")
+    choice("load(as_={})", as_, ("compressed", "dense", "numpy"))
+    max_bytes = whole("load(max_bytes={})", max_bytes, 0)
+    if like is not None:
+        refuse_no_tree(like)
     with opened(path) as file:
         return Loading(file, contents(file), as_, only, max_bytes).run(like)
 
@@ -95,9 +103,19 @@ def inspect(path: Path) -> Inspection:
       >>> [(row.path, row.kind, row.dense_bytes) for row in jp.inspect(path).rows]
       [('kernel', 'Masked', 64)]
     """
+    _refuse_no_path("inspect", path)
     with opened(path) as file:
         return summary(contents(file))
 
 
 def _write(file: BinaryIO, piece: Any) -> None:
     file.write(piece)
+
+
+def _refuse_no_path(call: str, path: Any, other: Any = None, argument: str = "") -> None:
+    """A path is text or an `os.PathLike`; the other argument may be it."""
+    if isinstance(path, str | os.PathLike):
+        return
+    first = f"a path of a file, as jp.{call}('model.jp'{argument and ', ' + argument})"
+    swapped = ": the arguments are swapped" if isinstance(other, str | os.PathLike) else ""
+    raise ValueError(f"{call}: the first argument is a {type(path).__name__}, not {first}{swapped}")

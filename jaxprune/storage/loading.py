@@ -1,6 +1,5 @@
 """A file's leaves as a tree: all of them or a selection, by themselves or in the places of a template."""
 
-import re
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from jaxprune.core.arrays import Common
 from jaxprune.core.paths import leaf_path
-from jaxprune.core.tree import nearest
+from jaxprune.core.words import compiled, nearest
 from jaxprune.storage import parts, reader, trees
 from jaxprune.storage.accounting import dense_bytes, leaves, needed, shared
 from jaxprune.storage.format import Code, FormatError, Group, Leaf
@@ -24,7 +23,7 @@ class Loading:
     def __init__(self, file: BinaryIO, contents: Contents, as_: str, only: str | None, max_bytes: int):
         self.contents, self.as_ = contents, as_
         self.decoder = reader.Decoder(file, contents)
-        self.pattern = None if only is None else re.compile(only)
+        self.pattern = None if only is None else compiled("only", only)
         self.wanted = self.selection()
         self.codebooks: dict[Group, Any] = {}
         self.tied_to = {id(leaf.node) for leaf in contents.leaves if leaf.tied is not None}

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.core.tree import nearest
-from jaxprune.transforms.axes.groups import Group, compiled
+from jaxprune.core.words import compiled, nearest
+from jaxprune.transforms.axes.groups import Group
 
 Limit = int | float | tuple[float | int | None, float | int | None]
 

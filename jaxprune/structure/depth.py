@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.core.tree import nearest
+from jaxprune.core.words import compiled, nearest
 from jaxprune.structure import cost
 from jaxprune.structure.check import concrete
 from jaxprune.structure.importance import Normalize, Scope
-from jaxprune.transforms.axes.groups import Group, Groups, Member, axes, compiled
+from jaxprune.transforms.axes.groups import Group, Groups, Member, axes
 from jaxprune.transforms.axes.index import Axis, Var, settled, size
 from jaxprune.transforms.axes.masks import positions
 from jaxprune.transforms.axes.narrow import Narrow

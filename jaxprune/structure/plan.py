@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 
 from jaxprune.core.paths import flatten_with_path, leaf_path, map_with_path
-from jaxprune.core.tree import nearest
 from jaxprune.core.where import is_float
+from jaxprune.core.words import nearest
 from jaxprune.transforms.axes.kept import in_turn, mesh, take
 
 FORMAT = "jaxprune plan 1"

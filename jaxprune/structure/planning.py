@@ -9,8 +9,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
+from jaxprune.core.compression import call
 from jaxprune.core.paths import flatten_with_path, leaf_path
-from jaxprune.core.where import Where, is_float, leaf_slots, weights
+from jaxprune.core.tree import selector
+from jaxprune.core.where import is_float, leaf_slots, weights
+from jaxprune.methods.scores import from_words
 from jaxprune.structure import budget, cost, depth
 from jaxprune.structure.depth import Depth, values_of
 from jaxprune.structure.frozen import refuse_frozen
@@ -23,7 +26,7 @@ from jaxprune.structure.plan import Plan
 from jaxprune.structure.progress import progress
 from jaxprune.structure.speed import Pace, Stopwatch, closed
 from jaxprune.structure.uneven import Ranked, ranked
-from jaxprune.transforms.axes.groups import Group, Groups, compiled
+from jaxprune.transforms.axes.groups import Group, Groups
 from jaxprune.transforms.axes.index import Var
 from jaxprune.transforms.axes.masks import kept_along
 from jaxprune.transforms.axes.narrow import Narrow
@@ -336,12 +339,8 @@ def plan_of(found: Groups, narrow: Narrow) -> Plan:
 def _test(where: Any, tree: Any) -> Callable[[str], bool] | None:
     if where is None:
         return None
-    if isinstance(where, str):
-        test = compiled("where", where)
-        return lambda path: test.fullmatch(path) is not None
-    if not isinstance(where, Where):
-        raise ValueError(f"where={where!r}: give a rule of jp.where, or a regular expression for whole paths")
-    hits = {slot.path for slot in leaf_slots(tree)[0] if where.test(slot)}
+    test = selector(where, tree)
+    hits = {slot.path for slot in leaf_slots(tree)[0] if test(slot)}
     return lambda path: path in hits
 
 
@@ -364,7 +363,8 @@ def _scores(tree: Any, score: Any) -> dict[str, Any]:
     if score is None:
         chosen = [slot for slot in leaf_slots(tree)[0] if weights.test(slot)]
         return {slot.path: _magnitude(np.asarray(slot.value)) for slot in chosen}
-    made = flatten_with_path(score(tree) if callable(score) else score)[0]
+    score = from_words("shrink", score)
+    made = flatten_with_path(call(score, tree) if callable(score) else score)[0]
     given = {leaf_path(keys): s for keys, s in made}
     odd = [path for path in given if path not in flat]
     if odd or not given:

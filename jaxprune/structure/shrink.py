@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.structure import cost
 from jaxprune.structure.budget import Limit
 from jaxprune.structure.check import Found, checked, rounding, worst
@@ -125,12 +126,14 @@ def shrink(
       ratio: the share of units that may be left: channels, hidden units, heads × dimensions, as one counts them by hand
         on the axes that can be cut.
       plan: instead of a budget, a plan that was made before.
-      score: of single weights: a tree like the params (None where a leaf does not count), or a function making one;
-        by default the magnitude of `jp.where.weights`. Groups without any scored weight are not cut.
+      score: of single weights: a tree like the params (None where a leaf does not count), a function making one, or
+        the name of one that needs nothing else ("magnitude", "lamp", "fpgm"); by default the magnitude of
+        `jp.where.weights`. Groups without any scored weight are not cut.
       reduce: of the scores of a unit's weights: "l2", "l1", "mean", "max".
       scope: what units are ranked with: "global", "group", "isomorphic".
       normalize: what a unit's number is divided by before that: "mean" or "max" of its group, "lamp", "none".
-      where: which groups: those with a leaf that this rule of `jp.where`, or regular expression of paths, selects.
+      where: which groups: those with a leaf that this regular expression for whole paths, rule of `jp.where` or tree of
+        booleans selects.
       round_to: groups keep a multiple of it. "device": widths that save time on this device, found as for `latency`,
         and so is the default with `latency`, where a number says which widths are tried; 1 is that of other budgets.
       keep: path pattern -> the least to keep, or (least, most): units as ints, shares as floats.
@@ -169,6 +172,7 @@ def shrink(
        [0. 0. 0. 4.]] [[7. 7.]]
     """
     refuse_odd_call("shrink", [g for g, _ in pairs(f, args)], tree)
+    refuse_no_tree(tree)
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(f"shrink(tolerance={tolerance!r}): a relative difference, in (0, 1)")
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(tree)):

@@ -6,12 +6,12 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from jaxprune.core.arguments import at_least_zero
 from jaxprune.core.arrays import materialize
-from jaxprune.core.compression import Compression
-from jaxprune.core.where import is_float
+from jaxprune.core.compression import Compression, check_compression
+from jaxprune.training.updating import map_updates
 
 if TYPE_CHECKING:
     import optax
@@ -28,7 +28,8 @@ def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> "opta
 
     Args:
       compression: any compression that works under `jit`.
-      mu: strength of the spring, or an optax schedule of it (learning-compression raises it step by step).
+      mu: strength of the spring, a number >= 0, or an optax schedule of it (learning-compression raises it step by
+        step).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
@@ -40,8 +41,8 @@ def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> "opta
     """
     import optax  # a quarter of a second that only users of this transform pay
 
-    if not callable(mu) and mu < 0:
-        raise ValueError(f"attract(mu={mu}): a negative spring pushes weights away; mu >= 0")
+    check_compression("attract(compression, mu)", compression)
+    at_least_zero("attract(mu={})", mu)
 
     def init(params: Any) -> AttractState:
         return AttractState(jnp.zeros((), jnp.int32))
@@ -53,8 +54,8 @@ def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> "opta
         near = materialize(compression.init(params, **({"step": state.count} | extra)))
 
         def pull(g: Any, w: Any, h: Any) -> Any:
-            return g + (jnp.asarray(strength, g.dtype) * (w - h).astype(g.dtype)) if is_float(w) else g
+            return g + jnp.asarray(strength, g.dtype) * (w - h).astype(g.dtype)
 
-        return jax.tree.map(pull, updates, params, near), AttractState(optax.safe_increment(state.count))
+        return map_updates(pull, updates, params, near), AttractState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -56,5 +56,7 @@ def floats_only(optimizer: "optax.GradientTransformation") -> "optax.GradientTra
 
 
 def _update_of(param: Any, update: Any) -> Any:
-    """The update of a float array; of any other, a zero that changes neither its dtype nor its value."""
-    return update if is_float(param) else jnp.zeros((), param.dtype)
+    """The update of a float array; of another array, a zero that changes neither its dtype nor its value."""
+    if is_float(param) or not hasattr(param, "dtype"):
+        return update
+    return jnp.zeros((), param.dtype)

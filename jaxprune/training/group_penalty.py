@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxprune.core.arguments import at_least_zero
 from jaxprune.core.paths import leaf_path, map_with_path
 from jaxprune.core.tree import no_match, selector
-from jaxprune.core.where import leaf_slots
+from jaxprune.core.where import is_float, leaf_slots
+from jaxprune.core.words import choice
 from jaxprune.numerics.precision import widen
 from jaxprune.transforms.axes.groups import Group, Member
 
@@ -64,10 +66,10 @@ def group_penalty(
     import optax  # a quarter of a second that only users of this transform pay
 
     groups = tuple(groups)
-    if not groups or kind not in ("lasso", "sparse"):
-        raise ValueError(f"group_penalty({len(groups)} groups, kind={kind!r}): give groups, and lasso or sparse")
-    if not callable(strength) and not strength >= 0:
-        raise ValueError(f"group_penalty(strength={strength}): a number >= 0, or a schedule")
+    if not groups:
+        raise ValueError("group_penalty(groups): there are none; give jp.axes(f, params, x).groups")
+    choice("group_penalty(kind={})", kind, ("lasso", "sparse"))
+    at_least_zero("group_penalty(strength={})", strength)
 
     def init(params: Any) -> GroupPenaltyState:
         return GroupPenaltyState(jnp.zeros((), jnp.int32))
@@ -76,7 +78,8 @@ def group_penalty(
         if params is None:
             raise ValueError("group_penalty needs the params: tx.update(grads, state, params)")
         test = selector(where, params)
-        weights = {slot.path: widen(slot.value) for slot in leaf_slots(params)[0] if test(slot)}
+        chosen = [slot for slot in leaf_slots(params)[0] if is_float(slot.value) and test(slot)]
+        weights = {slot.path: widen(slot.value) for slot in chosen}
         if not weights:
             raise no_match(where, params)
         rate = strength(state.count) if callable(strength) else strength
@@ -84,7 +87,7 @@ def group_penalty(
 
         def one(keys: Any, u: Any) -> Any:
             slope = added.get(leaf_path(keys))
-            return u if slope is None else u + (rate * slope).astype(u.dtype)
+            return u if slope is None or not is_float(u) else u + (rate * slope).astype(u.dtype)
 
         return map_with_path(one, updates), GroupPenaltyState(optax.safe_increment(state.count))
 

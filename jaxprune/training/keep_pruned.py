@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from jaxprune.core.arrays import is_code
 from jaxprune.core.companions import bias_of, norm_of, zeroed_units
+from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.tree import by_path, no_match, selector
 from jaxprune.core.where import Slot, is_float, leaf_slots
+from jaxprune.training.updating import map_updates
 
 if TYPE_CHECKING:
     import optax
@@ -53,6 +55,7 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransf
     import optax  # a quarter of a second that only users of this transform pay
 
     def init(params: Any) -> KeepPrunedState:
+        refuse_no_tree(params)
         test = selector(where, params)
         given = None if mask is None else by_path(mask, "mask")
         hits: list[str] = []
@@ -81,8 +84,11 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransf
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, KeepPrunedState]:
         if params is None:
             raise ValueError("keep_pruned needs the params: tx.update(grads, state, params)")
-        held = lambda m, u, w: u if m is None else jnp.where(m, u, (-w).astype(u.dtype))
-        return jax.tree.map(held, state.masks, updates, params, is_leaf=lambda x: x is None), state
+
+        def held(update: Any, mask: Any, w: Any) -> Any:
+            return update if mask is None else jnp.where(mask, update, (-w).astype(update.dtype))
+
+        return map_updates(held, updates, state.masks, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import materialize
-from jaxprune.core.compression import Compression
+from jaxprune.core.compression import Compression, check_compression
+from jaxprune.core.tree import join_arrays, split_arrays
 from jaxprune.core.where import is_float
+from jaxprune.training.updating import map_updates
 
 if TYPE_CHECKING:
     import optax
@@ -28,7 +31,7 @@ def project(compression: Compression, *, every: int = 1) -> "optax.GradientTrans
 
     Args:
       compression: any compression that works under `jit`; encoded anew, with `step` given to its schedules.
-      every: project on the steps that this divides (the encoding runs inside `lax.cond`).
+      every: project on the steps that this divides, an integer of at least 1 (the encoding runs inside `lax.cond`).
 
     Returns:
       A `GradientTransformation` on dense params. Pruned weights land on exactly +0.0; other values within an ulp,
@@ -45,8 +48,8 @@ def project(compression: Compression, *, every: int = 1) -> "optax.GradientTrans
     """
     import optax  # a quarter of a second that only users of this transform pay
 
-    if every < 1:
-        raise ValueError(f"project(every={every}): every is at least 1")
+    check_compression("project(compression)", compression)
+    every = whole("project(every={})", every)
 
     def init(params: Any) -> ProjectState:
         return ProjectState(jnp.zeros((), jnp.int32))
@@ -55,12 +58,19 @@ def project(compression: Compression, *, every: int = 1) -> "optax.GradientTrans
         if params is None:
             raise ValueError("project needs the params: tx.update(grads, state, params)")
         count: Any = optax.safe_increment(state.count)
+        arrays, rest = split_arrays(updates)  # functions of a module cannot go through `lax.cond`
 
-        def onto(updates: Any) -> Any:
-            new = optax.apply_updates(params, updates)
+        def onto(arrays: Any) -> Any:
+            new = jax.tree.map(_moved, join_arrays(arrays, rest), params, is_leaf=lambda x: x is None)
             hard = materialize(compression.init(new, **({"step": count} | extra)))
-            return jax.tree.map(lambda h, p, u: (h - p).astype(u.dtype) if is_float(p) else u, hard, params, updates)
+            return map_updates(lambda u, h, w: (h - w).astype(u.dtype), arrays, hard, params)
 
-        return lax.cond(count % every == 0, onto, lambda u: u, updates), ProjectState(count)
+        projected = lax.cond(count % every == 0, onto, lambda arrays: arrays, arrays)
+        return join_arrays(projected, rest), ProjectState(count)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _moved(update: Any, w: Any) -> Any:
+    """w + update, in the dtype of w; what has no update stays."""
+    return (w + update).astype(w.dtype) if is_float(w) and is_float(update) else w

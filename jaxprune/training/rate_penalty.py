@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxprune.core.arguments import at_least_zero, finite, positive
 from jaxprune.core.arrays import is_code
 from jaxprune.core.tree import no_match, selector
-from jaxprune.core.where import leaf_slots
+from jaxprune.core.where import is_float, leaf_slots
 from jaxprune.numerics.precision import widen
+from jaxprune.training.updating import map_updates
 
 if TYPE_CHECKING:
     import optax
@@ -66,10 +68,9 @@ def rate_penalty(
     """
     import optax  # a quarter of a second that only users of this transform pay
 
-    if not callable(strength) and not strength >= 0:
-        raise ValueError(f"rate_penalty({strength}): a negative strength pays for bits; give strength >= 0")
-    if not width > 0:
-        raise ValueError(f"rate_penalty(width={width}): the size at which a weight counts as there is positive")
+    at_least_zero("rate_penalty(strength={})", strength)
+    positive("rate_penalty(width={})", width)
+    finite("rate_penalty(value_bits={})", value_bits)
 
     def init(params: Any) -> RatePenaltyState:
         chosen = jax.tree.leaves(_chosen(where, params))
@@ -82,10 +83,10 @@ def rate_penalty(
             raise ValueError("rate_penalty needs the params: tx.update(grads, state, params)")
         factor = strength(state.count) if callable(strength) else strength
 
-        def add(chosen: bool, g: Any, w: Any) -> Any:
+        def add(g: Any, chosen: bool, w: Any) -> Any:
             return g + (factor * slope(w, width, value_bits)).astype(g.dtype) if chosen else g
 
-        added = jax.tree.map(add, _chosen(where, params), updates, params, is_leaf=is_code)
+        added = map_updates(add, updates, _chosen(where, params), params)
         return added, RatePenaltyState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -112,4 +113,5 @@ def _chosen(where: Any, params: Any) -> Any:
     """For each leaf whether it pays."""
     test = selector(where, params)
     slots, treedef = leaf_slots(params)
-    return jax.tree.unflatten(treedef, [not is_code(slot.value) and bool(test(slot)) for slot in slots])
+    pays = [not is_code(slot.value) and is_float(slot.value) and bool(test(slot)) for slot in slots]
+    return jax.tree.unflatten(treedef, pays)

@@ -13,7 +13,8 @@ import jax
 from jax import lax
 
 from jaxprune.core.arrays import materialize
-from jaxprune.core.compression import Compression
+from jaxprune.core.compression import Compression, check_compression
+from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.where import is_float
 
 
@@ -38,7 +39,10 @@ def straight_through(compression: Compression) -> Callable[..., Any]:
        [ 0.1  2. ]]
     """
 
+    check_compression("straight_through(compression)", compression)
+
     def f(params: Any, **extra: Any) -> Any:
+        refuse_no_tree(params)
         fixed = jax.tree.map(lambda w: lax.stop_gradient(w) if is_float(w) else w, params)
         hard = materialize(compression.init(fixed, **extra))
         # Not w + stop(hard − w): that rounds, and a pruned weight or a grid point would be off by an ulp.

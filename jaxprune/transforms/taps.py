@@ -21,7 +21,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxprune.core.paths import leaf_path, map_with_path
-from jaxprune.core.tree import nearest
+from jaxprune.core.words import compiled, nearest
 from jaxprune.transforms.jaxpr import of_arrays, open_jaxpr
 from jaxprune.transforms.tapped import PREFIX, names_in, run_with
 
@@ -68,7 +68,7 @@ def reap(f: Callable[..., Any], where: str) -> Callable[..., tuple[Any, dict[str
       >>> {name: value.shape for name, value in jp.reap(model.apply, r"layers_\\d")(params, x)[1].items()}
       {'layers_0': (1, 4), 'layers_2': (1, 2)}
     """
-    return _interpreted(f, re.compile(where), {}, lambda out, taps: (out, taps))
+    return _interpreted(f, compiled("where", where), {}, lambda out, taps: (out, taps))
 
 
 def plant(f: Callable[..., Any], values: dict[str, Any]) -> Callable[..., Any]:
@@ -127,6 +127,7 @@ def tap_modules(model: Any, where: str = ".*") -> Any:
     """
     from flax import nnx
 
+    compiled("where", where)
     copy, found = nnx.clone(model), []
     for keys, module in list(nnx.iter_modules(copy)):
         path = "/".join(map(str, keys))

@@ -113,7 +113,7 @@ WRONG = [
     ([{"where": KERNEL, "entropy_quantize": 25}], "entropy_quantize"),
     ([{"where": KERNEL, "prune": 1.0}], r"\[0, 1\)"),
     ([{"where": KERNEL, "prune": {}}], "sparsity="),
-    ([{"where": KERNEL, "prune": {"pattern": "2-4"}}], "Did you mean '2:4'"),
+    ([{"where": KERNEL, "prune": {"pattern": "2-4"}}], "choose one of '2:4'"),
     ([{"where": KERNEL, "prune": {"sparsity": 0.5, "allocate": "glbal"}}], "glbal"),
     ([{"where": "(", "prune": 0.5}], "rule 1"),
     ([{"prune": 0.5}], "where"),

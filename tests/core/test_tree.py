@@ -125,5 +125,5 @@ def test_value_and_grad_gives_the_dense_gradient_on_request():
 
 
 def test_a_missing_extra_says_which():
-    with pytest.raises(ValueError, match=r"saliency needs grads=: give it"):
+    with pytest.raises(ValueError, match=r"saliency needs grads: give it"):
         jp.prune(0.5, score=jp.scores.saliency).init(model())

@@ -28,7 +28,7 @@ def by_sorting(w, remove):
 def test_exactly_the_rounded_count_goes_and_ties_keep_the_lowest_index(n, sparsity, levels, seed):
     w = np.random.default_rng(seed).integers(-levels, levels + 1, (n, 2)).astype(np.float32)
     tree = jp.prune(sparsity).init(jnp.asarray(w))
-    np.testing.assert_array_equal(np.asarray(tree.mask), by_sorting(w, round(sparsity * w.size)))
+    np.testing.assert_array_equal(np.asarray(tree.mask), by_sorting(w, min(round(sparsity * w.size), w.size - 1)))
 
 
 def test_global_pruning_equals_one_sort_over_the_whole_tree():
@@ -174,17 +174,17 @@ def test_random_scores_need_a_key_and_depend_on_the_path_alone():
     q = jnp.ones((6, 6))
     small, large = c.init({"q": q}, key=key), c.init({"p": jnp.ones((5, 5)), "q": q}, key=key)
     np.testing.assert_array_equal(small["q"].mask, large["q"].mask)
-    with pytest.raises(ValueError, match=r"random needs key="):
+    with pytest.raises(ValueError, match=r"random needs key: .*key=jax\.random\.key"):
         c.init({"q": q})
 
 
 BAD = {
-    "above one": (lambda: jp.prune(1.0), r"prune\(1\.0\).*\[0, 1\)"),
+    "above one": (lambda: jp.prune(1.0), r"prune\(sparsity=1\.0\).*\[0, 1\)"),
     "negative": (lambda: jp.prune(-0.1), r"\[0, 1\)"),
-    "ninety": (lambda: jp.prune(90), r"prune\(90\)"),
+    "ninety": (lambda: jp.prune(90), r"prune\(sparsity=90\)"),
     "nothing given": (lambda: jp.prune(), "one of sparsity="),
     "two given": (lambda: jp.prune(0.5, threshold=1.0), "one of sparsity="),
-    "n above m": (lambda: jp.patterns.n_m(5, 4), r"n_m\(5, 4\)"),
+    "n above m": (lambda: jp.patterns.n_m(5, 4), r"n_m\(n=5, m=4\)"),
     "n:m with a sparsity": (lambda: jp.prune(0.5, pattern=jp.patterns.n_m(2, 4)), "fixes the sparsity"),
     "block of nothing": (lambda: jp.patterns.block(0, 4), "at least 1"),
     "schedule": (lambda: jp.schedules.cubic(0.9, 10, 10), "end must come after begin"),

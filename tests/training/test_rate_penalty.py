@@ -108,8 +108,8 @@ def test_training_with_it_drives_useless_weights_below_the_width():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: jp.rate_penalty(-1.0), "strength >= 0"),
-        (lambda: jp.rate_penalty(float("nan")), "strength >= 0"),
+        (lambda: jp.rate_penalty(-1.0), "strength=.*number >= 0"),
+        (lambda: jp.rate_penalty(float("nan")), "strength=.*number >= 0"),
         (lambda: jp.rate_penalty(1.0, width=0.0), "width=0.0"),
         (lambda: jp.rate_penalty(1.0, where=jp.where.path("x")).init({"w": jnp.ones((2, 2))}), "w"),
         (lambda: jp.rate_penalty(1.0).update(jnp.ones(2), jp.rate_penalty(1.0).init(jnp.ones(2))), "needs the params"),

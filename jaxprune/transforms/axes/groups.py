@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.core.tree import nearest
+from jaxprune.core.words import compiled, nearest
 from jaxprune.transforms.axes.blocks import Block, joined, residual_blocks
 from jaxprune.transforms.axes.index import UNIT, Var, freeze, fresh, is_frozen, reason, size, unify, variables
 from jaxprune.transforms.axes.masks import positions
@@ -132,14 +132,6 @@ def axes(f: Any, params: Any, *args: Any, state: str | None = None, depth: bool 
     found = _grouped(shapes, leaf_axes, walk, programs, traced)
     whole = {place: reason(e) for e, place in walk.layers if is_frozen(e)}
     return found._replace(blocks=joined(programs, list(shapes)), scans=whole)
-
-
-def compiled(name: str, pattern: str) -> re.Pattern[str]:
-    """A regular expression, or what is wrong with it."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{name}={pattern!r} is no regular expression: {error}") from None
 
 
 def pairs(f: Any, args: tuple[Any, ...]) -> list[tuple[Any, tuple[Any, ...]]]:
