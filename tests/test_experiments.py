@@ -8,10 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import table
+from experiments import results, table
+from experiments.benchmarks import common as benchmark
 from experiments.benchmarks import floats
 from experiments.distillation import cached_teacher as ct
-from experiments.distillation import hinton, inner_loop
+from experiments.distillation import common, hinton, inner_loop
+from experiments.structured import measures
 from tests.helpers import digit_images
 
 
@@ -19,6 +21,25 @@ def test_the_table_is_that_of_the_results():
     text = table.PAGE.read_text()
     assert table.page(text) == text, "run: python -m experiments.table --write"
     assert text.count("jaxprune run experiments/") >= 1
+
+
+def test_scripts_write_below_runs_and_leave_the_results_in_git_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["script"])
+    tracked = table.HERE / "distillation/results/hinton/results.json"
+    before = tracked.read_bytes()
+    written = [common.save("hinton", {}, {"errors": 74}), common.save("speed", {}, {}, "structured")]
+    written += [measures.save("lenet5", {}, {})]
+    assert [str(path) for path in written] == [
+        "runs/distillation/hinton/results.json",
+        "runs/structured/speed/results.json",
+        "runs/structured/lenet5/results.json",
+    ]
+    assert json.loads(written[0].read_text())["results"] == {"errors": 74}
+    benchmark.report("select", "Selection", [benchmark.shown("time", 1.0)], {})
+    assert json.loads((results.RUNS / "benchmarks/select/select.results.json").read_text())["rows"]
+    assert tracked.read_bytes() == before
+    capsys.readouterr()
 
 
 def test_the_cached_teacher_runs_at_a_small_size(capsys):

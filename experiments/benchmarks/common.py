@@ -6,7 +6,6 @@ the rounds of the ratio within a round. CPU time is that of the process, all thr
 
 import argparse
 import datetime
-import json
 import os
 import pathlib
 import platform
@@ -20,7 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-HERE = pathlib.Path(__file__).parent
+from experiments.results import run_file
+from jaxprune.app.results import write_json
 
 
 def timed(f: Callable[[], Any]) -> dict[str, float]:
@@ -76,17 +76,17 @@ def _cpuinfo() -> list[str]:
 def report(
     name: str, title: str, rows: list[dict[str, Any]], figures: Mapping[str, Any], out: pathlib.Path | None = None
 ) -> None:
-    """Print rows of {what, measured, goal, met} and write NAME.results.json, or `out`, or the file of --out."""
+    """Print rows of {what, measured, goal, met} and write runs/benchmarks/NAME/NAME.results.json, `out`, or --out."""
     parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("--out", type=pathlib.Path, default=out or HERE / f"{name}.results.json")
-    out = parser.parse_args().out
+    parser.add_argument("--out", type=pathlib.Path, default=out)
+    out = parser.parse_args().out or run_file("benchmarks", name, f"{name}.results.json")
     table = Table("what", "measured", "goal", "", title=title)
     for row in rows:
         table.add_row(
             row["what"], f"{row['measured']:.4g}", row["goal"], {True: "yes", False: "NO"}.get(row["met"], "")
         )
     Console(width=100).print(table)
-    out.write_text(json.dumps({"machine": machine(), "rows": rows, "figures": figures}, indent=1) + "\n")
+    write_json(out, {"machine": machine(), "rows": rows, "figures": figures})
 
 
 def at_least(what: str, measured: float, goal: float) -> dict[str, Any]:

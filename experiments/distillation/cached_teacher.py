@@ -24,8 +24,8 @@ from experiments.benchmarks.common import at_most, race, ratio, report, shown
 from experiments.data import Pair, mnist
 from experiments.distillation.common import nobody
 from experiments.models import mlp
+from experiments.results import run_file
 
-OUT = pathlib.Path(__file__).parent / "results/cached_teacher/results.json"
 TEACHER, STUDENT = (784, 1200, 1200, 10), (784, 800, 800, 10)
 SOFT = jp.distill.match(jp.distill.losses.soft_targets)  # T = 4
 ALONE, CACHED, READ, ONLINE = "labels alone", "cached logits", "cached logits, read at each step", "teacher in the step"
@@ -168,8 +168,8 @@ def main() -> None:
     train, validation, _ = mnist()
     x, y = (np.concatenate(both) for both in zip(train, validation))
     rows, figures = measured(Sizes(), (x.reshape(len(x), -1), y))
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    report("cached_teacher", "A cached teacher, MNIST", rows, figures, out=OUT)
+    out = run_file("distillation", "cached_teacher")
+    report("cached_teacher", "A cached teacher, MNIST", rows, figures, out=out)
 
 
 if __name__ == "__main__":

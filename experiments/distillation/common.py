@@ -12,6 +12,7 @@ from rich.table import Table
 
 import jaxprune as jp
 from experiments.benchmarks.common import machine
+from experiments.results import save_results
 from jaxprune.app.training import logits_of
 
 HERE = pathlib.Path(__file__).parent
@@ -49,13 +50,10 @@ def paired(better: Sequence[float], worse: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half], "values": difference.tolist()}
 
 
-def save(name: str, about: Mapping[str, Any], results: Mapping[str, Any], home: pathlib.Path = HERE) -> pathlib.Path:
-    """Writes results/NAME/results.json."""
-    path = home / "results" / name / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save(name: str, about: Mapping[str, Any], results: Mapping[str, Any], group: str = "distillation") -> pathlib.Path:
+    """Writes runs/GROUP/NAME/results.json."""
     versions = {"jaxprune": jp.__version__, "machine": machine()}
-    path.write_text(json.dumps({**versions, "settings": about, "results": results}, indent=1) + "\n")
-    return path
+    return save_results(group, name, {**versions, "settings": about, "results": results})
 
 
 def remembered(path: pathlib.Path | None, name: str, make: Callable[[], Any]) -> Any:

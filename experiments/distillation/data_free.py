@@ -30,8 +30,9 @@ from experiments.benchmarks.common import machine
 from experiments.data import mnist
 from experiments.distillation.common import logits, nobody, wrong
 from experiments.models import lenet5
+from experiments.results import run_file
+from jaxprune.app.results import write_json
 
-OUT = pathlib.Path(__file__).parent / "results" / "data_free"
 SETTINGS = {
     "seeds": [0, 1, 2],
     "teacher": {"width": 1.0, "epochs": 3, "batch": 128, "learning_rate": 1e-3},
@@ -236,18 +237,17 @@ def draw(panels: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
+    out = run_file("distillation", "data_free")
     panels: dict[str, Any] = {}
 
     def save(found: Any, arm: str, images: Any) -> None:
         about = {"jaxprune": jp.__version__, "optax": optax.__version__, "machine": machine()}
-        text = json.dumps({**about, "settings": SETTINGS, "results": summary(found), "runs": found}, indent=1)
-        (OUT / "results.json").write_text(text + "\n")
+        write_json(out, {**about, "settings": SETTINGS, "results": summary(found), "runs": found})
         if images is not None and not drawn:
             panels.setdefault(arm, images)
-            draw(panels, OUT / "digits.png")
+            draw(panels, out.with_name("digits.png"))
 
-    drawn = (found := earlier(OUT / "results.json")) is not None
+    drawn = (found := earlier(out)) is not None
     for arm, row in summary(measured(SETTINGS, mnist(), save, found)).items():
         print(f"{arm:>10}: {row['mean']:.4f}, {[round(v, 4) for v in row['values']]}")
 

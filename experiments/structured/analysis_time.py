@@ -9,7 +9,6 @@ Python's garbage collector, which looks at all objects again as they grow more, 
 
 import argparse
 import gc
-import json
 import pathlib
 import statistics
 import time
@@ -23,10 +22,11 @@ import jax.numpy as jnp
 import jaxprune as jp
 from experiments import resnet
 from experiments.benchmarks.common import machine
+from experiments.results import run_file
 from experiments.transformer import transformer
+from jaxprune.app.results import write_json
 from jaxprune.transforms.axes.walk import Walked
 
-HERE = pathlib.Path(__file__).parent
 shape = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.float32)
 tokens = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.int32)
 
@@ -110,13 +110,12 @@ def measured(rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--file", type=pathlib.Path, default=HERE / "results/analysis_time/results.json")
+    parser.add_argument("--file", type=pathlib.Path, default=run_file("structured", "analysis_time"))
     asked = parser.parse_args()
     found: dict[str, Any] = {"machine": machine(), "rows": measured(asked.rounds)}
     gc.disable()
     found["without the garbage collector"] = measured(asked.rounds)
-    asked.file.parent.mkdir(parents=True, exist_ok=True)
-    asked.file.write_text(json.dumps(found, indent=1))
+    write_json(asked.file, found)
     for name, r in found["rows"].items():
         bare = found["without the garbage collector"][name]["seconds"]
         times = f"{r['seconds']:.2f} s, the trace {r['trace']:.2f}, no garbage collector {bare:.2f}"

@@ -20,10 +20,11 @@ import numpy as np
 
 import jaxprune as jp
 from experiments.benchmarks.common import machine
+from experiments.results import run_file
+from jaxprune.app.results import write_json
 from jaxprune.core.paths import flatten_with_path, leaf_path, map_with_path
 from tests.structure.models import MODELS, STATE, distance, floats, value_and_grads
 
-HERE = pathlib.Path(__file__).parent
 RATIOS = (0.9, 0.5, 0.1)
 
 
@@ -91,7 +92,7 @@ def worst(rows: Any, bits: str, what: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--file", type=pathlib.Path, default=HERE / "results/exactness/results.json")
+    parser.add_argument("--file", type=pathlib.Path, default=run_file("structured", "exactness"))
     file = parser.parse_args().file
     jax.config.update("jax_disable_most_optimizations", True)  # small programs, each compiled once
     found = json.loads(file.read_text()) if file.exists() else {"machine": machine(), "rows": {}}
@@ -99,8 +100,7 @@ def main() -> None:
         done, key = found["rows"].setdefault(name, {}), f"{bits} {ratio}"
         if key not in done:
             done[key] = stage(name, bits, ratio)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(found, indent=1))
+            write_json(file, found)
             print(name, key, json.dumps(done[key]), flush=True)
     for bits, what in itertools.product(("float32", "float64"), ("values", "gradients")):
         print(f"{bits}, {what}: {worst(found['rows'], bits, what):.1e} at most")

@@ -15,9 +15,8 @@ import optax
 import jaxprune as jp
 from experiments.benchmarks.common import machine, race, ratio
 from experiments.distillation.common import summary
+from experiments.results import save_results
 from experiments.structured.training import Apply, said
-
-HERE = pathlib.Path(__file__).parent / "results"
 
 
 def judged(apply: Apply, params: Any, splits: Mapping[str, tuple[Any, Any]], batch: int = 250) -> dict[str, Any]:
@@ -57,12 +56,9 @@ def averaged(runs: Sequence[Any]) -> Any:
 
 
 def save(name: str, settings: Any, results: Any) -> pathlib.Path:
-    """Writes results/NAME/results.json."""
-    path = HERE / name / "results.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes runs/structured/NAME/results.json."""
     versions = {"jaxprune": jp.__version__, "optax": optax.__version__, "flax": flax.__version__, "machine": machine()}
-    path.write_text(json.dumps({**versions, "settings": settings, "results": results}, indent=1) + "\n")
-    return path
+    return save_results("structured", name, {**versions, "settings": settings, "results": results})
 
 
 def asked(doc: str | None, name: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], pathlib.Path | None]:

@@ -38,7 +38,6 @@ from experiments.distillation.common import plus_minus, remembered, save, show, 
 from experiments.distillation.recovery_task import cifar
 from experiments.structured.resnet56 import kernels
 
-HERE = pathlib.Path(__file__).parent
 SETTINGS: dict[str, Any] = {
     "flops": 0.475,
     "images": 1024,
@@ -261,7 +260,7 @@ def main() -> None:
     for name in [] if args.finished else args.networks.split(","):
         net = network(name, SETTINGS, home)
         found[name] = measured(name, net, SETTINGS, args.folder and args.folder / f"{name}.json")
-    path = save("reconstruction", SETTINGS, found, HERE)
+    path = save("reconstruction", SETTINGS, found, "structured")
     columns = ["network", "units", "repair", "accuracy", "fewer FLOPs"]
     rows = []
     for name, arms_found in found.items():

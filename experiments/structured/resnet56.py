@@ -30,7 +30,6 @@ from experiments import resnet
 from experiments.distillation.common import remembered, save, show
 from experiments.distillation.recovery_task import cifar
 
-HERE = pathlib.Path(__file__).parent
 SETTINGS: dict[str, Any] = {"flops": 0.475, "images": 1024, "seeds": [0, 1, 2], "batch": 128, "ridge": 1e-3}
 STREAMS = {r".*bn2/scale": 1.0}
 """Batch norms at the ends of the blocks: what is added to a residual stream."""
@@ -156,7 +155,7 @@ def main() -> None:
     data = cifar(home)
     params = resnet.load(home / "resnet56.npz")
     found = measured(SETTINGS, params, (data["train"], data["test"]), folder and folder / "cut.json")
-    path = save("resnet56", SETTINGS, found, HERE)
+    path = save("resnet56", SETTINGS, found, "structured")
     plot(found, path.with_name("accuracy.png"))
     xla = lambda one, when: found["dense_xla_flops"][when] / one["xla_flops"][when]
     fewer = lambda one: [one["flops"][0] / one["flops"][1], xla(one, "program"), xla(one, "compiled")]

@@ -31,7 +31,6 @@ from experiments.distillation.common import plus_minus, remembered, save, show, 
 from experiments.distillation.recovery_task import augmented, cifar, network
 from experiments.structured import resnet56
 
-HERE = pathlib.Path(__file__).parent
 SETTINGS: dict[str, Any] = {
     **resnet56.SETTINGS,
     "seeds": [0, 1],
@@ -147,7 +146,7 @@ def main() -> None:
     found = measured(SETTINGS, resnet.load(home / "resnet56.npz"), cifar(home), folder, seeds)
     if seeds is not None:
         return
-    path = save("resnet56_recovery", SETTINGS, found, HERE)
+    path = save("resnet56_recovery", SETTINGS, found, "structured")
     before, after = found["flops"]
     rows = [
         ("dense", f"{found['dense']:.2f}", ""),

@@ -37,7 +37,6 @@ from experiments.distillation.recovery_task import cifar
 from experiments.structured import resnet56
 from jaxprune.structure.timings import race as timed
 
-HERE = pathlib.Path(__file__).parent
 SETTINGS: dict[str, Any] = {
     **{k: resnet56.SETTINGS[k] for k in ("images", "batch", "ridge")},
     "flops": [0.6, 0.4],
@@ -149,7 +148,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data = cifar(home)
     found = measured(SETTINGS, resnet.load(home / "resnet56.npz"), (data["train"], data["test"]), folder)
-    path = save("speed", SETTINGS, found, HERE)
+    path = save("speed", SETTINGS, found, "structured")
     plot(found, path.with_name("speed.png"))
     numbers = lambda one: (one["fewer"], one["faster"]["wall"], one["faster"]["cpu"], one["accuracy"])
     rows = [(one["arm"], one["value"], *(f"{x:.2f}" for x in numbers(one))) for one in found["arms"]]

@@ -8,7 +8,6 @@ python -m experiments.structured.widths
 """
 
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -19,7 +18,6 @@ from jax import lax
 from experiments.distillation.common import save, show
 from jaxprune.structure.timings import Call, race
 
-HERE = pathlib.Path(__file__).parent
 SETTINGS: dict[str, Any] = {
     "batch": 128,
     "stages": {"32": [8, 10, 12, 13, 14, 15, 16], "16": [16, 20, 24, 28, 30, 32], "8": [32, 40, 48, 52, 56, 60, 64]},
@@ -44,7 +42,7 @@ def measured(settings: Any) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     found = measured(SETTINGS)
-    path = save("widths", SETTINGS | {"load": os.getloadavg()}, {"cpu_ms": found}, HERE)
+    path = save("widths", SETTINGS | {"load": os.getloadavg()}, {"cpu_ms": found}, "structured")
     rows = [(f"{side}×{side}", n, f"{t:.2f}") for side, times in found.items() for n, t in times.items()]
     show("3 × 3 convolutions, batch of 128", ["image", "channels", "CPU, ms"], rows)
     print(path)

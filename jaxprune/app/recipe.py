@@ -177,7 +177,7 @@ def _given(settings: Any, short: str) -> dict[str, Any]:
 def _prune(settings: float | Prune, schedule: Schedule | None, allocate: Any, layout: str | None) -> Compression:
     p = settings if isinstance(settings, Prune) else Prune(sparsity=settings)
     if p.sparsity is not None:
-        fraction("prune = {}", p.sparsity)
+        fraction("prune (sparsity = {})", p.sparsity)
     return prune(
         p.sparsity if schedule is None or p.sparsity is None else schedule(p.sparsity),
         threshold=p.threshold,

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from jaxprune.core.words import nearest
 from jaxprune.storage.format import FormatError
 from jaxprune.storage.manifest import open_regular
 
@@ -100,6 +101,9 @@ def closest(name: str, names: Any) -> str:
 
 def _explain(message: str, to: Any) -> str:
     unknown = re.match(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?", message)
+    word = re.match(r"Invalid enum value '(.*)' - at `\$\.(.*)`", message)
+    if word and words_at(to, word[2]):
+        return f"{_numbered(word[2])} = {word[1]!r}: choose one of {nearest(word[1], words_at(to, word[2]), 20)}"
     if not unknown:
         text = message.replace("`$.", "`").replace("Object missing", "missing").replace(" - at `$`", "")
         return _numbered(text)
@@ -117,12 +121,24 @@ def _numbered(place: str) -> str:
 
 def fields_at(to: Any, place: str) -> list[str]:
     """The keys of the struct at a place like `phase[0].rule[1].prune`."""
+    found = _structs(_type_at(to, place))
+    return list(found[0].__struct_fields__) if found else []
+
+
+def words_at(to: Any, place: str) -> list[str]:
+    """The words that are allowed at a place like `phase[0].rule[1].prune.allocate`."""
+    kind = _type_at(to, place)
+    kinds = [kind, *typing.get_args(kind)]
+    return [word for one in kinds if typing.get_origin(one) is typing.Literal for word in typing.get_args(one)]
+
+
+def _type_at(to: Any, place: str) -> Any:
+    """The type of what stands at a place."""
     for part in re.findall(r"[^.\[\]]+|\[[^\]]*\]", place):
         inner = _structs(to)
         hints = typing.get_type_hints(inner[0]) if inner else {}
         to = to if part.startswith("[") else hints.get(part, to)
-    found = _structs(to)
-    return list(found[0].__struct_fields__) if found else []
+    return to
 
 
 def _structs(to: Any) -> list[Any]:

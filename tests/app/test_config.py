@@ -84,7 +84,7 @@ def test_a_missing_file_names_its_neighbour(path):
 
 def test_overrides_are_typed(path):
     config = c.load_config(
-        path, ["train.seed=3", "phase.prune.epochs=2", "phase.1.rule.0.prune.sparsity=0.5", "name=other"]
+        path, ["train.seed=3", "phase.prune.epochs=2", "phase.2.rule.1.prune.sparsity=0.5", "name=other"]
     )
     assert c.seeds_of(config) == (3,)
     assert (config.name, config.phase[1].epochs, config.phase[1].rule[0].prune.sparsity) == ("other", 2, 0.5)
@@ -97,10 +97,14 @@ BAD_SETS = [
     ("trian.batch=1", "Did you mean 'train'"),
     ("phase.prun.epochs=1", "Did you mean 'prune'"),
     ("phase.9.epochs=1", "only 4"),
+    ("phase.0.epochs=1", "counted from 1.*no item 0, the first is 1"),
+    ("phase.prune.rule.0.where=kernel", "counted from 1.*no item 0, the first is 1"),
+    ("phase.prune.rule.00.where=kernel", "counted from 1"),
+    ("phase.-1.epochs=1", "nothing here is named '-1'"),
     ("train.batch=many", "train.batch"),
     ("train.batch", "key=value"),
     ("name.first=1", "not a table"),
-    ("phase.prune.rule.0.cluter=4", "Did you mean 'cluster'"),
+    ("phase.prune.rule.1.cluter=4", "Did you mean 'cluster'"),
 ]
 
 

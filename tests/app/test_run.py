@@ -179,7 +179,7 @@ BAD = [
     (["--set", "model=tests.app.toy:nets"], "Did you mean 'net'"),
     (["--set", "model=tests.app.tay:net"], "tests"),
     (["--set", "model_args.hiden=3"], "hiden"),
-    (["--set", "phase.prune.rule.0.where=kernels"], "Nearest: "),
+    (["--set", "phase.prune.rule.1.where=kernels"], "Nearest: "),
 ]
 
 

@@ -110,7 +110,7 @@ def test_yes_and_no_from_one_output():
 CONFIGS = {
     "a batch larger than the data": ("train.batch=500", "phase 'train': batch = 500, and the training split has 120"),
     "a rule of the last phase": (
-        "phase.quantize.rule.0.where=kernels",
+        "phase.quantize.rule.1.where=kernels",
         "phase 'quantize': rule 1 .*Nearest: 'dense1/kernel'",
     ),
     "a codebook where there is none": ('phase.share.rule=[{where=".*", keep=true}]', "phase 'quantize': "),
