@@ -180,24 +180,23 @@ def check_finite(slot: Slot) -> None:
         )
 
 
-def look_up_curvature(tree: Any, chosen: Sequence[Slot], what: str) -> list[Any]:
-    """The weights h >= 0 of the errors of slots, by path: finite and not negative where they are concrete.
+def check_decoded(slot: Slot, code: Any) -> None:
+    """Refuses a code of finite weights that decodes to infinities; nothing is known of a traced leaf.
+
+    A product of factors may exceed the largest float where the weights are near it.
 
     Raises:
-      ValueError: entries that are NaN, infinite or negative, with path and count.
+      ValueError: with path, count and the fix.
     """
-    weights = look_up(tree, chosen, what)
-    for slot, h in zip(chosen, weights):
-        if isinstance(h, Tracer) or isinstance(slot.mask, Tracer):
-            continue
-        bad = not_finite(h, slot.mask)
-        if bad:
-            raise ValueError(f"the {what} of {slot} has {bad} NaN or infinite entries: give finite ones, at least 0")
-        negative = jnp.less(h, 0) if slot.mask is None else jnp.less(h, 0) & slot.mask
-        count = int(jnp.sum(negative))
-        if count:
-            raise ValueError(f"the {what} of {slot} has {count} negative entries: give finite ones, at least 0")
-    return weights
+    dense = materialize(code)
+    if isinstance(dense, Tracer):
+        return
+    bad = not_finite(dense, slot.mask)
+    if bad:
+        raise ValueError(
+            f"{slot} is near the largest {dense.dtype}, and {bad} entries of its code decode to infinity: divide the "
+            "weights by a power of two"
+        )
 
 
 def fold_path(key: jax.Array, path: str) -> jax.Array:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Clustered, Common
 from jaxprune.core.compression import Compression, call, keep
-from jaxprune.core.tree import check_finite, fold_path, look_up_curvature, refuse_word, rewrite
+from jaxprune.core.tree import check_finite, fold_path, refuse_word, rewrite
 from jaxprune.core.where import Slot
 from jaxprune.core.words import choice
+from jaxprune.methods.curvature import in_common_units, look_up_curvature
 from jaxprune.numerics import kmeans
 from jaxprune.numerics.placement import gathered, placed_like
 
@@ -45,7 +46,7 @@ def cluster(
         found), "linear" (min to max, Han et al.'s choice: large weights keep a centroid near), "density" (quantiles),
         "random" (needs `key=`).
       score: weights hᵢ >= 0 of the distortion (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params
-        -> tree.
+        -> tree. Where all that share a codebook are 0 they say nothing, and count as 1.
       where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
     Returns:
@@ -77,7 +78,7 @@ def cluster(
         def encode(chosen: list[Slot]) -> list[Clustered]:
             for slot in chosen:
                 check_finite(slot)
-            return [one(s, h, _fit(s, k), init, _fold(key, s)) for s, h in zip(chosen, _weights(chosen, scores))]
+            return [one(s, h, _fit(s, k), init, _fold(key, s)) for s, h in zip(chosen, _weights(chosen, scores, False))]
 
         return rewrite(encode, params, where)
 
@@ -110,12 +111,14 @@ def _fit(slot: Slot, k: int) -> int:
     return k
 
 
-def _weights(chosen: list[Slot], scores: Any) -> list[Any]:
-    """h of the distortion: the score where there is one, 0 under a mask."""
+def _weights(chosen: list[Slot], scores: Any, together: bool) -> list[Any]:
+    """h of the distortion: the score where there is one, 0 under a mask. `together`: all share one codebook."""
     if scores is None:
-        return [s.mask for s in chosen]
-    found = look_up_curvature(scores, chosen, "score")
-    return [h if s.mask is None else jnp.where(s.mask, h, jnp.zeros((), h.dtype)) for s, h in zip(chosen, found)]
+        return [slot.mask for slot in chosen]
+    weights = look_up_curvature(scores, chosen, "score")
+    if together:
+        return in_common_units(weights, chosen)
+    return [in_common_units([h], [slot])[0] for slot, h in zip(chosen, weights)]
 
 
 def _fold(key: Any, slot: Slot) -> Any:
@@ -168,7 +171,8 @@ def _together(params: Any, where: Any, scores: Any, k: int, init: Init, key: Any
         total = sum(s.value.size for s in chosen)
         if k > total:
             raise ValueError(f"cluster(k={k}, scope='tree'): the selected leaves have only {total} weights")
-        codebook = kmeans.codebook([s.value for s in chosen], k, weights=_weights(chosen, scores), init=init, key=key)
+        weights = _weights(chosen, scores, True)
+        codebook = kmeans.codebook([s.value for s in chosen], k, weights=weights, init=init, key=key)
         codebook = codebook.astype(jnp.result_type(*(s.value.dtype for s in chosen)))
         found.append(codebook)
         return [Clustered(None, kmeans.assign(s.value, codebook)) for s in chosen]

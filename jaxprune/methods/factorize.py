@@ -15,8 +15,9 @@ from jaxprune.core.arguments import share, whole
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.factors import LowRank, Tucker
-from jaxprune.core.tree import check_finite, look_up_curvature, refuse_word, rewrite, there
+from jaxprune.core.tree import check_decoded, check_finite, refuse_word, rewrite, there
 from jaxprune.core.where import Slot
+from jaxprune.methods.curvature import in_common_units, look_up_curvature
 from jaxprune.numerics import lowrank
 from jaxprune.numerics.placement import gathered
 
@@ -66,6 +67,7 @@ def factorize(
         w = gathered(there(slot))
         code = (_matrix if x.ndim == 2 else _convolution)(slot, w, ranks, energy, h)
         code = jax.tree.map(lambda part: part.astype(x.dtype), code)
+        check_decoded(slot, code)
         if nbits(code) >= nbits(x):
             return Dense(x, f"factors of rank {_rank(code)} would be larger")
         return code
@@ -74,8 +76,10 @@ def factorize(
         scores = call(score, params, **extra) if callable(score) else score
 
         def all_of(chosen: list[Slot]) -> list[CompressedArray]:
-            h = [None] * len(chosen) if scores is None else look_up_curvature(scores, chosen, "score")
-            return [encode(*pair) for pair in zip(chosen, h)]
+            if scores is None:
+                return [encode(slot, None) for slot in chosen]
+            weights = look_up_curvature(scores, chosen, "score")
+            return [encode(slot, in_common_units([h], [slot])[0]) for slot, h in zip(chosen, weights)]
 
         return rewrite(all_of, params, rule if where is None else where)
 

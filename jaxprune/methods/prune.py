@@ -156,7 +156,14 @@ def _scores(chosen: list[Slot], tree: Any, score: Any, extra: dict[str, Any]) ->
     found = look_up(scores, chosen, "score")
     for slot, x in zip(chosen, found):
         _refuse_nan(slot, x)
-    return [jnp.where(s.value.mask, x, -jnp.inf) if isinstance(s.value, Masked) else x for s, x in zip(chosen, found)]
+    return [_below_all(slot.value.mask, x) if isinstance(slot.value, Masked) else x for slot, x in zip(chosen, found)]
+
+
+def _below_all(mask: Any, score: Any) -> Any:
+    """The score, under the mask lower than any other: a score of −inf of a weight that is there counts as finite."""
+    if jnp.issubdtype(score.dtype, jnp.floating):
+        score = jnp.maximum(score, jnp.finfo(score.dtype).min)
+    return jnp.where(mask, score, -jnp.inf)
 
 
 def _refuse_nan(slot: Slot, score: Any) -> None:

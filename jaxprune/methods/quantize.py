@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxprune.core.arguments import flag, positive, whole
-from jaxprune.core.arrays import CompressedArray
+from jaxprune.core.arrays import CompressedArray, Dense
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.layout import axes_of
 from jaxprune.core.quantized import Binary, Quantized, pack
@@ -67,8 +67,9 @@ def quantize(
       where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
     Returns:
-      A `Compression` whose leaves are `Quantized` (`Binary` for signs). Codes below 8 bits are packed. Scales are
-      float32.
+      A `Compression` whose leaves are `Quantized` (`Binary` for signs; scalars stay, as `Dense`). Codes below 8 bits
+      are packed. Scales are float32. Weights below the smallest normal float (1.2e-38 in float32) become 0: XLA
+      computes without subnormal numbers.
 
     Raises:
       ValueError: for bits outside the range, a group that does not divide the contraction axis, NaN or Inf in a
@@ -91,6 +92,8 @@ def quantize(
     def encode(slot: Slot, key: Any) -> CompressedArray:
         w, mask = slot.value, slot.mask
         check_finite(slot)  # under trace NaN becomes 0, and infinities saturate
+        if w.ndim == 0:
+            return Dense(w, "a scalar: its scale would be as large")
         try:
             if scale is not None:
                 return _fixed(w, float(scale), bits, clip, mask)

@@ -16,7 +16,7 @@ from jaxprune.core import arguments
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.factors import Shared
-from jaxprune.core.tree import check_finite, map_slots, there
+from jaxprune.core.tree import check_decoded, check_finite, map_slots, there
 from jaxprune.core.where import Slot
 from jaxprune.numerics import directions
 from jaxprune.numerics.placement import gathered
@@ -71,6 +71,7 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
         s = directions.scales(flat, p, assignment)
         prototypes = jnp.moveaxis(p.reshape(-1, *units.shape[1:]), 0, axis).astype(slot.value.dtype)
         code = Shared(prototypes, assignment.astype(index_dtype(p.shape[0])), s, axis)
+        check_decoded(slot, code)
         if nbits(code) >= nbits(slot.value):
             return Dense(slot.value, f"{p.shape[0]} prototypes of {flat.shape[0]} units would be larger")
         return code

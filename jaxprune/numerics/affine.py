@@ -210,7 +210,10 @@ def affine_params(
     middle = jnp.clip(jnp.zeros_like(low), low, high)
 
     def clipped(r: Array) -> tuple[Array, Array]:
-        return _affine(middle + (low - middle) * r, middle + (high - middle) * r, bits, largest)
+        scale, z = _affine(middle + (low - middle) * r, middle + (high - middle) * r, bits, largest)
+        # Weights outside the range take the ends of the grid, so both must be finite.
+        furthest = jnp.maximum(jnp.abs(z), jnp.abs(2**bits - 1 - z)).astype(scale.dtype)
+        return jnp.minimum(scale, np.asarray(largest, scale.dtype) / furthest), z
 
     def rebuild(r: Array) -> Array:
         s, z = clipped(r)
@@ -236,6 +239,7 @@ def _affine(low: Array, high: Array, bits: int, largest: float) -> tuple[Array, 
     span = jnp.round(ratio(high, scale)) - jnp.round(ratio(low, scale))
     tie = (span == top - 1) & (scale > spacing)
     scale = usable(jnp.where(tie, scale * (1 - 2.0**-20), scale), size)
+    scale = _finite_ends(low, high, scale, top, largest)
     z = jnp.round(ratio(-low, scale))
     # The grid's ends lie up to half a step outside the range. Beyond the dtype they would decode to infinity: there the
     # grid moves by one step. An end that is left outside is then no weight's code.
@@ -243,6 +247,22 @@ def _affine(low: Array, high: Array, bits: int, largest: float) -> tuple[Array, 
     under = -z * scale < -largest
     z = z + over.astype(z.dtype) - (under & ~over).astype(z.dtype)
     return scale, z.astype(jnp.int32)
+
+
+def _finite_ends(low: Array, high: Array, scale: Array, top: int, largest: float) -> Array:
+    """The step with which both ends of the range, rounded to multiples of it, are finite in the weights' dtype.
+
+    It is `scale` unless an end k steps from 0 would lie beyond the largest float. Then k steps reach just to that, if
+    `top` steps still cover the range; else the end lies just below k − ½ steps, and is rounded to k − 1.
+    """
+    size = jnp.maximum(jnp.abs(low), jnp.abs(high))
+    steps = jnp.round(ratio(size, scale))
+    beyond = steps * scale > largest
+    steps = jnp.maximum(steps, 1)
+    narrower = np.asarray(largest * (1 - 2.0**-22), scale.dtype) / steps
+    covers = jnp.round(ratio(high, narrower)) - jnp.round(ratio(low, narrower)) <= top
+    wider = size / jnp.maximum(steps - 0.5, 0.5) * (1 + 2.0**-20)
+    return jnp.where(beyond, jnp.where(covers, narrower, wider), scale)
 
 
 # --- codes -----------------------------------------------------------------------------------------------------------

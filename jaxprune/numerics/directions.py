@@ -57,7 +57,7 @@ def leaders(units: np.ndarray, similarity: float) -> tuple[np.ndarray, np.ndarra
 
 @partial(jax.jit, static_argnames=("k", "steps"))
 def spherical(units: Array, k: int, steps: int = 20) -> tuple[Array, Array]:
-    """(k, d) unit prototypes and an assignment, started farthest first from the largest unit."""
+    """(k, d) prototypes, their largest entries from 1 to 2, and an assignment; farthest first from the largest unit."""
     # Over one power of two for all, so that their norms stay comparable.
     units = ratio(units, power_of_two(jnp.max(jnp.abs(units), initial=0).reshape(1, 1)))
     u = _unit(units)
@@ -72,7 +72,8 @@ def spherical(units: Array, k: int, steps: int = 20) -> tuple[Array, Array]:
     start = jnp.zeros((k, u.shape[1]), u.dtype).at[0].set(first), jnp.matmul(u, first, precision=HIGHEST)
     p, _ = lax.fori_loop(1, k, farthest, start)
     p = lax.fori_loop(0, steps, lambda _, p: _power_step(units, u, p), p)
-    return p, nearest_direction(u, p)
+    # Of unit length they would leave their units' norms to the scales, which may overflow.
+    return _near_one(p), nearest_direction(u, p)
 
 
 def _power_step(units: Array, u: Array, p: Array) -> Array:
@@ -95,5 +96,8 @@ def scales(units: Array, p: Array, assignment: Array) -> Array:
     mine = ratio(p, of_prototype)[assignment]
     square = jnp.sum(mine * mine, axis=-1)
     dot = jnp.sum(ratio(units, of_unit) * mine, axis=-1)
-    times = ratio(of_unit, of_prototype[assignment])[:, 0]
+    # By the exponents: `ratio` multiplies by 4 on its way, which the largest floats do not bear.
+    _, of_larger = jnp.frexp(of_unit)
+    _, of_smaller = jnp.frexp(of_prototype[assignment])
+    times = jnp.ldexp(jnp.ones_like(of_unit), of_larger - of_smaller)[:, 0]
     return dot / jnp.where(square > 0, square, 1) * times

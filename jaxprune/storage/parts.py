@@ -122,6 +122,8 @@ def _array(x: Any, mask: np.ndarray | None) -> Array:
     if not _is_array(x):
         raise FormatError(f"a part of a code is a {type(x).__name__}, not an array")
     code = _dtype_code(x.dtype)
+    if isinstance(x, jax.Array) and x.is_deleted():
+        raise FormatError("the array was deleted: it was donated to a function; save what that returned")
     host = not isinstance(x, jax.Array)
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         raise FormatError("the array is spread over several hosts: gather it with multihost_utils.process_allgather")

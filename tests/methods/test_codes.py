@@ -201,3 +201,11 @@ def test_bad_input_is_refused(case):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "affine", "nf4", "binary", "ternary"])
+def test_a_scalar_stays_as_it_is(kind):
+    compression = jp.at(jp.where.every_leaf, jp.quantize(kind=kind))
+    tree = compression.init({"temperature": jnp.float32(3.0), "kernel": jnp.ones((4, 4))})
+    assert isinstance(tree["temperature"], jp.Dense) and float(jp.materialize(tree)["temperature"]) == 3.0
+    assert not isinstance(tree["kernel"], jp.Dense)

@@ -253,3 +253,12 @@ def test_pruning_again_never_revives():
 def test_path_rules_match_whole_paths():
     with pytest.raises(ValueError, match="matches no path"):
         jp.prune({"dense": 0.5}).init({"dense": {"kernel": normal((4, 4))}})
+
+
+def test_scores_of_minus_infinity_do_not_bring_pruned_weights_back():
+    """A log of a saliency of 0 is −inf; what is pruned already is lower still."""
+    w = {"kernel": jnp.arange(1.0, 17.0).reshape(4, 4)}
+    half = jp.prune(0.5).init(w)
+    more = jp.prune(0.75, score={"kernel": jnp.full((4, 4), -jnp.inf)}).init(half)
+    assert int(more["kernel"].mask.sum()) == 4
+    assert not bool(jnp.any(more["kernel"].mask & ~half["kernel"].mask))

@@ -135,3 +135,33 @@ def test_distortions_of_large_weights_are_measured_under_trace():
     for factor in (2.0**100, 2.0**-90):
         assert ratio(w * factor) == pytest.approx(usual, rel=1e-5)
         assert float(jax.jit(ratio)(w * factor)) == pytest.approx(usual, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("share", [0.6, 0.9, 0.98, 1.0])
+def test_weights_of_both_signs_near_the_largest_float_stay_finite(dtype, share):
+    """Where a step more would leave the floats the grid is coarser, which costs up to a third."""
+    largest = float(jnp.finfo(dtype).max)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (8, 8))
+    for lower in (1.0, 0.8):
+        w = np.where(signs < 0, lower * signs, signs) * share
+        for bits in (2, 3, 8):
+            for ends in ("max", "mse"):
+                compression = jp.quantize(bits, kind="affine", range=ends)
+                back = decoded(compression, jnp.asarray(w * largest, dtype)).astype(np.float64) / largest
+                usual = np.linalg.norm(decoded(compression, w.astype(np.float32)) - w)
+                assert np.linalg.norm(back - w) <= 1.45 * usual + 0.05, (bits, ends, lower)
+
+
+def test_a_product_of_factors_beyond_the_largest_float_is_refused():
+    w = np.random.default_rng(0).choice([-1.0, 1.0], (16, 16)).astype(np.float32) * np.float32(3.3e38)
+    for compression in (jp.factorize(rank=2), jp.share(k=4)):
+        with pytest.raises(ValueError, match=r"kernel.* decode to infinity: divide the weights by a power of two"):
+            compression.init({"kernel": jnp.asarray(w)})
+        assert np.isfinite(decoded(compression, w / 8)).all()
+
+
+def test_prototypes_of_units_with_large_norms_stay_finite():
+    w = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8)
+    want = decoded(jp.share(k=4), w)
+    np.testing.assert_array_equal(decoded(jp.share(k=4), w * np.float32(2.0**127)) / np.float32(2.0**127), want)

@@ -421,3 +421,10 @@ def test_the_table_of_kinds_is_that_of_the_types():
         assert set(kind.fields) == {name for name in cls.__dataclass_fields__ if name not in statics}
         assert set(kind.statics) == statics or cls is Packed
     assert not {x for x in f.DTYPES if x in f.KINDS or x in (f.GROUP, f.LIST, f.TUPLE, f.INT_KEYS, f.NOT_FINITE)}
+
+
+def test_a_donated_array_is_named(tmp_path):
+    x = jnp.ones((4, 4))
+    x.delete()
+    with pytest.raises(ValueError, match="a/w: the array was deleted"):
+        save(tmp_path / "x", {"a": {"w": x}})
