@@ -52,7 +52,7 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
     if (similarity is None) == (k is None):
         raise ValueError("share takes one of similarity= and k=, as share(similarity=0.9) or share(k=16)")
     if similarity is not None:
-        similarity = arguments.share("share(similarity={})", similarity)
+        similarity = float(arguments.share("share(similarity={})", similarity))
     k = None if k is None else arguments.whole("share(k={})", k)
     axis = arguments.whole("share(axis={})", axis, None)
     if axis >= 0:

@@ -259,7 +259,7 @@ def _finite_ends(low: Array, high: Array, scale: Array, top: int, largest: float
     steps = jnp.round(ratio(size, scale))
     beyond = steps * scale > largest
     steps = jnp.maximum(steps, 1)
-    narrower = np.asarray(largest * (1 - 2.0**-22), scale.dtype) / steps
+    narrower = jnp.asarray(largest * (1 - 2.0**-22), scale.dtype) / steps
     covers = jnp.round(ratio(high, narrower)) - jnp.round(ratio(low, narrower)) <= top
     wider = size / jnp.maximum(steps - 0.5, 0.5) * (1 + 2.0**-20)
     return jnp.where(beyond, jnp.where(covers, narrower, wider), scale)

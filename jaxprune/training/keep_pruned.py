@@ -13,6 +13,7 @@ from jaxprune.core.companions import bias_of, norm_of, zeroed_units
 from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.tree import by_path, no_match, selector
 from jaxprune.core.where import Slot, is_float, leaf_slots
+from jaxprune.core.words import nearest
 from jaxprune.training.updating import map_updates
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransf
       not pruned).
 
     Raises:
-      ValueError: for a `where` that matches nothing, or without params.
+      ValueError: for a `where` that matches nothing, a mask that is no mask or of no param, or without params.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
@@ -61,6 +62,8 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransf
         hits: list[str] = []
 
         slots, treedef = leaf_slots(params)
+        if given is not None:
+            _check_masks(given, slots, _is_part(params, optax.MaskedNode))
         weights = {slot.path: slot for slot in slots if not is_code(slot.value) and test(slot)}
         biases = {} if given is not None or where is not None else _biases(list(weights.values()), slots)
 
@@ -91,6 +94,26 @@ def keep_pruned(mask: Any = None, *, where: Any = None) -> "optax.GradientTransf
         return map_updates(held, updates, state.masks, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_part(params: Any, masked_node: type) -> bool:
+    """Whether `optax.multi_transform` or `optax.masked` gave a part of the params."""
+    return any(
+        isinstance(x, masked_node) for x in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, masked_node))
+    )
+
+
+def _check_masks(masks: dict[str, Any], slots: list[Slot], part: bool) -> None:
+    """Refuses entries that are no masks, and, where all params are there, those of no param."""
+    paths = [slot.path for slot in slots]
+    for path, x in masks.items():
+        if not hasattr(x, "dtype") and not isinstance(x, bool):
+            raise ValueError(
+                f"keep_pruned(mask=…): {path or 'it'} is a {type(x).__name__}, not a mask: give booleans shaped like "
+                "the param, True for what is free"
+            )
+        if path not in paths and not part:
+            raise ValueError(f"keep_pruned(mask=…): {path!r} is no param. Nearest: {nearest(path, paths)}")
 
 
 def _biases(weights: list[Slot], slots: list[Slot]) -> dict[str, Any]:
