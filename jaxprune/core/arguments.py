@@ -56,21 +56,25 @@ def positive(what: str, x: Any) -> Any:
     return x
 
 
-def at_least_zero(what: str, x: Any) -> Any:
-    """x, if it is one finite number of at least 0, or a schedule of one; a traced one is taken as it is.
+def at_least_zero(what: str, x: Any, schedule: bool = True) -> Any:
+    """x, if it is one finite number of at least 0, or a schedule of one (unless `schedule` is False); a traced one is
+    taken as it is.
 
     Example:
       >>> at_least_zero("attract(mu={})", -1)
       Traceback (most recent call last):
       ValueError: attract(mu=-1): give one finite number >= 0, or a schedule of it
     """
-    if not isinstance(x, Tracer) and not callable(x) and not (_is_finite(x) and float(x) >= 0):
-        raise ValueError(f"{what.format(_shown(x))}: give one finite number >= 0, or a schedule of it")
+    if isinstance(x, Tracer) or (schedule and callable(x)):
+        return x
+    if not (_is_finite(x) and float(x) >= 0):
+        other = ", or a schedule of it" if schedule else ""
+        raise ValueError(f"{what.format(_shown(x))}: give one finite number >= 0{other}")
     return x
 
 
 def share(what: str, x: Any) -> Any:
-    """x, if it is one number in (0, 1]; a traced one is taken as it is.
+    """x as a Python number, if it is one in (0, 1]; a traced one is taken as it is.
 
     Example:
       >>> share("share(similarity={})", 1.5)
@@ -79,6 +83,19 @@ def share(what: str, x: Any) -> Any:
     """
     if not isinstance(x, Tracer) and not (_is_finite(x) and 0 < float(x) <= 1):
         raise ValueError(f"{what.format(_shown(x))}: give one number in (0, 1]")
+    return x if isinstance(x, Tracer) else float(x)
+
+
+def ratio(what: str, x: Any) -> Any:
+    """x, if it is one number in [0, 1]; a traced one is taken as it is.
+
+    Example:
+      >>> ratio("jsd(beta={})", 2)
+      Traceback (most recent call last):
+      ValueError: jsd(beta=2): give one number from 0 to 1
+    """
+    if not isinstance(x, Tracer) and not (_is_finite(x) and 0 <= float(x) <= 1):
+        raise ValueError(f"{what.format(_shown(x))}: give one number from 0 to 1")
     return x
 
 
@@ -104,7 +121,8 @@ def whole(what: str, x: Any, least: int | None = 1, most: int | None = None) -> 
     too_large = number is not None and most is not None and number > most
     if number is None or too_small or too_large:
         low = "" if least is None else f" of at least {least}"
-        high = "" if most is None else f" and at most {most}"
+        technical = most is not None and most >= 2**31 and not too_large  # nobody has to be told of 64 bits
+        high = "" if most is None or technical else f" and at most {most}"
         traced = " that is known when the program is traced" if isinstance(x, Tracer) else ""
         raise ValueError(f"{what.format(_shown(x))}: give an integer{low}{high}{traced}")
     return number

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Masked, is_code
 from jaxprune.core.names import Place, Surroundings, why_no_weight
 from jaxprune.core.paths import flatten_with_path, leaf_path, owners
@@ -170,18 +171,20 @@ def ndim(n: int | None = None, *, min: int | None = None) -> Where:
     """Leaves with exactly n axes, or with at least `min`."""
     if (n is None) == (min is None):
         raise ValueError("where.ndim takes one of: a number of axes, as ndim(2), or min=, as ndim(min=2)")
+    count = whole("ndim(min={})" if n is None else "ndim(n={})", min if n is None else n, 0)
     if n is None:
-        return Where(lambda s: is_float(s.value) and s.value.ndim >= min, f"ndim(min={min})")
-    return Where(lambda s: is_float(s.value) and s.value.ndim == n, f"ndim({n})")
+        return Where(lambda s: is_float(s.value) and s.value.ndim >= count, f"ndim(min={min})")
+    return Where(lambda s: is_float(s.value) and s.value.ndim == count, f"ndim({n})")
 
 
 def size(n: int | None = None, *, min: int | None = None) -> Where:
     """Leaves with exactly n weights, or with at least `min`."""
     if (n is None) == (min is None):
         raise ValueError("where.size takes one of: a number of weights, as size(100), or min=, as size(min=100)")
+    count = whole("size(min={})" if n is None else "size(n={})", min if n is None else n, 0)
     if n is not None:
-        return Where(lambda s: is_float(s.value) and s.value.size == n, f"size({n})")
-    return Where(lambda s: is_float(s.value) and s.value.size >= min, f"size(min={min})")
+        return Where(lambda s: is_float(s.value) and s.value.size == count, f"size({n})")
+    return Where(lambda s: is_float(s.value) and s.value.size >= count, f"size(min={min})")
 
 
 def dtype(kind: Any) -> Where:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxprune.core.arguments import whole
 from jaxprune.distill.losses.inputs import IGNORED
 
 
@@ -52,7 +53,9 @@ class Shuffled:
         lengths = {name: np.shape(x)[0] if np.ndim(x) else None for name, x in _leaves(self.data)}
         if not lengths or len(set(lengths.values())) > 1 or None in lengths.values():
             raise ValueError(f"Shuffled: the arrays have {lengths or 'no'} examples; they need equal first axes")
-        if not 1 <= self.batch <= len(self):
+        object.__setattr__(self, "batch", whole("Shuffled(batch={})", self.batch))
+        object.__setattr__(self, "seed", whole("Shuffled(seed={})", self.seed, 0))
+        if self.batch > len(self):
             raise ValueError(f"Shuffled(batch={self.batch}): there are {len(self)} examples; a batch has 1 to as many")
         if self.index in self.data:
             raise ValueError(f"Shuffled(index={self.index!r}): the data has such a field already")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxprune.core.arguments import whole
 from jaxprune.distill import cache_files, cache_forms
 from jaxprune.distill.cache_files import Files
 from jaxprune.distill.cache_forms import Form
@@ -115,7 +116,7 @@ class Cache:
 
     def _written(self, augmentation: int) -> None:
         """Whether all shards are there, looked at once."""
-        cache_files.whole_number("augmentation", augmentation, 0)
+        augmentation = whole("augmentation={}", augmentation, 0, 2**63 - 1)
         if augmentation in self._whole:
             return
         found, due = self._files.found(), self._files.shards

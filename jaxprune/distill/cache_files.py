@@ -88,12 +88,6 @@ def same(folder: Any, what: str, stored: Any, given: Any) -> None:
         raise ValueError(f"{os.fspath(folder)}: {told}: give another folder, or delete this one")
 
 
-def whole_number(name: str, x: Any, least: int) -> None:
-    """x is an integer of at least that."""
-    if type(x) is not int or not least <= x < 2**63:
-        raise ValueError(f"{name}={x!r}: give an integer, {least} or more")
-
-
 def publish(folder: Any, said: Manifest) -> None:
     """Writes the manifest of a new cache."""
     os.makedirs(folder, exist_ok=True)

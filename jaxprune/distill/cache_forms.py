@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
+from jaxprune.core import arguments
 from jaxprune.distill.losses import inputs
 from jaxprune.distill.losses.decoupled import TopK, top_k_teacher
 
@@ -45,8 +46,7 @@ Form = Literal["float16", "float32"] | Top
 def check(form: Any, shape: tuple[int, ...]) -> None:
     """A form that keeps logits of this shape, or a ValueError."""
     if isinstance(form, Top):
-        if type(form.k) is not int or not 1 <= form.k <= shape[-1]:
-            raise ValueError(f"form={form}: k is an integer from 1 to the {shape[-1]} classes")
+        arguments.whole("form=Top(k={})", form.k, 1, shape[-1])
         inputs.positive("temperature", form.temperature)
     elif form not in ("float16", "float32"):
         raise ValueError(f"form={form!r}: choose 'float16', 'float32' or jp.distill.Top(k, temperature)")

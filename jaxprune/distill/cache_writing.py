@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxprune.core.arguments import whole
 from jaxprune.distill import cache_files, cache_forms
 from jaxprune.distill.cache import Cache, Path
 from jaxprune.distill.cache_files import Files, Manifest
@@ -68,10 +69,10 @@ def write_cache(
       >>> cache.augmentations, cache.read([2]).indices
       ((0,), array([[2]], dtype=int32))
     """
-    cache_files.whole_number("augmentation", augmentation, 0)
-    cache_files.whole_number("batch", batch, 1)
+    augmentation = whole("write_cache(augmentation={})", augmentation, 0, 2**63 - 1)
+    batch = whole("write_cache(batch={})", batch, 1, 2**63 - 1)
     if shard is not None:
-        cache_files.whole_number("shard", shard, 1)
+        shard = whole("write_cache(shard={})", shard, 1, 2**63 - 1)
     source = _Source(logits_of, examples, batch)
     said = _manifest(folder, source, fingerprint, _plain(form), shard)
     files = Files(folder, said)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import materialize
 from jaxprune.distill.generators import Wanted, ask, check_teacher, check_weights, judge
 from jaxprune.distill.networks import Network
@@ -134,9 +135,10 @@ def data_free(
     Source: Chen et al. 2019, arXiv:1904.01186, whose generator is not class-conditional; Yin et al. 2020,
     arXiv:1912.08795 (the competition too), who optimise the images themselves.
     """
-    for name, n in {"classes": classes, "latent": latent, "batch": batch}.items():
-        if not (isinstance(n, int) and n > 0):
-            raise ValueError(f"data_free({name}={n!r}): give an integer >= 1")
+    classes = whole("data_free(classes={})", classes)
+    latent = whole("data_free(latent={})", latent)
+    batch = whole("data_free(batch={})", batch)
+    channel_axis = whole("data_free(channel_axis={})", channel_axis, None)
     weights = (one_hot, entropy, activation, batch_norm, competition)
     wanted = Wanted(*weights, features, dict(statistics or {}), channel_axis)
     check_weights(wanted)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import materialize
 from jaxprune.distill.losses.common import label_cost
 from jaxprune.distill.losses.inputs import without_label
@@ -44,7 +45,8 @@ class Evaluator:
         lengths = {name: len(x) for name, x in data.items()}
         if "x" not in data or "y" not in data or len(set(lengths.values())) > 1 or not lengths["x"]:
             raise ValueError(f"Evaluator: the data has {lengths}; it needs 'x' and 'y' with equal first axes")
-        self._data, self._batch = dict(data), batch
+        self._data = dict(data)
+        self._batch = whole("Evaluator(batch={})", batch)
         self._view = None if view is None or view is materialize else jax.jit(view)
         self._student = jax.jit(partial(_sums_of, network))
         self._teacher = jax.jit(lambda teacher, part: _sums(teacher(part, None)[OUTPUT], part["y"]))

@@ -7,7 +7,6 @@ t is what the teacher returns, f are its taps, s is what the student returns. Wh
 name is told while tracing.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxprune.core.arguments import at_least_zero
 from jaxprune.core.words import nearest
 from jaxprune.distill.losses import generator as losses
 from jaxprune.distill.losses.common import masked_mean
@@ -51,9 +51,7 @@ class Wanted(NamedTuple):
 def check_weights(wanted: Wanted) -> None:
     """Weights are finite and not negative."""
     for name in WEIGHTS:
-        weight = getattr(wanted, name)
-        if not callable(weight) and not (weight >= 0 and math.isfinite(weight)):
-            raise ValueError(f"data_free({name}={weight}): a weight is a finite number >= 0, or a schedule")
+        at_least_zero(f"data_free({name}={{}})", getattr(wanted, name))
 
 
 def ask(teacher: Any, x: Array, key: Any, wanted: Wanted) -> dict[str, Any]:

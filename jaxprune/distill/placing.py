@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxprune.core.arguments import whole
+
 
 def on_mesh(tree: Any, sharding: NamedSharding | None) -> Any:
     """Leaves that know no mesh, copied to all of the sharding's devices, or to the device; others stay as they are."""
@@ -42,6 +44,8 @@ def fsdp(tree: Any, mesh: Mesh, axis: str, *, least: int = 2**14) -> Any:
     """
     if axis not in mesh.shape:
         raise ValueError(f"fsdp: the mesh has {dict(mesh.shape)}, and no axis {axis!r}")
+
+    least = whole("fsdp(least={})", least, 0)
 
     def one(x: Any) -> jax.Array:
         fit = [k for k, n in enumerate(x.shape) if n and n % mesh.shape[axis] == 0] if x.size >= least else []

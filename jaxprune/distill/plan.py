@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
+from jaxprune.core.arguments import whole
+from jaxprune.core.words import choice
 
 
 class Diverged(ValueError):
@@ -39,14 +40,14 @@ class Plan:
 
     def checked(self) -> "Plan":
         """Itself with the defaults, or an error."""
-        every = max(1, self.steps // 10) if self.evaluate_every is None else self.evaluate_every
-        plan = dataclasses.replace(self, evaluate_every=every, checkpoint_every=self.checkpoint_every or every)
+        numbers = {}
         for name in ("steps", "evaluate_every", "checkpoint_every", "inner_steps", "patience"):
-            value = getattr(plan, name)
-            if value is not None and (not isinstance(value, int | np.integer) or value < 1):
-                raise ValueError(f"fit({name}={value!r}): a whole number >= 1")
-        if self.mode not in ("max", "min"):
-            raise ValueError(f"fit(mode={self.mode!r}): 'max' or 'min'")
+            value = getattr(self, name)
+            numbers[name] = value if value is None and name != "steps" else whole(f"fit({name}={{}})", value)
+        plan = dataclasses.replace(self, **numbers)
+        every = plan.evaluate_every or max(1, plan.steps // 10)
+        plan = dataclasses.replace(plan, evaluate_every=every, checkpoint_every=plan.checkpoint_every or every)
+        choice("fit(mode={})", self.mode, ("max", "min"))
         if self.patience is not None and self.evaluate is None:
             raise ValueError("fit(patience=…): give evaluate=, a function of the state on a validation split")
         return plan

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxprune.core.arguments import positive, ratio, whole
 from jaxprune.distill import losses
 from jaxprune.distill.matching import Stateful, linear
 
@@ -28,6 +29,9 @@ def vid_loss(*, variance: float = 5.0, eps: float = 1e-5, channel_axis: int = -1
       >>> term.name
       'vid'
     """
+    positive("vid_loss(variance={})", variance)
+    positive("vid_loss(eps={})", eps)
+    channel_axis = whole("vid_loss(channel_axis={})", channel_axis, None)
 
     def init(key: Array, student: Any, teacher: Any) -> tuple[Any, Any]:
         return losses.vid_raw_variance(teacher.shape[channel_axis], variance=variance, eps=eps), {}
@@ -70,6 +74,11 @@ def crd_loss(
       >>> jp.distill.match(jp.distill.crd_loss(50_000), r"pool", weight=0.8).name
       'crd'
     """
+    examples = whole("crd_loss(examples={})", examples, 2)
+    features = whole("crd_loss(features={})", features)
+    negatives = whole("crd_loss(negatives={})", negatives)
+    positive("crd_loss(temperature={})", temperature)
+    ratio("crd_loss(momentum={})", momentum)
     project = linear(features)
     rows = lambda x: x.reshape(x.shape[0], -1)
 
@@ -107,6 +116,9 @@ def dino_loss(*, student_temperature: Any = 0.1, teacher_temperature: Any = 0.04
       >>> jp.distill.match(jp.distill.dino_loss()).name
       'dino'
     """
+    positive("dino_loss(student_temperature={})", student_temperature)
+    positive("dino_loss(teacher_temperature={})", teacher_temperature)
+    ratio("dino_loss(momentum={})", momentum)
 
     def init(key: Array, student: Any, teacher: Any) -> tuple[Any, Any]:
         return {}, jnp.zeros(teacher.shape[-1])

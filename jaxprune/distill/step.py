@@ -9,7 +9,6 @@ The student's params may be compressed arrays: then their code is trained, as `j
 is a pytree beside the state, so that it is never donated, keeps its sharding, and may change from step to step.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxprune.core.arguments import at_least_zero, ratio
 from jaxprune.core.arrays import materialize
 from jaxprune.core.tree import combine, partition
 from jaxprune.distill.diagnostics import COMPARED, compared
@@ -207,10 +207,9 @@ def _check(terms: tuple[Term, ...], labels: Any, ema: float | None) -> None:
     twice = sorted({n for n in names if names.count(n) > 1 or n in ("loss", "labels", *COMPARED)})
     if twice:
         raise ValueError(f"two metrics of one name, {twice}: give match(name=…) names that differ")
-    if not callable(labels) and not (labels >= 0 and math.isfinite(labels)):
-        raise ValueError(f"labels={labels}: a weight is a finite number >= 0, or a schedule")
-    if ema is not None and not 0 <= ema < 1:
-        raise ValueError(f"ema={ema}: the momentum of an average lies in [0, 1)")
+    at_least_zero("distiller(labels={})", labels)
+    if ema is not None and ratio("distiller(ema={})", ema) == 1:
+        raise ValueError(f"distiller(ema={ema}): the momentum of an average lies in [0, 1)")
     if not terms and _is_zero(labels):
         raise ValueError("nothing to learn from: give terms, or labels=1.0")
 

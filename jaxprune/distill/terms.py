@@ -8,7 +8,6 @@ the teacher's width, trained beside the student and dropped in the end (FitNets,
 """
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -16,7 +15,8 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-from jaxprune.core.words import nearest
+from jaxprune.core.arguments import at_least_zero, whole
+from jaxprune.core.words import compiled, nearest
 
 OUTPUT = "output"
 
@@ -94,13 +94,14 @@ def match(
     teacher = student if teacher is None else teacher
     if student is None and teacher is not None:
         raise ValueError(f"match(teacher={teacher!r}): give student= too, the layers that shall match those")
-    groups = [re.compile(p).groups for p in (student, teacher) if p is not None]
+    sides = {"match(student)": student, "match(teacher)": teacher}
+    groups = [compiled(side, pattern).groups for side, pattern in sides.items() if pattern is not None]
     if len(set(groups)) > 1:
         raise ValueError(
             f"match({student!r}, {teacher!r}): {groups[0]} groups and {groups[1]}: pairs are made of equal ones"
         )
-    if not callable(weight) and not (weight >= 0 and math.isfinite(weight)):
-        raise ValueError(f"match(weight={weight}): a weight is a finite number >= 0, or a schedule")
+    at_least_zero("match(weight={})", weight)
+    channel_axis = whole("match(channel_axis={})", channel_axis, None)
     if not (project is None or project == "auto" or (hasattr(project, "init") and hasattr(project, "apply"))):
         raise ValueError(f"match(project={project!r}): None, 'auto', or an object with init and apply")
     named = getattr(getattr(loss, "func", loss), "__name__", getattr(loss, "name", "loss"))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune.core.arguments import fraction
 from jaxprune.core.words import choice
 from jaxprune.numerics import select
 from jaxprune.numerics.placement import gathered
@@ -28,6 +29,7 @@ Word = Literal["uniform", "erk", "global", "lamp"]
 
 def total(sparsity: Any, n: int) -> Any:
     """round(s·n): a Python int, or an int32 scalar for a traced sparsity."""
+    fraction("allocate(sparsity={})", sparsity)
     if isinstance(sparsity, (int, float)):
         return round(sparsity * n)
     return jnp.clip(jnp.round(jnp.asarray(sparsity, jnp.float32) * n), 0, n).astype(jnp.int32)
@@ -76,6 +78,7 @@ def erk(params: Any, scores: Any, sparsity: Any) -> Counts:
       >>> jp.allocate.erk({"wide": jnp.ones((100, 100)), "thin": jnp.ones((10, 10))}, None, 0.9)
       {'thin': 8, 'wide': 9082}
     """
+    fraction("erk(sparsity={})", sparsity)
     n = np.array(_sizes(params, scores), np.float64)
     raw = np.array([sum(x.shape) / x.size for x in jax.tree.leaves(params)])
     xp: Any = np if isinstance(sparsity, (int, float)) else jnp

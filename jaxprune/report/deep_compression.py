@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Clustered, Dense, Masked, Stacked, dtype_bits, is_code, materialize, nbits
 from jaxprune.core.quantized import Quantized
 from jaxprune.numerics import codes
@@ -65,6 +66,10 @@ def deep_compression_bits(tree: Any, *, value_bits: int | None = None, gap_width
       >>> jp.measure.deep_compression_bits(jp.Masked(w, w != 0), gap_width=3)      # 4·(32 + 3); gaps 1 2 7 2: 6 bits
       DeepCompression(fixed=140, huffman=134)
     """
+    if value_bits is not None:
+        value_bits = whole("deep_compression_bits(value_bits={})", value_bits, 1, 32)
+    if gap_width is not None:
+        gap_width = whole("deep_compression_bits(gap_width={})", gap_width, 1, 32)
     each = [_deep_compression(leaf, value_bits, gap_width) for leaf in leaves(tree)]
     return DeepCompression(sum(x.fixed for x in each), sum(x.huffman for x in each))
 

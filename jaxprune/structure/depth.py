@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.core.arguments import ratio
 from jaxprune.core.words import compiled, nearest
 from jaxprune.structure import cost
 from jaxprune.structure.check import concrete
@@ -126,7 +127,10 @@ def chosen(found: Groups, depth: Depth) -> list[Unit]:
     Raises:
       ValueError: there are none; those that there are, are listed.
     """
-    if not isinstance(depth, Depth) or not 0 <= depth.least <= depth.most <= 1:
+    if isinstance(depth, Depth):
+        ratio("jp.Depth(least={})", depth.least)
+        ratio("jp.Depth(most={})", depth.most)
+    if not isinstance(depth, Depth) or not depth.least <= depth.most:
         raise ValueError(f"depth={depth!r}: give True, or a jp.Depth with 0 <= least <= most <= 1")
     there = units(found)
     fit = [u for u in there if depth.least <= u.share <= depth.most]

@@ -13,6 +13,7 @@ from jaxprune.core.compression import call
 from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.tree import selector
 from jaxprune.core.where import is_float, leaf_slots, weights
+from jaxprune.core.words import choice
 from jaxprune.methods.scores import from_words
 from jaxprune.structure import budget, cost, depth
 from jaxprune.structure.depth import Depth, values_of
@@ -219,10 +220,7 @@ def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, 
 
 def _refuse(wanted: Mapping[str, float], how: Choice) -> None:
     for name, known in (("reduce", Reduce), ("scope", Scope), ("normalize", Normalize)):
-        if getattr(how, name) not in get_args(known):
-            raise ValueError(f"shrink({name}={getattr(how, name)!r}): {name} is one of {', '.join(get_args(known))}")
-    if how.round_to not in (None, "device") and (not isinstance(how.round_to, int) or how.round_to < 1):
-        raise ValueError(f"shrink(round_to={how.round_to!r}): a number of units from 1 on, or 'device'")
+        choice(f"shrink({name}={{}})", getattr(how, name), get_args(known))
     for name, value in wanted.items():
         budget.refuse_no_fraction(name, value)
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.core.arguments import at_least_zero, flag
 from jaxprune.core.arrays import Masked, is_code, materialize
 from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.where import is_float
@@ -125,8 +126,10 @@ def reconstruct(
     shapes = {str(jax.tree.map(lambda x: (np.shape(x), jnp.result_type(x)), batch)) for batch in given}
     if len(shapes) != 1:
         raise ValueError(f"reconstruct: batches of one shape are asked for; there are {sorted(shapes) or 'none'}")
-    if ridge is not None and not ridge >= 0:
-        raise ValueError(f"reconstruct(ridge={ridge}): a number from 0 on, or None")
+    if ridge is not None:
+        at_least_zero("reconstruct(ridge={})", ridge, schedule=False)
+    flag("reconstruct(biases={})", biases)
+    flag("reconstruct(streams={})", streams)
     traced = trace(f, params, given[0], {})
     leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes_of(params).items()}
     if isinstance(plan, Plan):

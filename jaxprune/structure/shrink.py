@@ -17,7 +17,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune.core.arguments import positive, whole
 from jaxprune.core.guesses import refuse_no_tree
+from jaxprune.core.words import choice
 from jaxprune.structure import cost
 from jaxprune.structure.budget import Limit
 from jaxprune.structure.check import Found, checked, rounding, worst
@@ -173,7 +175,7 @@ def shrink(
     """
     refuse_odd_call("shrink", [g for g, _ in pairs(f, args)], tree)
     refuse_no_tree(tree)
-    if tolerance is not None and not 0 < tolerance < 1:
+    if tolerance is not None and positive("shrink(tolerance={})", tolerance) >= 1:
         raise ValueError(f"shrink(tolerance={tolerance!r}): a relative difference, in (0, 1)")
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(tree)):
         raise ValueError("shrink chooses shapes by values: call it outside of jit, on concrete params")
@@ -198,6 +200,7 @@ def shrink(
     states = [state if any(replaces(path, state) for path in t.paths) else None for t in found.traced]
     pace, short, odd, tried = None, "", odd_weights(tree), ()
     if plan is None:
+        round_to = _multiple(round_to)
         deep, limits = Depth() if depth is True else depth or None, dict(keep or {})
         how = Choice(score, reduce, scope, normalize, where, round_to, limits, bool(approximate), uneven, deep, odd)
         (g, given), watched = calls[0], (timings or Timings()).here()
@@ -231,6 +234,13 @@ def shrink(
     report.raise_if_wrong(bool(approximate))
     apply = narrowed(first, plan, states[0]) if kw else small[0]
     return Thin(apply, plan.cut(tree), plan, report)
+
+
+def _multiple(round_to: Any) -> Any:
+    """What widths are a multiple of: None, a word, or a number."""
+    if isinstance(round_to, str):
+        return choice("shrink(round_to={})", round_to, ("device",))
+    return None if round_to is None else whole("shrink(round_to={})", round_to)
 
 
 def _report(found: Groups, plan: Plan, narrow: Narrow, checks: Found, allowed: float) -> Report:

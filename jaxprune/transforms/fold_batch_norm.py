@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxprune.core.arguments import positive
 from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.where import is_float
 from jaxprune.transforms.graph import AFFINE, Graph
@@ -66,6 +67,7 @@ def fold_batch_norm(f: Callable[..., Any], params: Any, *args: Any, tolerance: f
       [[0.5 0. ]
        [0.  0.5]] [-0.5 -0.5] [1. 1.]
     """
+    positive("fold_batch_norm(tolerance={})", tolerance)
     leaves, tree = flatten_with_path(params)
     if any(isinstance(x, Tracer) for _, x in leaves):
         raise ValueError("fold_batch_norm reads values, and params are traced: call it outside jit")

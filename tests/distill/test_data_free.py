@@ -286,8 +286,8 @@ half, pair, whole = (
 WRONG = {
     "no classes": (lambda: make(classes=0), r"data_free\(classes=0\)"),
     "no latents": (lambda: make(latent=-1), r"data_free\(latent=-1\)"),
-    "half a batch": (lambda: make(batch=0.5), r"data_free\(batch=0.5\): give an integer >= 1"),
-    "negative": (lambda: make(one_hot=-1.0), r"data_free\(one_hot=-1.0\): a weight is"),
+    "half a batch": (lambda: make(batch=0.5), r"data_free\(batch=0.5\): give an integer of at least 1"),
+    "negative": (lambda: make(one_hot=-1.0), r"data_free\(one_hot=-1.0\): give one finite number >= 0"),
     "infinite": (lambda: make(batch_norm=np.inf), r"data_free\(batch_norm=inf\)"),
     "classes": (lambda: start(make(classes=4), generator_params=matrix(6, 8, 6)), r"classes=4.*\(32, 3\); .*\(32, 4\)"),
     "features": (lambda: start(make(features="hiden")), r"features='hiden'\).*nearest: 'hidden'"),

@@ -38,7 +38,7 @@ def mesh():
 
 
 WRONG = {
-    "no steps": (lambda: fit(steps=0), r"steps=0\): a whole number"),
+    "no steps": (lambda: fit(steps=0), r"steps=0\): give an integer"),
     "half a step": (lambda: fit(steps=2.5), r"steps=2\.5"),
     "no chunk": (lambda: fit(inner_steps=0), "inner_steps=0"),
     "no such loop": (lambda: fit(inner="loop"), "inner='loop'"),

@@ -163,8 +163,8 @@ def test_bad_patterns(case):
     [
         ({"teacher": "h"}, "give student="),
         ({"student": "(a)(b)", "teacher": "(a)b"}, "2 groups and 1"),
-        ({"weight": -1.0}, "weight is a finite number"),
-        ({"weight": float("nan")}, "weight is a finite number"),
+        ({"weight": -1.0}, "weight=.*one finite number >= 0"),
+        ({"weight": float("nan")}, "weight=.*one finite number >= 0"),
         ({"project": "linear"}, "'auto', or an object with init and apply"),
         ({"loss": losses.overhaul}, r"overhaul needs margin: give functools.partial\(overhaul, margin=…\)"),
     ],

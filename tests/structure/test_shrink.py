@@ -268,8 +268,8 @@ WRONG = {
     "a string as a param": (lambda: jp.axes(LINE, SMALL | {"name": "net"}, X), "name is no array"),
     "symbols": (lambda: jp.axes(LINE, SMALL, SYMBOLS), "symbolic"),
     "round": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, round_to=0), "round_to=0"),
-    "reduce": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, reduce="sum"), "reduce is one of l2, l1"),
-    "normalize": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, normalize="l2"), "normalize is one of mean, max, lamp"),
+    "reduce": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, reduce="sum"), r"reduce=.sum..*choose one of"),
+    "normalize": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, normalize="l2"), "normalize='l2'.*choose one of"),
     "score": (
         lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, score={"w": jnp.ones(3), "v": None}),
         r"score of w is \(3,\)",

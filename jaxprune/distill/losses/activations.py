@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.stats import norm as normal
 
+from jaxprune.core import arguments
 from jaxprune.distill.losses import inputs
 from jaxprune.distill.losses.common import any_position, finish, position_mean, position_sum, safe_divide
 
@@ -46,6 +47,7 @@ def vid(
     sees them and they stay at their first value.
     """
     s, t, keep = inputs.maps(student, teacher, mask, channel_axis, same_channels=True)
+    inputs.positive("eps", eps)
     raw = _per_channel("raw_variance", raw_variance, s)
     variance = jnp.logaddexp(raw, 0) + eps
     values = 0.5 * jnp.mean(jnp.square(t - s) / variance + jnp.log(variance), -1)
@@ -71,7 +73,10 @@ def vid_raw_variance(channels: int, *, variance: float = 5.0, eps: float = 1e-5)
       >>> print(jp.distill.losses.vid_raw_variance(2).round(2))
       [4.99 4.99]
     """
-    if not variance > eps > 0:
+    channels = arguments.whole("channels={}", channels)
+    inputs.positive("variance", variance)
+    inputs.positive("eps", eps)
+    if not variance > eps:
         raise ValueError(f"variance={variance}, eps={eps}: the variance is above eps, and eps above 0")
     x = variance - eps
     return jnp.full(channels, x + np.log(-np.expm1(-x)), jnp.float32)

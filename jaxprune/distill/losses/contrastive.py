@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxprune.core import arguments
 from jaxprune.distill.losses import inputs
 from jaxprune.distill.losses.common import count, finish, number, unit
 from jaxprune.numerics.placement import gathered, sharding_on, spec_of
@@ -54,6 +55,8 @@ def crd_init(key: Array, examples: int, features: int) -> CRDBank:
       >>> bank.student.shape, bool(bank.ready)
       ((50000, 128), False)
     """
+    examples = arguments.whole("examples={}", examples)
+    features = arguments.whole("features={}", features)
     edge = math.sqrt(3 / features)
     draw = lambda k: jax.random.uniform(k, (examples, features), jnp.float32, -edge, edge)
     first, second = jax.random.split(key)
@@ -84,6 +87,8 @@ def crd_negatives(key: Array, indices: Any, *, count: int, examples: int) -> Arr
       ([1, 2], [0, 2])
     """
     own = jnp.asarray(indices)
+    count = arguments.whole("count={}", count)
+    examples = arguments.whole("examples={}", examples)
     if examples < 2 or own.ndim != 1 or not jnp.issubdtype(own.dtype, jnp.integer):
         raise ValueError(
             f"indices: shape {own.shape}, dtype {own.dtype}, of {examples} examples; give (batch,) of integers, and "

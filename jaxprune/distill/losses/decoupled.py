@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxprune.core import arguments
 from jaxprune.distill.losses import inputs
 from jaxprune.distill.losses.common import (
     centred,
@@ -65,6 +66,8 @@ def dkd(
     Source: Zhao et al. 2022, arXiv:2203.08679. mdistiller subtracts 1000 from the target's logit instead of leaving it
     out, and takes log(1 − p) of rounded probabilities; its warm-up over epochs is a schedule of the term's weight.
     """
+    arguments.at_least_zero("alpha={}", alpha, schedule=False)
+    arguments.at_least_zero("beta={}", beta, schedule=False)
     inputs.positive("temperature", temperature)
     s, t, keep = inputs.logits(student, teacher, mask, fewest=2)
     label = inputs.labelled(labels, s.shape, keep)
@@ -163,7 +166,8 @@ def top_k_teacher(teacher: Any, k: int, *, temperature: Any = 1.0) -> TopK:
     """
     inputs.positive("temperature", temperature)
     z = widen(inputs.floats("teacher", teacher))
-    if z.ndim == 0 or not (isinstance(k, int) and 1 <= k <= z.shape[-1]):
+    k = arguments.whole("k={}", k)
+    if z.ndim == 0 or k > z.shape[-1]:
         raise ValueError(f"k={k}: teacher has shape {z.shape}; give an integer from 1 to its number of classes")
     log_p = log_softmax(z, temperature)
     values, indices = lax.top_k(log_p, k)
@@ -277,6 +281,8 @@ def dist(
 
     Source: Huang et al. 2022, arXiv:2205.10536. T² is from its code.
     """
+    arguments.at_least_zero("inter={}", inter, schedule=False)
+    arguments.at_least_zero("intra={}", intra, schedule=False)
     inputs.positive("temperature", temperature)
     s, t, keep = inputs.logits(student, teacher, mask)
     q, p = jnp.exp(log_softmax(s, temperature)), jnp.exp(log_softmax(t, temperature))

@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxprune.core import arguments
 from jaxprune.distill.losses import inputs
 from jaxprune.distill.losses.common import any_position, count, dot, finish, norm, position_mean, safe_divide, unit
 
@@ -76,7 +77,7 @@ def attention_transfer(
     Source: Zagoruyko & Komodakis 2017, arXiv:1612.03928; torchdistill has both forms, and sums the paper's.
     """
     inputs.choice("form", form, ("code", "paper"))
-    if not (inputs.concrete(p) and p >= 1):
+    if not inputs.concrete(p) or arguments.finite("p={}", p) < 1:
         raise ValueError(f"p={p}: give a number >= 1")
     s, t, keep = inputs.maps(student, teacher, mask, channel_axis, same_channels=False, least=3)
     gap = _attention(s, p) - _attention(t, p)

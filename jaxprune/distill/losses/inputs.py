@@ -20,6 +20,8 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from jaxprune.core import arguments
+
 
 def concrete(x: Any) -> bool:
     """Whether the value of x can be looked at."""
@@ -28,14 +30,12 @@ def concrete(x: Any) -> bool:
 
 def positive(name: str, x: Any) -> None:
     """x > 0, where x can be looked at."""
-    if concrete(x) and not (np.ndim(x) == 0 and 0 < float(x) < np.inf):
-        raise ValueError(f"{name}={x}: a {name} is one finite number above 0")
+    arguments.positive(f"{name}={{}}", x)
 
 
 def fraction(name: str, x: Any) -> None:
     """0 <= x <= 1, where x can be looked at."""
-    if concrete(x) and not (np.ndim(x) == 0 and 0 <= float(x) <= 1):
-        raise ValueError(f"{name}={x}: give one number from 0 to 1")
+    arguments.ratio(f"{name}={{}}", x)
 
 
 def choice(name: str, x: Any, options: tuple[str, ...]) -> None:
@@ -121,6 +121,7 @@ def channels_last(name: str, x: Array, channel_axis: int, least: int = 2) -> Arr
     """(batch, *positions, channels)."""
     if x.ndim < least:
         raise ValueError(f"{name}: shape {x.shape}; give feature maps (batch, *positions, channels)")
+    channel_axis = arguments.whole("channel_axis={}", channel_axis, None)
     if not -x.ndim < channel_axis < x.ndim or channel_axis == 0:
         raise ValueError(
             f"channel_axis={channel_axis}: {name} has shape {x.shape}, whose axis 0 is the batch; channels stand on "

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxprune.core import arguments
 from jaxprune.distill.losses import inputs
 from jaxprune.distill.losses.common import count, dot, finish, gram, huber, kl, norm, safe_divide, unit
 from jaxprune.numerics.placement import gathered
@@ -182,8 +183,7 @@ def correlation_congruence(
     """
     inputs.choice("kernel", kernel, ("gaussian", "bilinear"))
     inputs.positive("gamma", gamma)
-    if not (isinstance(order, int) and order >= 1):
-        raise ValueError(f"order={order}: give an integer >= 1")
+    order = arguments.whole("order={}", order)
     s, t, keep = inputs.rows(student, teacher, mask)
     if kernel == "bilinear":
         table = gram

@@ -202,7 +202,7 @@ def test_disagreement():
 
 stored = L.top_k_teacher(z_t, 2)
 REFUSED = [
-    (lambda: L.soft_targets(z_s, z_t, temperature=0.0), "temperature=0.0: a temperature is one finite number above 0"),
+    (lambda: L.soft_targets(z_s, z_t, temperature=0.0), "temperature=0.0: give one positive, finite number"),
     (lambda: L.soft_targets(z_s, z_t, temperature=-1), "temperature=-1"),
     (lambda: L.soft_targets(z_s, z_t, temperature=np.array([1.0, 2.0])), "temperature="),
     (lambda: L.soft_targets(z_s, z_t, temperature=jnp.inf), "temperature=inf"),
@@ -219,7 +219,7 @@ REFUSED = [
     (lambda: L.soft_and_hard(z_s, z_t, labels=y[:4]), r"labels: shape \(4,\), dtype int32; for logits \(8, 5\)"),
     (lambda: L.soft_and_hard(z_s, z_t, labels=z_s[:, 0]), "labels: .* dtype float32"),
     (lambda: L.dkd(z_s[:, :1], z_t[:, :1], labels=0 * y), "1 classes; this loss needs at least 2"),
-    (lambda: L.top_k(z_s, z_t), "k=0: teacher has shape"),
+    (lambda: L.top_k(z_s, z_t), "k=0: give an integer of at least 1"),
     (lambda: L.top_k(z_s, z_t, k=6), r"k=6: teacher has shape \(8, 5\)"),
     (lambda: L.top_k_teacher(z_t, 2.0), "k=2.0"),
     (lambda: L.top_k(z_s, stored, k=2), "k=2: the teacher is a TopK of 2 classes already"),
