@@ -78,6 +78,14 @@ LINES = {
         lambda _: jp.shrink(nnx.Linear(8, 3, rngs=nnx.Rngs(0)), X),
         r"nnx\.split\(model\); jp\.shrink\(lambda params, x",
     ),
+    "shrink by a score with a key": (
+        lambda _: jp.shrink(DENSE.apply, VARIABLES, X, score="random", flops=0.5),
+        r"score=jp\.scores\.random\(params, key=jax\.random\.key\(0\)\)",
+    ),
+    "shrink where nothing is": (
+        lambda _: jp.shrink(DENSE.apply, VARIABLES, X, where="kernl", flops=0.5),
+        "where='kernl' matches nothing.*Nearest: params/kernel",
+    ),
     "shrink without a budget": (
         lambda _: jp.shrink(DENSE.apply, VARIABLES, X, train=False),
         "give a budget.*train is given to f",

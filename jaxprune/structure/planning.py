@@ -9,9 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 
-from jaxprune.core.compression import call
 from jaxprune.core.paths import flatten_with_path, leaf_path
-from jaxprune.core.tree import selector
+from jaxprune.core.tree import no_match, selector
 from jaxprune.core.where import is_float, leaf_slots, weights
 from jaxprune.core.words import choice
 from jaxprune.methods.scores import from_words
@@ -339,6 +338,8 @@ def _test(where: Any, tree: Any) -> Callable[[str], bool] | None:
         return None
     test = selector(where, tree)
     hits = {slot.path for slot in leaf_slots(tree)[0] if test(slot)}
+    if not hits:
+        raise no_match(where, tree)
     return lambda path: path in hits
 
 
@@ -355,14 +356,26 @@ def _magnitude(x: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(size), size, 0)
 
 
+NEEDS = {"random": "key=jax.random.key(0)", "saliency": "grads=grads", "movement": "grads=grads"}
+
+
+def _made(score: Any, tree: Any) -> Any:
+    """The tree of scores that a word, a function or the tree itself stands for."""
+    if isinstance(score, str) and score in NEEDS:
+        raise ValueError(
+            f"shrink(score={score!r}) needs more than the params: give score=jp.scores.{score}(params, {NEEDS[score]})"
+        )
+    score = from_words("shrink", score)
+    return score(tree) if callable(score) else score
+
+
 def _scores(tree: Any, score: Any) -> dict[str, Any]:
     """path -> scores of its weights; None where a leaf does not count."""
     flat = dict(zip(shapes_of(tree), jax.tree.leaves(tree)))
     if score is None:
         chosen = [slot for slot in leaf_slots(tree)[0] if weights.test(slot)]
         return {slot.path: _magnitude(np.asarray(slot.value)) for slot in chosen}
-    score = from_words("shrink", score)
-    made = flatten_with_path(call(score, tree) if callable(score) else score)[0]
+    made = flatten_with_path(_made(score, tree))[0]
     given = {leaf_path(keys): s for keys, s in made}
     odd = [path for path in given if path not in flat]
     if odd or not given:
