@@ -230,6 +230,10 @@ def _by_wide_bias(place: Place, shape: Shape, bias: Shape) -> Roles:
         return (-1,), (-2,), tuple(range(-rank, -rank + wide - 1)), ()
     if suffix:
         return tuple(range(-wide, 0)), (-wide - 1,), (), ()
+    if rank > 2 and bias == (shape[-1], shape[1]):
+        # Flax's vmap and scan with variable_axes 1: (in, L, out) and (out, L).
+        inputs = -3 if rank == 3 else -2
+        return (-1,), (inputs,), (1 - rank,), ()
     return _plain()
 
 

@@ -236,6 +236,11 @@ def test_stacked_layers_are_told_by_what_is_stacked_with_them():
     assert scales({"stack/conv/kernel": (5, 3, 3, 4, 8), "stack/conv/bias": (5, 8)}) == {"stack/conv/kernel": (-5, -1)}
 
 
+def test_layers_stacked_on_the_second_axis_are_told_by_their_biases():
+    assert scales({"q/kernel": (6, 3, 5), "q/bias": (5, 3)}) == {"q/kernel": (-2, -1)}
+    assert scales({"c/kernel": (3, 4, 3, 6, 5), "c/bias": (5, 4)}) == {"c/kernel": (-4, -1)}
+
+
 def test_scales_are_finer_where_nothing_tells_layers_from_a_window():
     assert scales({"kernel": (4, 8, 8)}) == {"kernel": (-3, -1)}
     assert scales({"Conv_0/kernel": (3, 8, 8), "c/kernel": (3, 8, 8), "c/bias": (8,)}) == {
