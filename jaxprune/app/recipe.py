@@ -77,7 +77,7 @@ def one(rule: Rule, schedule: Schedule | None = None, allocate: Any = None, layo
     make = {
         "prune": lambda p: _prune(p, schedule, allocate, layout),
         "factorize": lambda f: factorize(**_given(f, "rank")),
-        "share": lambda s: share(**_given(s, "k")),
+        "share": lambda s: share(**_given(s, "k"), layout=layout),
         "cluster": lambda c: cluster(**_given(c, "k")),
         "quantize": lambda q: quantize(**_given(q, "bits"), layout=layout),
         "entropy_quantize": lambda e: entropy_quantize(**_given(e, "step")),

@@ -46,7 +46,7 @@ class Share(Settings, frozen=True):
 
     similarity: float | None = None
     k: int | None = None
-    axis: int = -1
+    axis: int | Literal["outputs"] = "outputs"
 
 
 class Quantize(Settings, frozen=True):

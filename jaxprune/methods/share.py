@@ -6,7 +6,7 @@ Units are the columns of a kernel, the filters of a convolution: whatever lies a
 W.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,7 @@ from jaxprune.core import arguments
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.factors import Shared
+from jaxprune.core.layout import axes_of
 from jaxprune.core.tree import check_decoded, check_finite, map_slots, there
 from jaxprune.core.where import Slot
 from jaxprune.numerics import directions
@@ -23,7 +24,14 @@ from jaxprune.numerics.placement import gathered
 from jaxprune.numerics.precision import index_dtype
 
 
-def share(*, similarity: float | None = None, k: int | None = None, axis: int = -1, where: Any = None) -> Compression:
+def share(
+    *,
+    similarity: float | None = None,
+    k: int | None = None,
+    axis: int | Literal["outputs"] = "outputs",
+    layout: Any = None,
+    where: Any = None,
+) -> Compression:
     """Units that point the same way share one prototype.
 
     Args:
@@ -31,7 +39,9 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
         which depends on
         the values: concrete arrays only.
       k: instead, the number of prototypes (works under `jit` and `vmap`). Either way a sharded leaf is gathered.
-      axis: the axis of the units, counted from the end: −1 is the output of Flax and Haiku kernels, −2 their input.
+      axis: the axis of the units, counted from the end. By default the outputs, as names and biases tell
+        (`jaxprune.core.layout`): the last axis of a `kernel` or `w`, the first of a `weight`.
+      layout: which axes are the outputs, instead: "jax" (last), "torch" (first), or a dict of path regex -> axis.
       where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
     Returns:
@@ -54,8 +64,9 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
     if similarity is not None:
         similarity = float(arguments.share("share(similarity={})", similarity))
     k = None if k is None else arguments.whole("share(k={})", k)
-    axis = arguments.whole("share(axis={})", axis, None)
-    if axis >= 0:
+    if axis != "outputs":
+        axis = arguments.whole("share(axis={})", axis, None)
+    if axis != "outputs" and axis >= 0:
         raise ValueError(
             f"share(axis={axis}): count axes from the end, as axis={axis - 2} of a matrix; stacked layers then work too"
         )
@@ -63,14 +74,15 @@ def share(*, similarity: float | None = None, k: int | None = None, axis: int = 
 
     def encode(slot: Slot) -> CompressedArray:
         check_finite(slot)
-        if -axis > slot.value.ndim:
+        along = axes_of(slot.place, layout).output if axis == "outputs" else axis
+        if -along > slot.value.ndim:
             raise ValueError(f"share(axis={axis}): {slot} has no such axis")
-        units = jnp.moveaxis(gathered(there(slot)), axis, 0)
+        units = jnp.moveaxis(gathered(there(slot)), along, 0)
         flat = units.reshape(units.shape[0], -1)
         p, assignment = _prototypes(slot, flat, similarity, k)
         s = directions.scales(flat, p, assignment)
-        prototypes = jnp.moveaxis(p.reshape(-1, *units.shape[1:]), 0, axis).astype(slot.value.dtype)
-        code = Shared(prototypes, assignment.astype(index_dtype(p.shape[0])), s, axis)
+        prototypes = jnp.moveaxis(p.reshape(-1, *units.shape[1:]), 0, along).astype(slot.value.dtype)
+        code = Shared(prototypes, assignment.astype(index_dtype(p.shape[0])), s, along)
         check_decoded(slot, code)
         if nbits(code) >= nbits(slot.value):
             return Dense(slot.value, f"{p.shape[0]} prototypes of {flat.shape[0]} units would be larger")

@@ -269,6 +269,14 @@ def test_scales_and_runs_lie_along_the_outputs_and_inputs_of_each_framework():
     assert bool((runs.reshape(8, 4, 4).sum(-1) == 2).all())
 
 
+def test_prototypes_are_of_the_outputs_in_every_order_of_axes():
+    w = jax.random.normal(KEY, (16, 8))
+    last = jp.share(k=3).init({"kernel": w})["kernel"]
+    first = jp.share(k=3).init({"weight": w.T})["weight"]
+    assert jnp.allclose(jp.materialize(first), jp.materialize(last).T) and first.prototypes.shape == (3, 16)
+    assert jp.share(k=3, layout="jax").init({"weight": w})["weight"].prototypes.shape == (16, 3)
+
+
 def test_files_of_pytorch_turn_every_name_of_its_weights():
     from jaxprune.storage.checkpoints import layouts
 
