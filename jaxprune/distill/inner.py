@@ -21,7 +21,7 @@ from jax import lax
 
 from jaxprune.distill.placing import places
 from jaxprune.transforms.calls import bodies
-from jaxprune.transforms.jaxpr import open_jaxpr
+from jaxprune.transforms.interpret import equations
 
 BLOCK = 1 << 18  # bytes of batches that are gathered at once
 
@@ -110,6 +110,6 @@ def _advance(step: Any, carry: tuple[Any, Any], i: Any, batch: Any, *rest: Any) 
 
 def convolves(jaxpr: Any) -> bool:
     """Whether a convolution runs anywhere in a jaxpr, which XLA:CPU runs about ten times slower in a compiled loop."""
-    eqns = open_jaxpr(jaxpr)[0].eqns
+    eqns = equations(jaxpr)
     here = any(eqn.primitive.name == "conv_general_dilated" for eqn in eqns)
     return here or any(convolves(body.jaxpr) for eqn in eqns for body in bodies(eqn))

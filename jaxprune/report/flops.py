@@ -4,9 +4,9 @@
 while, into the dearest branch of a cond.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,9 +16,11 @@ from jaxprune.core.arrays import materialize
 from jaxprune.report.costs import COSTS, OPAQUE, SAME, cost, plain, unpadded
 from jaxprune.report.pieces import Leaf, kept, leaves
 from jaxprune.transforms.calls import Body, bodies
+from jaxprune.transforms.interpret import interpret
 
 Counts = dict[str, Fraction]
-Density = dict[Any, Fraction]
+Density = Fraction | None
+"""The share of a weight's entries that are not 0; None for what is no weight."""
 
 
 def flops(f: Callable[..., Any], *args: Any, **kw: Any) -> int:
@@ -54,7 +56,7 @@ def flops_by_primitive(f: Callable[..., Any], *args: Any, **kw: Any) -> dict[str
       >>> flops_by_primitive(lambda w, x: jnp.tanh(x @ w), jnp.zeros((30, 10)), jnp.zeros((5, 30)))
       {'dot_general': 3000, 'tanh': 50}
     """
-    return _whole(_count(_trace(f, args, kw).jaxpr, {}))
+    return _whole(_count(_trace(f, args, kw).jaxpr, []).counts)
 
 
 def unpadded_flops(f: Callable[..., Any], *args: Any, **kw: Any) -> int:
@@ -70,7 +72,7 @@ def unpadded_flops(f: Callable[..., Any], *args: Any, **kw: Any) -> int:
       >>> jp.flops(f, w, x), unpadded_flops(f, w, x)                       # 2·8·3, and without both ends 2·(8·3 − 2)
       (48, 44)
     """
-    return sum(_whole(_count(_trace(f, args, kw).jaxpr, {}, unpadded)).values())
+    return sum(_whole(_count(_trace(f, args, kw).jaxpr, [], unpadded).counts).values())
 
 
 def sparse_flops(f: Callable[..., Any], params: Any, *args: Any, **kw: Any) -> int:
@@ -99,7 +101,7 @@ def sparse_flops(f: Callable[..., Any], params: Any, *args: Any, **kw: Any) -> i
     dense = jax.eval_shape(materialize, params)
     jaxpr = _trace(f, (dense, *args), kw).jaxpr
     weights = [_density(leaf) for leaf in leaves(params) if not leaf.side]
-    return sum(_whole(_count(jaxpr, dict(zip(jaxpr.invars, weights)))).values())
+    return sum(_whole(_count(jaxpr, weights).counts).values())
 
 
 def _trace(f: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> jex.ClosedJaxpr:
@@ -110,7 +112,7 @@ def _trace(f: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> 
 
 def operations(jaxpr: jex.Jaxpr) -> int:
     """Of a jaxpr."""
-    return sum(_whole(_count(jaxpr, {})).values())
+    return sum(_whole(_count(jaxpr, []).counts).values())
 
 
 def _density(leaf: Leaf) -> Fraction:
@@ -123,38 +125,45 @@ def _whole(counts: Counts) -> dict[str, int]:
     return {name: round(n) for name, n in dear if n}
 
 
-def _count(jaxpr: jex.Jaxpr, density: Density, price: Callable[[Any], int] = cost) -> Counts:
-    """Operations by primitive. `density` knows the weights among the inputs, and learns where they go."""
-    total: Counts = {}
-    for eqn in jaxpr.eqns:
-        called = _bodies(eqn)
-        inner = [{v: density[a] for v, a in zip(b.jaxpr.invars, b.operands) if _known(a, density)} for b in called]
-        parts = [_times(b.times, _count(b.jaxpr, d, price)) for b, d in zip(called, inner)]
-        if not called:
-            parts = [{eqn.primitive.name: price(eqn) * _share(eqn, density)}]
-        if eqn.primitive.name == "cond":
-            parts = [max(parts, key=lambda c: sum(c.values()))]
-        total = _sum([total, *parts])
-        _follow(eqn, density, called, inner)
-    return total
+class Counted(NamedTuple):
+    """The operations of a jaxpr by primitive, and the densities of its results that are weights still."""
+
+    counts: Counts
+    results: list[Density]
 
 
-def _follow(eqn: Any, density: Density, called: list[Body], inner: list[Density]) -> None:
-    """Writes down which results are weights still."""
-    ins, known = eqn.invars if eqn.primitive.name in SAME else [], density
-    if len(called) == 1:  # of a scan: constants and slices that come out as they went in
-        ins, known = called[0].jaxpr.outvars, inner[0]
-    density.update({out: known[v] for v, out in zip(ins, eqn.outvars) if _known(v, known)})
+def _count(jaxpr: jex.Jaxpr, inputs: Sequence[Density], price: Callable[[Any], int] = cost) -> Counted:
+    """Operations by primitive, given the densities of the weights among the inputs."""
+    parts: list[Counts] = []
+
+    def visit(eqn: Any, densities: list[Density]) -> list[Density]:
+        counts, results = _equation(eqn, densities, price)
+        parts.append(counts)
+        return results
+
+    consts: list[Density] = [None] * len(jaxpr.constvars)
+    results = interpret(jaxpr, consts, inputs, visit, literal=lambda literal: None, unknown=None)
+    return Counted(_sum(parts), results)
 
 
-def _known(v: Any, density: Density) -> bool:
-    return v is not None and not isinstance(v, jex.Literal) and v in density
+def _equation(eqn: Any, densities: list[Density], price: Callable[[Any], int]) -> Counted:
+    name = eqn.primitive.name
+    called = _bodies(eqn)
+    if not called:
+        share = _share(eqn, densities)
+        return Counted({name: price(eqn) * share}, densities if name in SAME else [])
+    of_operand = {id(v): density for v, density in zip(eqn.invars, densities)}
+    inside = [_count(body.jaxpr, [of_operand.get(id(v)) for v in body.operands], price) for body in called]
+    parts = [_times(body.times, one.counts) for body, one in zip(called, inside)]
+    counts = max(parts, key=lambda c: sum(c.values())) if name == "cond" else _sum(parts)
+    # Of a scan: constants and slices that come out as they went in.
+    return Counted(counts, inside[0].results if len(called) == 1 else [])
 
 
-def _share(eqn: Any, density: Density) -> Fraction:
+def _share(eqn: Any, densities: list[Density]) -> Fraction:
     if eqn.primitive.name not in ("dot_general", "ragged_dot_general", "conv_general_dilated"):
         return Fraction(1)
-    return min((density[v] for v in eqn.invars if _known(v, density)), default=Fraction(1))
+    return min((density for density in densities if density is not None), default=Fraction(1))
 
 
 def _sum(many: Iterable[Counts]) -> Counts:

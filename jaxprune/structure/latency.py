@@ -22,6 +22,7 @@ from jaxprune.transforms.axes.index import Var, settled, variables
 from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.walk import Axes, Record, Walked, axes_of
 from jaxprune.transforms.calls import Body, bodies
+from jaxprune.transforms.interpret import equations as equations_of
 
 MEASURED = frozenset({"dot_general", "conv_general_dilated"})
 FREE = frozenset({"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "iota", "stop_gradient"})
@@ -182,5 +183,5 @@ def equations(
 def _uncut(body: Body) -> Walked:
     """A body of which nothing is cut, as if it had been walked."""
     axes: Any = lambda some: [axes_of(v) for v in some]
-    records = [Record(e, axes(e.invars), axes(e.outvars), None) for e in body.jaxpr.eqns]
+    records = [Record(e, axes(e.invars), axes(e.outvars), None) for e in equations_of(body.jaxpr)]
     return Walked(body.jaxpr, body.consts, [], [], [], records)

@@ -16,6 +16,7 @@ from jaxprune.structure.check import concrete
 from jaxprune.transforms.axes.places import place
 from jaxprune.transforms.axes.traced import shapes_of
 from jaxprune.transforms.calls import bodies
+from jaxprune.transforms.interpret import equations
 from jaxprune.transforms.jaxpr import open_jaxpr
 
 
@@ -87,7 +88,7 @@ def _first_difference(small: Any, rebuilt: Any, params: Any, args: Any) -> str:
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
     """All equations that compute, those inside of others in their place."""
-    for eqn in jaxpr.eqns:
+    for eqn in equations(jaxpr):
         inside = bodies(eqn)
         for body in inside:
             yield from _equations(body.jaxpr)

@@ -29,7 +29,7 @@ from jaxprune.structure.steps import (
     unrolled,
 )
 from jaxprune.transforms.axes.narrow import Narrow
-from jaxprune.transforms.calls import scan_operands
+from jaxprune.transforms.calls import scan_operands, scan_turns
 
 
 class Cell(NamedTuple):
@@ -120,7 +120,7 @@ def sums_over_turns(
       operands: for each batch, the scan's operands (constants, carries, slices) in the large program and in the small.
     """
     num_consts, num_carry = len(cell.consts), len(cell.carry)
-    reverse = cell.step.record.eqn.params["reverse"]
+    turns = scan_turns(cell.step.record.eqn)
 
     def turn(consts: Any, carry: Any, slices: Any) -> tuple[Any, tuple[Sums, Sums]]:
         inputs = [([a], [b]) for a, b in zip(*([*c, *h, *x] for c, h, x in zip(consts, carry, slices)))]
@@ -146,8 +146,7 @@ def sums_over_turns(
             after, sums = turn(consts, carry, now)
             return (after, jax.tree.map(jax.numpy.add, total, sums)), None
 
-        length = cell.step.record.eqn.params["length"]
-        return lax.scan(body, (start, zeros), slices, length=length, reverse=reverse)[0][1]
+        return lax.scan(body, (start, zeros), slices, length=len(turns), reverse=turns.step < 0)[0][1]
 
     total = [jax.tree.map(lambda a: np.asarray(a, np.float64), of_batch(both)) for both in operands]
     fit, rest = total[0]

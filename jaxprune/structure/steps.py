@@ -17,7 +17,8 @@ from jaxprune.transforms.axes.control import layers
 from jaxprune.transforms.axes.narrow import Narrow
 from jaxprune.transforms.axes.shapes import IDENTITY
 from jaxprune.transforms.axes.walk import Axes, Record, Walked
-from jaxprune.transforms.calls import INLINE, REMAT, scan_operands
+from jaxprune.transforms.calls import INLINE, REMAT, scan_operands, scan_turns
+from jaxprune.transforms.interpret import interpret
 
 CALLS = INLINE | REMAT | {"custom_jvp_call"}
 
@@ -147,19 +148,19 @@ class _Build:
         return number
 
     def inline(self, program: Walked, inputs: Sequence[int], live: bool) -> list[int]:
-        names = dict(zip(program.jaxpr.invars, inputs))
-        for v, value, axes in zip(program.jaxpr.constvars, program.consts, program.const_axes):
-            names[v] = self.constant(value, axes)
         live_records = set(map(id, self.narrow.live(program))) if live else set()
 
-        def number_of(v: Any, axes: Axes) -> int:
-            return self.constant(v.val, axes) if isinstance(v, jex.Literal) else names[v]
+        def visit(r: Record, operands: list[Any]) -> list[int]:
+            numbers = self._numbers(r.invars, operands, r.ins)
+            return self.equation(r, numbers, id(r) in live_records, program.jaxpr.debug_info)
 
-        for r in program.records:
-            operands = [number_of(v, axes) for v, axes in zip(r.eqn.invars, r.ins)]
-            outs = self.equation(r, operands, id(r) in live_records, program.jaxpr.debug_info)
-            names.update(zip(r.eqn.outvars, outs))
-        return [number_of(v, axes) for v, axes in zip(program.jaxpr.outvars, program.outs)]
+        consts = [self.constant(value, axes) for value, axes in zip(program.consts, program.const_axes)]
+        results = interpret(program.jaxpr, consts, inputs, visit, steps=program.records)
+        return self._numbers(program.jaxpr.outvars, results, program.outs)
+
+    def _numbers(self, variables: Sequence[Any], found: list[Any], axes: Sequence[Axes]) -> list[int]:
+        """Numbers of variables and of literals, whose values were found in their place."""
+        return [self.constant(x, one) if isinstance(v, jex.Literal) else x for v, x, one in zip(variables, found, axes)]
 
     def equation(self, r: Record, operands: list[int], live: bool, info: Any) -> list[int]:
         name = r.eqn.primitive.name
@@ -177,12 +178,12 @@ class _Build:
     def scan(self, r: Record, operands: list[int], live: bool) -> list[int]:
         consts, carry, slices = ([operands[k] for k in part] for part in scan_operands(r.eqn))
         along = layers(r)
-        length = r.eqn.params["length"]
+        turns = scan_turns(r.eqn)
+        length = len(turns)
         stays = np.ones(length, bool) if along is None else np.asarray(self.narrow.mask(along))
         small_position = np.cumsum(stays) - 1
         results: list[list[int]] = []
-        turns = range(length)
-        for t in reversed(turns) if r.eqn.params["reverse"] else turns:
+        for t in turns:
             at = t, int(small_position[t]) if stays[t] and live else None
             parts = [self._append(Slice, (number,), at) for number in slices]
             outs = self.inline(r.extra[0], [*consts, *carry, *parts], live and bool(stays[t]))
@@ -191,8 +192,7 @@ class _Build:
             else:
                 carry = outs[: len(carry)]
             results.append(outs[len(carry) :])
-        if r.eqn.params["reverse"]:
-            results = results[::-1]
+        results = results[:: turns.step]
         stacked = []
         for k, v in enumerate(r.eqn.outvars[len(carry) :]):
             column = tuple(outs[k] for outs in results)

@@ -84,16 +84,40 @@ def enter(eqn: Any, values: list[Any], run: Run, given: Any) -> tuple[list[Any],
         arms = [lambda v, g, b=b: run(b, list(v), g) for b in inside]
         return lax.switch(values[0], arms, values[1:], given)
     if name == "while":
-        c, n = (eqn.params[k] for k in ("cond_nconsts", "body_nconsts"))
-        ask = lambda state: run(inside[0], [*values[:c], *state], None)[0][0]
-        turn = lambda state: list(run(inside[1], [*values[c : c + n], *state], None)[0])
-        return lax.while_loop(ask, turn, values[c + n :]), None
+        asked, turned, start = ([values[k] for k in part] for part in while_operands(eqn))
+        ask = lambda state: run(inside[0], [*asked, *state], None)[0][0]
+        turn = lambda state: list(run(inside[1], [*turned, *state], None)[0])
+        return lax.while_loop(ask, turn, start), None
     raise ValueError(f"{name!r} cannot be entered: only jit, remat, scan, cond and while can")
 
 
 def scan_operands(eqn: Any) -> tuple[list[int], list[int], list[int]]:
     """The numbers of a scan's operands that are constants, carries and slices."""
     return _scan_parts(eqn.params, list(range(len(eqn.invars))))
+
+
+def scan_turns(eqn: Any) -> range:
+    """The turns of a scan in the order in which they are run: its step is −1 for one that runs from the end."""
+    turns = range(eqn.params["length"])
+    return turns[::-1] if eqn.params["reverse"] else turns
+
+
+def while_operands(eqn: Any) -> tuple[list[int], list[int], list[int]]:
+    """The numbers of a while loop's operands: constants of its condition, of its body, and the state."""
+    numbers = list(range(len(eqn.invars)))
+    c = eqn.params["cond_nconsts"]
+    n = c + eqn.params["body_nconsts"]
+    return numbers[:c], numbers[c:n], numbers[n:]
+
+
+def has_plain_derivative(eqn: Any) -> bool:
+    """Whether the rule of a custom_jvp takes all operands and their tangents, and nothing else."""
+    return not eqn.params["num_consts"] and not eqn.params["symbolic_zeros"]
+
+
+def derivative_of(eqn: Any) -> tuple[Any, list[Any], list[bool]]:
+    """The rule of a custom_jvp: its jaxpr, its constants, and which tangents of the results it leaves out as zeros."""
+    return eqn.params["jvp_jaxpr_fun"].call_wrapped(*[False] * len(eqn.invars))
 
 
 def _scan(eqn: Any, values: list[Any], run: Run, body: Body, given: Any) -> tuple[list[Any], Any]:

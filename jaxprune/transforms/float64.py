@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core as jex
 
 from jaxprune.transforms.calls import ENTERED, Body, bodies, enter
+from jaxprune.transforms.interpret import interpret
 from jaxprune.transforms.jaxpr import of_arrays, open_jaxpr
 
 DERIVATIVES = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
@@ -70,17 +70,11 @@ def _wide(dtype: Any) -> Any:
 
 def _run(jaxpr: Any, consts: list[Any], values: list[Any]) -> list[Any]:
     """The results of a jaxpr on widened values."""
-    env = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, values))
+    return interpret(jaxpr, consts, values, _results, literal=_wide_literal)
 
-    def read(v: Any) -> Any:
-        if isinstance(v, jex.Literal):
-            aval: Any = v.aval
-            return jnp.asarray(v.val, _wide(aval.dtype))
-        return env[v]
 
-    for eqn in jaxpr.eqns:
-        env.update(zip(eqn.outvars, _results(eqn, [read(v) for v in eqn.invars])))
-    return [read(v) for v in jaxpr.outvars]
+def _wide_literal(literal: Any) -> Any:
+    return jnp.asarray(literal.val, _wide(literal.aval.dtype))
 
 
 def _results(eqn: Any, values: list[Any]) -> list[Any]:

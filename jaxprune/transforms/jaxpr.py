@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core as jex
 
+from jaxprune.transforms.interpret import interpret
+
 CALLS = frozenset(
     {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"}
     | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
@@ -76,19 +78,17 @@ def program(f: Callable[..., Any], *args: Any) -> Program:
         return number
 
     def inline(jaxpr: Any, consts: list[Any], inputs: list[int]) -> list[int]:
-        names = dict(zip(jaxpr.invars, inputs)) | {v: known(c) for v, c in zip(jaxpr.constvars, consts)}
-        read = lambda v: known(v.val) if isinstance(v, jex.Literal) else names[v]
-        for eqn in jaxpr.eqns:
-            ins = [read(v) for v in eqn.invars]
-            bodies = [x for x in eqn.params.values() if isinstance(x, jex.Jaxpr | jex.ClosedJaxpr)]
-            if eqn.primitive.name in CALLS and len(bodies) == 1:
-                outs = inline(*open_jaxpr(bodies[0]), ins)
-            else:
-                outs = [next(count) for _ in eqn.outvars]
-                found.equations.append(Equation(eqn.primitive, eqn.params, tuple(ins), tuple(outs)))
-            names.update(zip(eqn.outvars, outs))
-            found.shapes.update({o: v.aval for v, o in zip(eqn.outvars, outs)})
-        return [read(v) for v in jaxpr.outvars]
+        return interpret(jaxpr, list(map(known, consts)), inputs, visit, literal=lambda literal: known(literal.val))
+
+    def visit(eqn: Any, operands: list[int]) -> list[int]:
+        bodies = [x for x in eqn.params.values() if isinstance(x, jex.Jaxpr | jex.ClosedJaxpr)]
+        if eqn.primitive.name in CALLS and len(bodies) == 1:
+            outs = inline(*open_jaxpr(bodies[0]), operands)
+        else:
+            outs = [next(count) for _ in eqn.outvars]
+            found.equations.append(Equation(eqn.primitive, eqn.params, tuple(operands), tuple(outs)))
+        found.shapes.update({number: v.aval for v, number in zip(eqn.outvars, outs)})
+        return outs
 
     inputs = [next(count) for _ in top.invars]
     found.shapes.update({i: v.aval for v, i in zip(top.invars, inputs)})
@@ -102,27 +102,6 @@ def evaluate(equations: Iterable[Equation], values: dict[int, Any]) -> dict[int,
         out = eqn.primitive.bind(*(values[i] for i in eqn.inputs), **eqn.params)
         values.update(zip(eqn.outputs, out if eqn.primitive.multiple_results else [out]))
     return values
-
-
-def last_uses(eqns: list[Any], results: Iterable[Any]) -> dict[int, list[Any]]:
-    """Number of an equation -> the variables that nothing reads after it, so that their values can be let go.
-
-    Args:
-      eqns: equations in the order in which they are run.
-      results: variables that are read at the end.
-    """
-    last: dict[Any, int] = {}
-    for i, eqn in enumerate(eqns):
-        for v in (*eqn.outvars, *eqn.invars):
-            if not isinstance(v, jex.Literal):
-                last[v] = i
-    for v in results:
-        if not isinstance(v, jex.Literal):
-            last.pop(v, None)
-    ends: dict[int, list[Any]] = {}
-    for v, i in last.items():
-        ends.setdefault(i, []).append(v)
-    return ends
 
 
 def run_equations(eqns: list[Any], env: dict[Any, Any], info: Any, wanted: set[Any] | None = None) -> dict[Any, Any]:

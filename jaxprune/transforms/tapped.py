@@ -4,14 +4,15 @@ Runs of equations without a tap are evaluated as one jaxpr, untouched. Calls tha
 what is brought out of it, and slices what is put in.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core as jex
 
 from jaxprune.transforms.calls import ENTERED, bodies, enter
+from jaxprune.transforms.interpret import equations, interpret, last_uses
 from jaxprune.transforms.jaxpr import run_equations
 
 PREFIX = "tap:"
@@ -30,7 +31,7 @@ def _name(eqn: Any) -> str | None:
 def names_in(jaxpr: Any, where: Any) -> list[str]:
     """Names of the matching taps in order, those of inner jaxprs included; branches of a cond count once."""
     found = []
-    for eqn in jaxpr.eqns:
+    for eqn in equations(jaxpr):
         name = _name(eqn)
         if name is not None:
             found += [name] if where.fullmatch(name) else []
@@ -45,34 +46,22 @@ def run_with(
     jaxpr: Any, consts: list[Any], args: list[Any], where: Any, edits: dict[str, Edit], given: Taps
 ) -> tuple[list[Any], Taps]:
     """The outputs of a jaxpr and its taps, by name in order; `given` are values to put in their places."""
-    env = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, args))
-    read = lambda v: v.val if isinstance(v, jex.Literal) else env[v]
     taps: Taps = {}
     given = {name: list(values) for name, values in given.items()}
-    runs = list(_runs(jaxpr, where))
-    ends = _last_runs(runs, jaxpr.outvars)
-    for i, (eqns, special) in enumerate(runs):
-        values = [read(v) for v in eqns[0].invars] if special else []
-        if special:
-            outs, brought = _visit(eqns[0], values, where, edits, given)
-            env.update(zip(eqns[0].outvars, outs))
-            for name, found in brought.items():
-                taps.setdefault(name, []).extend(found)
-        else:
-            wanted = {v for v, last in ends.items() if last > i}
-            env.update(run_equations(eqns, env, jaxpr.debug_info, wanted))
-        for v in [v for v in env if ends.get(v, -1) <= i]:  # outside of jit nothing else lets an activation go
-            del env[v]
-    return [read(v) for v in jaxpr.outvars], taps
 
+    def visit(run: Run, values: list[Any]) -> list[Any]:
+        if not run.tapped:
+            made = run_equations(run.equations, dict(zip(run.invars, values)), jaxpr.debug_info, set(run.outvars))
+            return [made[v] for v in run.outvars]
+        outs, brought = _visit(run.equations[0], values, where, edits, given)
+        for name, found in brought.items():
+            taps.setdefault(name, []).extend(found)
+        return outs
 
-def _last_runs(runs: list[tuple[list[Any], bool]], results: list[Any]) -> dict[Any, int]:
-    """Variable -> the number of the last run that reads it; those read at the end come after all."""
-    last: dict[Any, int] = {}
-    for i, (eqns, _) in enumerate(runs):
-        last.update((v, i) for eqn in eqns for v in eqn.invars if not isinstance(v, jex.Literal))
-    last.update((v, len(runs)) for v in results if not isinstance(v, jex.Literal))
-    return last
+    runs = _runs(jaxpr, where)
+    # Outside of jit nothing else lets an activation go.
+    outs = interpret(jaxpr, consts, args, visit, steps=runs, ends=last_uses(runs, jaxpr.outvars))
+    return outs, taps
 
 
 def _visit(eqn: Any, values: list[Any], where: Any, edits: dict[str, Edit], given: Taps) -> tuple[list[Any], Taps]:
@@ -102,18 +91,46 @@ def _refuse(eqn: Any, where: Any) -> None:
         raise ValueError(f"the branches of a cond tap different names, {arms}: tap the same in each")
 
 
-def _runs(jaxpr: Any, where: Any) -> Iterator[tuple[list[Any], bool]]:
+class Run(NamedTuple):
+    """Equations that are run as one.
+
+    Attributes:
+      equations: in order; one, if it is a tap or holds some.
+      tapped: whether it is such a one.
+      invars: what they take from outside; of a tapped one its operands, literals too.
+      outvars: what others use of what they make; of a tapped one its results.
+    """
+
+    equations: list[Any]
+    tapped: bool
+    invars: list[Any]
+    outvars: list[Any]
+
+
+def _runs(jaxpr: Any, where: Any) -> list[Run]:
     """The equations: runs without a tap, and single ones that are a tap or hold one."""
-    run: list[Any] = []
-    for eqn in jaxpr.eqns:
+    parts: list[tuple[list[Any], bool]] = []
+    for eqn in equations(jaxpr):
         name = _name(eqn)
-        special = where.fullmatch(name) if name is not None else any(names_in(b.jaxpr, where) for b in bodies(eqn))
-        if not special:
-            run.append(eqn)
-            continue
-        if run:
-            yield run, False
-        yield [eqn], True
-        run = []
-    if run:
-        yield run, False
+        inside = [names_in(body.jaxpr, where) for body in bodies(eqn)]
+        tapped = bool(where.fullmatch(name)) if name is not None else any(inside)
+        if tapped or not parts or parts[-1][1]:
+            parts.append(([eqn], tapped))
+        else:
+            parts[-1][0].append(eqn)
+    needed = {v for v in jaxpr.outvars if not isinstance(v, jex.Literal)}
+    runs = []
+    for eqns, tapped in reversed(parts):
+        run = _run_of(eqns, tapped, needed)
+        needed |= {v for v in run.invars if not isinstance(v, jex.Literal)}
+        runs.append(run)
+    return runs[::-1]
+
+
+def _run_of(eqns: list[Any], tapped: bool, needed: set[Any]) -> Run:
+    """The run of some equations, of which others need some variables."""
+    if tapped:
+        return Run(eqns, True, list(eqns[0].invars), list(eqns[0].outvars))
+    made = dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
+    taken = dict.fromkeys(v for eqn in eqns for v in eqn.invars if not isinstance(v, jex.Literal) and v not in made)
+    return Run(eqns, False, list(taken), [v for v in made if v in needed])

@@ -6,7 +6,15 @@ import jax.numpy as jnp
 
 from jaxprune.transforms.axes.blocks import why_not_layers
 from jaxprune.transforms.axes.index import fresh, is_frozen
-from jaxprune.transforms.calls import INLINE, REMAT, bodies, scan_operands
+from jaxprune.transforms.calls import (
+    INLINE,
+    REMAT,
+    bodies,
+    derivative_of,
+    has_plain_derivative,
+    scan_operands,
+    while_operands,
+)
 
 
 def call(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
@@ -53,10 +61,9 @@ def layers(record: Any) -> Any:
 
 def while_(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     asked, turned = bodies(eqn)
-    c, n = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    state = ins[c + n :]
-    asks = walk.program(asked.jaxpr, asked.consts, [*ins[:c], *state])
-    turns = walk.program(turned.jaxpr, turned.consts, [*ins[c : c + n], *state])
+    of_asked, of_turned, state = ([ins[k] for k in part] for part in while_operands(eqn))
+    asks = walk.program(asked.jaxpr, asked.consts, [*of_asked, *state])
+    turns = walk.program(turned.jaxpr, turned.consts, [*of_turned, *state])
     _tie(walk, eqn, state, turns.outs)
     return [list(axes) for axes in state], [asks, turns]
 
@@ -68,13 +75,13 @@ def custom_jvp(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     (`Narrow`), for derivatives of a higher order.
     """
     floats = all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.invars)
-    if not floats or eqn.params["num_consts"] or eqn.params["symbolic_zeros"]:
+    if not floats or not has_plain_derivative(eqn):
         return walk.refuse(eqn, ins, "a custom derivative that is not of floats alone:")
     [body] = bodies(eqn)
     inner = walk.program(body.jaxpr, body.consts, ins)
     if not walk.derivatives:
         return inner.outs, [inner, None, ()]
-    jaxpr, consts, zeros = eqn.params["jvp_jaxpr_fun"].call_wrapped(*[False] * len(ins))
+    jaxpr, consts, zeros = derivative_of(eqn)
     walk.derivatives = False
     rule = walk.program(jaxpr, consts, [*ins, *ins])
     walk.derivatives = True

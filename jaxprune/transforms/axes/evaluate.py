@@ -16,8 +16,9 @@ from jax.extend import core as jex
 from jaxprune.transforms.axes.index import names
 from jaxprune.transforms.axes.shapes import IDENTITY
 from jaxprune.transforms.axes.walk import Record, Walked
-from jaxprune.transforms.calls import INLINE, REMAT, scan_operands
-from jaxprune.transforms.jaxpr import last_uses, run_equations
+from jaxprune.transforms.calls import INLINE, REMAT, scan_operands, scan_turns, while_operands
+from jaxprune.transforms.interpret import interpret, last_uses
+from jaxprune.transforms.jaxpr import run_equations
 
 SAME = (IDENTITY - {"optimization_barrier", "device_put"}) | {"convert_element_type"}
 MOVES = SAME | names("transpose reshape squeeze broadcast_in_dim slice split tile rev")
@@ -53,16 +54,15 @@ class Evaluation:
 
     def run(self, program: Walked, ins: Sequence[Value]) -> list[Value]:
         """The results of a program."""
-        env = dict(zip(program.jaxpr.constvars, map(Value, program.consts))) | dict(zip(program.jaxpr.invars, ins))
-        read = lambda v: Value(v.val) if isinstance(v, jex.Literal) else env[v]
-        ends = last_uses([r.eqn for r in program.records], program.jaxpr.outvars)
-        for i, r in enumerate(program.records):
-            values = [read(v) for v in r.eqn.invars]
-            called = isinstance(r.extra, list) and bool(r.extra) and isinstance(r.extra[0], Walked)
-            env.update(zip(r.eqn.outvars, self._call(r, values) if called else self.equation(r, values)))
-            for v in ends.get(i, ()):
-                env.pop(v, None)
-        return [read(v) for v in program.jaxpr.outvars]
+        consts = [Value(x) for x in program.consts]
+        ends = last_uses(program.records, program.jaxpr.outvars)
+        return interpret(
+            program.jaxpr, consts, ins, self._visit, steps=program.records, literal=lambda v: Value(v.val), ends=ends
+        )
+
+    def _visit(self, r: Record, ins: list[Value]) -> list[Value]:
+        calls_another = isinstance(r.extra, list) and bool(r.extra) and isinstance(r.extra[0], Walked)
+        return self._call(r, ins) if calls_another else self.equation(r, ins)
 
     def equation(self, r: Record, ins: list[Value]) -> list[Value]:
         """The results of an equation that calls no other."""
@@ -74,10 +74,9 @@ class Evaluation:
         if name == "cond":
             return self.run(inner[int(np.clip(ins[0].x, 0, len(inner) - 1))], ins[1:])
         if name == "while":
-            c, n = r.eqn.params["cond_nconsts"], r.eqn.params["body_nconsts"]
-            state = ins[c + n :]
-            while self.run(inner[0], [*ins[:c], *state])[0].x:
-                state = self.run(inner[1], [*ins[c : c + n], *state])
+            asked, turned, state = ([ins[k] for k in part] for part in while_operands(r.eqn))
+            while self.run(inner[0], [*asked, *state])[0].x:
+                state = self.run(inner[1], [*turned, *state])
             return state
         if name == "scan":
             return self._scan(r, ins)
@@ -86,12 +85,13 @@ class Evaluation:
 
     def _scan(self, r: Record, ins: list[Value]) -> list[Value]:
         consts, carry, slices = ([ins[k] for k in part] for part in scan_operands(r.eqn))
-        n, made = r.eqn.params["length"], []
-        for t in reversed(range(n)) if r.eqn.params["reverse"] else range(n):
+        made: list[list[Value]] = []
+        turns = scan_turns(r.eqn)
+        for t in turns:
             outs = self.run(r.extra[0], [*consts, *carry, *(v[t] for v in slices)])
             carry = outs[: len(carry)]
             made.append(outs[len(carry) :])
-        made = made[::-1] if r.eqn.params["reverse"] else made
+        made = made[:: turns.step]
         empty = [Value(jnp.zeros(v.aval.shape, v.aval.dtype)) for v in r.eqn.outvars[len(carry) :]]
         return [*carry, *(map(stacked, zip(*made)) if made else empty)]
 

@@ -6,9 +6,8 @@ Values are numbered in the order in which they are made, so a value depends on l
 import itertools
 from typing import Any, NamedTuple
 
-from jax.extend import core as jex
-
 from jaxprune.transforms.calls import INLINE, REMAT
+from jaxprune.transforms.interpret import interpret
 
 
 class Node(NamedTuple):
@@ -60,17 +59,18 @@ def flat(program: Any) -> Flat:
         return number
 
     def inline(p: Any, ins: list[int], outer: tuple[Any, ...]) -> list[int]:
-        names = dict(zip(p.jaxpr.invars, ins)) | {v: constant(c) for v, c in zip(p.jaxpr.constvars, p.consts)}
-        read = lambda v: constant(v.val) if isinstance(v, jex.Literal) else names[v]
-        for i, r in enumerate(p.records):
-            taken = [read(v) for v in r.eqn.invars]
+        index = itertools.count()
+
+        def visit(r: Any, operands: list[int]) -> list[int]:
+            i = next(index)
             if is_inline(r):
-                made = inline(r.extra[0], taken, (r.eqn, *outer))
-            else:
-                made = [next(count) for _ in r.eqn.outvars]
-                nodes.append(Node(p.records, i, tuple(taken), tuple(made), outer))
-            names.update(zip(r.eqn.outvars, made))
-        return [read(v) for v in p.jaxpr.outvars]
+                return inline(r.extra[0], operands, (r.eqn, *outer))
+            made = [next(count) for _ in r.outvars]
+            nodes.append(Node(p.records, i, tuple(operands), tuple(made), outer))
+            return made
+
+        consts = [constant(value) for value in p.consts]
+        return interpret(p.jaxpr, consts, ins, visit, steps=p.records, literal=lambda literal: constant(literal.val))
 
     outputs = inline(program, [next(count) for _ in program.jaxpr.invars], ())
     return Flat(nodes, known, outputs, {o: node for node in nodes for o in node.outs})

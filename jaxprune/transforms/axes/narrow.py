@@ -4,6 +4,7 @@ Blocks that are left out give their stream; what only they used is dead code, an
 """
 
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,8 @@ from jaxprune.transforms.axes.masks import Keep, Uneven, kept_along, mask
 from jaxprune.transforms.axes.places import place
 from jaxprune.transforms.axes.walk import Axes, Record, Walk, Walked
 from jaxprune.transforms.calls import ENTERED, enter
-from jaxprune.transforms.jaxpr import last_uses, run_equations
+from jaxprune.transforms.interpret import interpret, last_uses
+from jaxprune.transforms.jaxpr import run_equations
 
 
 class Narrow:
@@ -107,24 +109,26 @@ class Narrow:
     def run(self, program: Walked, args: list[Any]) -> list[Any]:
         """The results of a program, from inputs that are cut; None in place of those that are lost."""
         consts = [self.cut(x, axes) for x, axes in zip(program.consts, program.const_axes)]
-        env = dict(zip(program.jaxpr.constvars, consts)) | dict(zip(program.jaxpr.invars, args))
 
-        def read(v: Any, axes: Axes) -> Any:
-            return self.cut(v.val, axes) if isinstance(v, jex.Literal) else env.get(v)
+        def visit(r: Record, operands: list[Any]) -> list[Any]:
+            values = self._cut_literals(r.invars, operands, r.ins)
+            return self.results(r, values, program.jaxpr.debug_info)
 
-        live, ends = self.live(program), self._last_uses(program)
-        for i, r in enumerate(live):
-            values = [read(v, axes) for v, axes in zip(r.eqn.invars, r.ins)]
-            env.update(zip(r.eqn.outvars, self.results(r, values, program.jaxpr.debug_info)))
-            for v in ends.get(i, ()):  # outside of jit nothing else lets an activation go
-                env.pop(v, None)
-        outs, lost = [read(v, axes) for v, axes in zip(program.jaxpr.outvars, program.outs)], self.lost(program)
-        return [None if k in lost else x for k, x in enumerate(outs)]
+        live = self.live(program)
+        ends = self._last_uses(program)  # outside of jit nothing else lets an activation go
+        results = interpret(program.jaxpr, consts, args, visit, steps=live, unknown=None, ends=ends)
+        results = self._cut_literals(program.jaxpr.outvars, results, program.outs)
+        lost = self.lost(program)
+        return [None if k in lost else x for k, x in enumerate(results)]
+
+    def _cut_literals(self, variables: Sequence[Any], values: list[Any], axes: Sequence[Axes]) -> list[Any]:
+        """Values, of which those of literals are as in the large program, cut as the others are."""
+        return [self.cut(x, one) if isinstance(v, jex.Literal) else x for v, x, one in zip(variables, values, axes)]
 
     def _last_uses(self, program: Walked) -> dict[int, list[Any]]:
         """Number of a live equation -> the values that nothing reads after it; remembered."""
         if id(program) not in self._ends:
-            ends = last_uses([r.eqn for r in self.live(program)], program.jaxpr.outvars)
+            ends = last_uses(self.live(program), program.jaxpr.outvars)
             self._ends[id(program)] = program, ends
         return self._ends[id(program)][1]
 

@@ -13,6 +13,7 @@ from jaxprune.transforms.axes import contractions, control, indexing, shapes
 from jaxprune.transforms.axes.blocks import Block
 from jaxprune.transforms.axes.index import Axis, freeze, fresh, size, unify
 from jaxprune.transforms.axes.places import place
+from jaxprune.transforms.interpret import interpret
 
 Axes = list[Axis]
 """The axes of one value."""
@@ -33,6 +34,14 @@ class Record(NamedTuple):
     ins: list[Axes]
     outs: list[Axes]
     extra: Any
+
+    @property
+    def invars(self) -> list[Any]:
+        return self.eqn.invars
+
+    @property
+    def outvars(self) -> list[Any]:
+        return self.eqn.outvars
 
 
 class Walked(NamedTuple):
@@ -76,15 +85,15 @@ class Walk:
     def program(self, jaxpr: Any, consts: list[Any], ins: list[Axes]) -> Walked:
         """Axes of everything in an open jaxpr, given those of its inputs."""
         const_axes = [axes_of(v) for v in jaxpr.constvars]
-        env = dict(zip(jaxpr.constvars, const_axes)) | dict(zip(jaxpr.invars, ins))
-        read = lambda v: axes_of(v) if isinstance(v, jex.Literal) else env[v]
-        records = []
-        for eqn in jaxpr.eqns:
-            taken = [read(v) for v in eqn.invars]
-            outs, extra = self.equation(eqn, taken)
-            env.update(zip(eqn.outvars, outs))
-            records.append(Record(eqn, taken, outs, extra))
-        return Walked(jaxpr, list(consts), const_axes, list(ins), [read(v) for v in jaxpr.outvars], records)
+        records: list[Record] = []
+
+        def visit(eqn: Any, operands: list[Axes]) -> list[Axes]:
+            outs, extra = self.equation(eqn, operands)
+            records.append(Record(eqn, operands, outs, extra))
+            return outs
+
+        outs = interpret(jaxpr, const_axes, ins, visit, literal=axes_of)
+        return Walked(jaxpr, list(consts), const_axes, list(ins), outs, records)
 
     def equation(self, eqn: Any, ins: list[Axes]) -> tuple[list[Axes], Any]:
         """Axes of an equation's results."""

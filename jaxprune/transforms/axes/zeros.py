@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from jax.extend import core as jex
 
 from jaxprune.transforms.axes.index import Var, variables
 from jaxprune.transforms.axes.places import place
 from jaxprune.transforms.axes.walk import Axes, Record, Walked
 from jaxprune.transforms.axes.zero_rules import EACH, EVERYWHERE, NOTHING, RULES, Known, all_of, any_of
-from jaxprune.transforms.calls import scan_operands
+from jaxprune.transforms.calls import scan_operands, while_operands
+from jaxprune.transforms.interpret import interpret
 
 
 class Zeros:
@@ -44,18 +44,15 @@ class Zeros:
 
     def run(self, program: Walked, ins: list[Known]) -> list[Known]:
         """What is known of a program's results, given what is of its inputs."""
-        env = dict(zip(program.jaxpr.invars, ins))
-        for r in program.records:
-            self._outer.append(r.eqn)
-            outs = self._outs(r, [self._read(v, env) for v in r.eqn.invars])
-            self._outer.pop()
-            env.update(zip(r.eqn.outvars, map(self._here, outs, r.outs)))
-        return [self._read(v, env) for v in program.jaxpr.outvars]
+        return interpret(
+            program.jaxpr, (), ins, self._visit, steps=program.records, literal=_of_literal, unknown=NOTHING
+        )
 
-    def _read(self, v: Any, env: dict[Any, Known]) -> Known:
-        if isinstance(v, jex.Literal):
-            return NOTHING if np.any(v.val) else EVERYWHERE
-        return env.get(v, NOTHING)
+    def _visit(self, r: Record, known: list[Known]) -> list[Known]:
+        self._outer.append(r.eqn)
+        outs = self._outs(r, known)
+        self._outer.pop()
+        return list(map(self._here, outs, r.outs))
 
     def _here(self, known: Known, axes: Axes) -> Known:
         """Only variables that the value has: of another, "0 where it is cut" says nothing."""
@@ -82,9 +79,9 @@ class Zeros:
         if name == "cond":
             return [all_of(outs) for outs in zip(*(self.run(w, known[1:]) for w in inner))]
         if name == "while":
-            c, n = r.eqn.params["cond_nconsts"], r.eqn.params["body_nconsts"]
-            state = self._settled(lambda s: self.run(inner[1], [*known[c : c + n], *s]), known[c + n :])
-            self.run(inner[0], [*known[:c], *state])
+            asked, turned, state = ([known[k] for k in part] for part in while_operands(r.eqn))
+            state = self._settled(lambda s: self.run(inner[1], [*turned, *s]), state)
+            self.run(inner[0], [*asked, *state])
             return state
         if name != "scan":
             return self.run(inner[0], known)
@@ -98,6 +95,10 @@ class Zeros:
         while (after := [all_of(pair) for pair in zip(known, turn(known))]) != known:
             known = after
         return known
+
+
+def _of_literal(literal: Any) -> Known:
+    return NOTHING if np.any(literal.val) else EVERYWHERE
 
 
 def summed(r: Record) -> Axes:
