@@ -524,7 +524,10 @@ WRONG = {
     "score of nothing": (lambda: deep(depth=only({"layer7/.*": 1.0})), r"matches no block. The nearest: 'layer"),
     "loss": (lambda: deep(depth=only(lambda y: y)), "it must return one number"),
     "NaN": (lambda: deep(depth=only(lambda y: jnp.nan * y.sum())), "NaN or Inf"),
-    "where": (lambda: deep(where="layer9", depth=only()), r"where='layer9' matches nothing in this tree. Nearest: layer0/up"),
+    "where": (
+        lambda: deep(where="layer9", depth=only()),
+        r"where='layer9' matches nothing in this tree. Nearest: layer0/up",
+    ),
     "keep": (lambda: deep(keep={"layer9": 1}, depth=only()), "matches no leaf that can be cut. The nearest: 'layer"),
     "budget": (lambda: deep(ratio=None, flops=1e-4, depth=only()), "cannot be met"),
 }
