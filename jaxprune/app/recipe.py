@@ -20,7 +20,6 @@ from jaxprune.core.compression import Compression, at, chain, identity
 from jaxprune.core.tree import slots
 from jaxprune.core.where import Slot, Where, field, holds_floats
 from jaxprune.core.words import compiled, nearest
-from jaxprune.methods import patterns
 from jaxprune.methods.cluster import cluster
 from jaxprune.methods.entropy_quantize import entropy_quantize
 from jaxprune.methods.factorize import factorize
@@ -39,13 +38,14 @@ class Match(NamedTuple):
 Schedule = Callable[[float], Any]
 
 
-def recipe(rules: Any, *, schedule: Schedule | None = None, layout: str | None = None) -> Compression:
+def recipe(rules: Any, *, schedule: Schedule | None = None, layout: Any = None) -> Compression:
     """The compression that rules stand for.
 
     Args:
       rules: a list of dicts, TOML text with [[rule]] tables, or the path of a TOML file.
       schedule: sparsity -> (step -> sparsity), to make the pruning gradual: `lambda s: jp.schedules.cubic(s, 0, 1000)`.
-      layout: "jax" where all leaves have their outputs last, whatever their names say; names tell by default.
+      layout: which axes are the outputs, as in `jp.quantize`: "jax" (last), "torch" (first), or a dict of path regex ->
+        axis; names and biases tell by default.
 
     Returns:
       A `Compression`. `init` checks that every rule takes a leaf. The first rule that matches a leaf takes it.
@@ -72,11 +72,11 @@ def recipe(rules: Any, *, schedule: Schedule | None = None, layout: str | None =
     return Compression(init, whole.update)
 
 
-def one(rule: Rule, schedule: Schedule | None = None, allocate: Any = None, layout: str | None = None) -> Compression:
+def one(rule: Rule, schedule: Schedule | None = None, allocate: Any = None, layout: Any = None) -> Compression:
     """The compression of one rule, before it knows its leaves; `allocate` stands in for the rule's own."""
     make = {
         "prune": lambda p: _prune(p, schedule, allocate, layout),
-        "factorize": lambda f: factorize(**_given(f, "rank")),
+        "factorize": lambda f: factorize(**_given(f, "rank"), layout=layout),
         "share": lambda s: share(**_given(s, "k"), layout=layout),
         "cluster": lambda c: cluster(**_given(c, "k")),
         "quantize": lambda q: quantize(**_given(q, "bits"), layout=layout),
@@ -174,16 +174,17 @@ def _given(settings: Any, short: str) -> dict[str, Any]:
     return msgspec.structs.asdict(settings) if isinstance(settings, Settings) else {short: settings}
 
 
-def _prune(settings: float | Prune, schedule: Schedule | None, allocate: Any, layout: str | None) -> Compression:
+def _prune(settings: float | Prune, schedule: Schedule | None, allocate: Any, layout: Any) -> Compression:
     p = settings if isinstance(settings, Prune) else Prune(sparsity=settings)
     if p.sparsity is not None:
         fraction("prune (sparsity = {})", p.sparsity)
     return prune(
         p.sparsity if schedule is None or p.sparsity is None else schedule(p.sparsity),
         threshold=p.threshold,
-        pattern=None if p.pattern is None else patterns.from_words(p.pattern, layout),
+        pattern=p.pattern,
         score=p.score,
         allocate=p.allocate if allocate is None else allocate,
+        layout=layout,
     )
 
 

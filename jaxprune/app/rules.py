@@ -27,7 +27,7 @@ class Prune(Settings, frozen=True):
 
     sparsity: float | None = None
     threshold: float | None = None
-    pattern: str | None = None  # "2:4", "block 4x4", "channel -1"
+    pattern: str | None = None  # "2:4", "block 4x4", "channel"
     allocate: Allocation = "uniform"
     score: ScoreWord = "magnitude"
 

@@ -24,26 +24,27 @@ BATCH_NORM = ("batch", "batchnorm", "bn")  # words of a module's name
 COLLECTIONS = ("params", "batch_stats")  # of linen; they are no modules
 
 
-def units_of(slot: Slot, entries: Array, reduce: Any) -> Array:
+def units_of(slot: Slot, entries: Array, reduce: Any, layout: Any = None) -> Array:
     """`entries`, shaped as the weight at `slot`, reduced over everything but the axes that tell its units apart.
 
     Args:
       slot: of the weight.
       entries: booleans, (…) shaped as the weight.
       reduce: jnp.any or jnp.all.
+      layout: as in `axes_of`.
 
     Returns:
       (units,), in the order of the weight's axes; with a stack, (layers · units,).
     """
     rank = entries.ndim
-    units = {axis % rank for axis in axes_of(slot.place).units}
+    units = {axis % rank for axis in axes_of(slot.place, layout).units}
     return reduce(entries, tuple(axis for axis in range(rank) if axis not in units)).reshape(-1)
 
 
-def bias_of(weight: Slot, others: Iterable[Slot]) -> Slot | None:
+def bias_of(weight: Slot, others: Iterable[Slot], layout: Any = None) -> Slot | None:
     """The bias beside a weight: a float leaf of the same module, named as one, with an entry for each unit."""
     module = weight.path.rpartition("/")[0]
-    size = _count(weight, axes_of(weight.place).units)
+    size = _count(weight, axes_of(weight.place, layout).units)
     for other in others:
         holder, _, name = other.path.rpartition("/")
         named = BIAS.fullmatch(name) or MAYBE_BIAS.fullmatch(name)
@@ -53,16 +54,16 @@ def bias_of(weight: Slot, others: Iterable[Slot]) -> Slot | None:
     return None
 
 
-def norm_of(weight: Slot, others: list[Slot]) -> list[Slot]:
+def norm_of(weight: Slot, others: list[Slot], layout: Any = None) -> list[Slot]:
     """Scale and bias of the batch norm behind a weight; empty where it is not plain which one that is."""
-    axes = axes_of(weight.place)
+    axes = axes_of(weight.place, layout)
     outputs, block = _count(weight, axes.outputs), _block(weight.path)
     if axes.stacked:
         return []
     inside = [other for other in others if _block(other.path) == block and is_float(other.value)]
     kernels = [other for other in inside if other.value.ndim >= 2 and other.value.size > outputs]
-    rivals = [k for k in kernels if k.path != weight.path and _count(k, axes_of(k.place).outputs) == outputs]
-    readers = [k for k in kernels if _count(k, axes_of(k.place).inputs[-1:]) == outputs]
+    rivals = [k for k in kernels if k.path != weight.path and _count(k, axes_of(k.place, layout).outputs) == outputs]
+    readers = [k for k in kernels if _count(k, axes_of(k.place, layout).inputs[-1:]) == outputs]
     norms = [other for other in inside if other.value.shape == (outputs,) and _is_batch_norm(other.path)]
     modules = {_module(norm.path) for norm in norms}
     return norms if len(modules) == 1 and not rivals and not readers else []

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxprune.core.names import PART_OF_KERNEL, Place, Shape, words_of
+from jaxprune.core.words import choice, compiled
 
 Layout = "str | Mapping[str, int | tuple[int, ...] | Axes] | None"
 LAYOUTS = ("jax", "torch")
@@ -70,6 +71,15 @@ def _listed(axes: tuple[int, ...]) -> str:
     return " and ".join(map(str, axes)) or "none"
 
 
+def check_layout(layout: Any, call: str) -> None:
+    """Refuses a layout that is neither None, a word of `LAYOUTS`, nor axes by path; `call` is whose argument it is."""
+    if isinstance(layout, Mapping):
+        for rule in layout:
+            compiled("layout", rule)
+    elif layout is not None:
+        choice(f"{call}(layout={{}})", layout, LAYOUTS)
+
+
 def axes_of(place: Place, layout: Any = None) -> Axes:
     """The axes of a weight, by its name, its shape, its module and its bias.
 
@@ -89,8 +99,7 @@ def axes_of(place: Place, layout: Any = None) -> Axes:
       outputs on axis -1, a stack or a window on -3
     """
     rank = len(place.shape)
-    if isinstance(layout, str) and layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r}: choose 'jax' (outputs last), 'torch' (outputs first), or a dict")
+    check_layout(layout, "axes_of")
     if isinstance(layout, Mapping):
         given = layout.get(place.path)
         if given is None:

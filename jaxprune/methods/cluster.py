@@ -41,7 +41,8 @@ def cluster(
       k: number of shared values: indices cost ceil(log2 k) bits. Of a pruned leaf only the kept weights are clustered.
       bits: instead, the bits of an index, 1 to 16: k = 2^bits.
       scope: one codebook for each "leaf", one for the whole "tree", or one for each tile: sizes of a tile on the
-        leading axes, which they must divide, as scope=(64,) for runs of 64 rows. Tiles gather a sharded leaf.
+        leading axes as they are stored, which they must divide, as scope=(64,) for runs of 64 rows: inputs of a
+        `kernel`, outputs of a `weight`. Tiles gather a sharded leaf.
       init: how the centroids start: "optimal" (quantiles of density^(1/3), Panter & Dite 1951: the least distortion
         found), "linear" (min to max, Han et al.'s choice: large weights keep a centroid near), "density" (quantiles),
         "random" (needs `key=`).

@@ -15,6 +15,7 @@ from jaxprune.core.arguments import share, whole
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.factors import LowRank, Tucker
+from jaxprune.core.layout import Axes, axes_of, check_layout
 from jaxprune.core.tree import check_decoded, check_finite, refuse_word, rewrite, there
 from jaxprune.core.where import Slot
 from jaxprune.methods.curvature import in_common_units, look_up_curvature
@@ -23,17 +24,26 @@ from jaxprune.numerics.placement import gathered
 
 
 def factorize(
-    *, rank: int | tuple[int, int] | None = None, energy: float | None = None, score: Any = None, where: Any = None
+    *,
+    rank: int | tuple[int, int] | None = None,
+    energy: float | None = None,
+    score: Any = None,
+    layout: Any = None,
+    where: Any = None,
 ) -> Compression:
     """Writes matrices as two factors and convolutions (three axes or more) as a core and two factors. Gathers a sharded
     leaf.
+
+    Which axes are inputs and outputs, names and biases tell (`jaxprune.core.layout`). They must be the last two of a
+    convolution, as HWIO has them: the core keeps the window first.
 
     Args:
       rank: of the factors; for convolutions the rank of inputs and outputs, one number or a pair. More than a side
         counts as the side.
       energy: instead, the fraction of the squared singular values to keep, in (0, 1]; concrete arrays only.
       score: weights hᵢ >= 0 of the error (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params ->
-        tree; summed over rows, for which the weighted problem has a closed form.
+        tree; summed over the outputs to one weight an input, for which the weighted problem has a closed form.
+      layout: which axes are the outputs, instead: "jax" (last), "torch" (first), or a dict of path regex -> axis.
       where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
     Returns:
@@ -42,7 +52,7 @@ def factorize(
 
     Raises:
       ValueError: for a rank < 1, an energy outside (0, 1], `energy` under trace, a score that is NaN, infinite or
-        negative.
+        negative, a convolution whose inputs and outputs are not its last two axes (OIHW).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -57,6 +67,7 @@ def factorize(
         energy = share("factorize(energy={})", energy)
     refuse_word("factorize", score)
     ranks = None if rank is None else _pair(rank)
+    check_layout(layout, "factorize")
     rule = where
 
     def encode(slot: Slot, h: Any) -> CompressedArray:
@@ -65,7 +76,12 @@ def factorize(
         if x.ndim < 2:
             raise ValueError(f"factorize: {slot} has one axis; exclude it with `where`")
         w = gathered(there(slot))
+        turned = _is_turned(slot, layout)
+        if turned:
+            w = jnp.matrix_transpose(w)
+            h = None if h is None else jnp.matrix_transpose(h)
         code = (_matrix if x.ndim == 2 else _convolution)(slot, w, ranks, energy, h)
+        code = _transposed(code) if turned else code
         code = jax.tree.map(lambda part: part.astype(x.dtype), code)
         check_decoded(slot, code)
         if nbits(code) >= nbits(x):
@@ -93,6 +109,31 @@ def _pair(rank: Any) -> tuple[int, int]:
         raise ValueError(f"factorize(rank={rank}): one rank, or a pair of inputs and outputs of convolutions")
     ins, outs = (whole("factorize(rank={})", r) for r in pair)
     return ins, outs
+
+
+def _is_turned(slot: Slot, layout: Any) -> bool:
+    """Whether the last two axes of a leaf are (outputs, inputs), not (inputs, outputs).
+
+    Raises:
+      ValueError: its outputs, or its inputs, are not on these axes at all.
+    """
+    axes = axes_of(slot.place, layout) if slot.open else Axes((-1,), (-2,))
+    # Of heads, (in, heads, dim), both last axes are outputs: factors of heads and of dim are as good as any.
+    if axes.output < -2:
+        raise ValueError(
+            f"factorize: {slot} has its outputs on axis {axes.output}, and the factors of a convolution hold its "
+            "window first, as (H, W, in, out): move its axes, as jnp.moveaxis(w, (0, 1), (-1, -2)), give layout='jax' "
+            "if its outputs are last, or exclude it with `where`"
+        )
+    return axes.output == -2 and axes.contraction == -1
+
+
+def _transposed(code: LowRank | Tucker) -> LowRank | Tucker:
+    """The code of the transposed weight, in which inputs and outputs change places."""
+    u, v = jnp.matrix_transpose(code.v), jnp.matrix_transpose(code.u)
+    if isinstance(code, LowRank):
+        return LowRank(u, v)
+    return Tucker(jnp.matrix_transpose(code.core), u, v)
 
 
 def _matrix(slot: Slot, w: Any, ranks: Any, energy: float | None, h: Any) -> LowRank:

@@ -6,7 +6,7 @@ weights, and `select`, where there is one, chooses by itself and leaves no budge
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jax import Array
 
@@ -24,7 +24,7 @@ class Pattern(NamedTuple):
       spread: (mask of units, shape of the weights) -> mask of weights.
       select: (score, magnitude) -> mask of weights with no budget given, or None.
       siblings: whether units that are gone take their entries of the bias and the batch norm along (`companions`).
-      axis: the axis of those units.
+      axes: of those units, which are outputs where biases belong to them.
       at: the axes of a weight -> the pattern for it, where that depends on them.
     """
 
@@ -32,7 +32,7 @@ class Pattern(NamedTuple):
     spread: Callable[[Array, tuple[int, ...]], Array]
     select: Callable[[Array, bool], Array] | None = None
     siblings: bool = False
-    axis: int = -1
+    axes: tuple[int, ...] = (-1,)
     at: "Callable[[Axes], Pattern] | None" = None
 
 
@@ -81,7 +81,12 @@ def _n_m_along(n: int, m: int) -> Callable[[Axes], Pattern]:
 
 
 def block(*shape: int) -> Pattern:
-    """Blocks over the last axes, scored by the sum of their weights' scores: `block(4, 4)`.
+    """Blocks of (inputs, outputs), scored by the sum of their weights' scores: `block(4, 2)` is 4 inputs by 2 outputs.
+
+    Args:
+      shape: the sides of a block, the outputs' last and the inputs' before it; a third side, before them, is of the
+        last axis of a convolution's window, and so on. Which axes these are names and biases tell
+        (`jaxprune.core.layout`): the last two of a `kernel`, the first two of a `weight`, whose blocks are (2, 4).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -94,23 +99,46 @@ def block(*shape: int) -> Pattern:
         raise ValueError("block(): give the sizes of a block, as block(4, 4)")
     shape = tuple(whole("block(shape={})", side) for side in shape)
 
+    def at(axes: Axes) -> Pattern:
+        return _blocks(shape, _sides(shape, axes))
+
+    return _blocks(shape, shape)._replace(at=at)
+
+
+def _sides(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """The sides of a block on the last axes of a weight: 1 on each that the block does not have."""
+    trailing = range(-1, -len(shape) - 2, -1)
+    order = list(dict.fromkeys((axes.output, axes.contraction, *trailing)))[: len(shape)]
+    sides = dict(zip(order, reversed(shape)))
+    return tuple(sides.get(axis, 1) for axis in range(min(order), 0))
+
+
+def _blocks(shape: tuple[int, ...], sides: tuple[int, ...]) -> Pattern:
+    """Blocks of some sides on the last axes; `shape` is what the user calls them."""
+
     def pool(score: Array) -> Array:
-        sides = score.shape[-len(shape) :] if score.ndim >= len(shape) else ()
-        if len(sides) != len(shape) or any(n % b for n, b in zip(sides, shape, strict=True)):
+        lengths = score.shape[-len(sides) :] if score.ndim >= len(sides) else ()
+        if len(lengths) != len(sides) or any(n % side for n, side in zip(lengths, sides)):
+            on_axes = "" if sides == shape else f", {sides} on the last axes as these are stored,"
             raise ValueError(
-                f"block{shape} does not divide the last axes of {score.shape}; choose sizes that do, or exclude the "
-                "leaf with `where`"
+                f"block{shape}{on_axes} does not divide the last axes of {score.shape}; choose sizes that do, or "
+                "exclude the leaf with `where`"
             )
-        return groups.pool_blocks(score, shape)
+        return groups.pool_blocks(score, sides)
 
-    return Pattern(pool, lambda mask, _: groups.spread_blocks(mask, shape))
+    def spread(mask: Array, _: tuple[int, ...]) -> Array:
+        return groups.spread_blocks(mask, sides)
+
+    return Pattern(pool, spread)
 
 
-def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
+def channel(axis: int | Literal["outputs"] = "outputs", *, bias: bool | None = None) -> Pattern:
     """Whole units along `axis`, scored by the sum over the unit (Σ|w| for magnitudes): zeroed, not yet cut out.
 
     Args:
-      axis: the axis of the units; −1 is the output of Flax and Haiku kernels, 0 that of Equinox and PyTorch weights.
+      axis: the axis of the units. By default the outputs, as names and biases tell (`jaxprune.core.layout`): the last
+        axis of a `kernel` or `w`, the first of a `weight`, (heads, dim) of an attention's queries. Of layers that a
+        scan has stacked the same units go in all; `jp.over(0, …)` prunes each layer by itself.
       bias: whether an output unit without weights takes its entry in the bias beside the kernel along, and those of the
         batch norm behind it where one is plainly that. Else a norm still gives beta − mean · gamma / sigma for it:
         `jp.shrink` cuts by the function itself. The default is yes; other axes than the outputs' leave biases alone.
@@ -118,35 +146,46 @@ def channel(axis: int = -1, *, bias: bool | None = None) -> Pattern:
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> params = {"kernel": jnp.array([[3.0, 0.1], [4.0, 0.1]]), "bias": jnp.array([1.0, 1.0])}
-      >>> thin = jp.materialize(jp.prune(threshold=0.5, pattern=jp.patterns.channel(-1)).init(params))
+      >>> thin = jp.materialize(jp.prune(threshold=0.5, pattern=jp.patterns.channel()).init(params))
       >>> print(thin["bias"])
       [1. 0.]
     """
-
-    axis = whole("channel(axis={})", axis, None)
+    if axis != "outputs":
+        axis = whole("channel(axis={})", axis, None)
     if bias is not None:
         bias = flag("channel(bias={})", bias)
+    companions = bias is not False
+    if axis != "outputs":
+        return _units((axis,), companions)
 
-    def at(shape: tuple[int, ...]) -> int:
-        if not -len(shape) <= axis < len(shape):
-            raise ValueError(f"channel({axis}): the shape {shape} has no such axis")
-        return axis % len(shape)
+    def at(axes: Axes) -> Pattern:
+        return _units(axes.outputs or (-1,), companions)
+
+    return _units((-1,), companions)._replace(at=at)
+
+
+def _units(axes: tuple[int, ...], companions: bool) -> Pattern:
+    """Units that some axes number together."""
+
+    def check(shape: tuple[int, ...]) -> None:
+        if any(not -len(shape) <= axis < len(shape) for axis in axes):
+            raise ValueError(f"channel({', '.join(map(str, axes))}): the shape {shape} has no such axis")
 
     def pool(score: Array) -> Array:
-        return groups.pool_units(score, at(score.shape))
+        check(score.shape)
+        return groups.pool_units(score, axes)
 
     def spread(mask: Array, shape: tuple[int, ...]) -> Array:
-        return groups.spread_units(mask, at(shape), shape)
+        return groups.spread_units(mask, axes, shape)
 
-    return Pattern(pool, spread, siblings=bias is not False, axis=axis)
+    return Pattern(pool, spread, siblings=companions, axes=axes)
 
 
-def from_words(words: "str | Pattern", layout: str | None = None) -> Pattern:
-    """A pattern by its words, as recipes have them: "2:4", "block 4x4", "channel -1"; a pattern is taken as it is.
+def from_words(words: "str | Pattern") -> Pattern:
+    """A pattern by its words, as recipes have them: "2:4", "block 4x4", "channel"; a pattern is taken as it is.
 
     Args:
-      words: two numbers of `n_m`, the sizes of `block`, or the axis of `channel`.
-      layout: with "jax" N:M runs along −2, whatever names say.
+      words: two numbers of `n_m`, the sizes of `block`, or `channel`, with an axis or without.
 
     Raises:
       ValueError: other words, with the nearest.
@@ -161,12 +200,12 @@ def from_words(words: "str | Pattern", layout: str | None = None) -> Pattern:
         return words
     text = words if isinstance(words, str) else ""
     if match := re.fullmatch(r"(\d+):(\d+)", text):
-        return n_m(int(match[1]), int(match[2]), -2 if layout == "jax" else None)
+        return n_m(int(match[1]), int(match[2]))
     if match := re.fullmatch(r"block (\d+(?:x\d+)*)", text):
         return block(*map(int, match[1].split("x")))
     if match := re.fullmatch(r"channel( -?\d+)?", text):
-        return channel(int(match[1] or -1))
-    choice("prune(pattern={})", words, ["2:4", "block 4x4", "channel -1"])
+        return channel(int(match[1]) if match[1] else "outputs")
+    choice("prune(pattern={})", words, ["2:4", "block 4x4", "channel", "channel -1"])
     raise AssertionError("these words are matched above")
 
 

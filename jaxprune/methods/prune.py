@@ -9,7 +9,7 @@ is the pattern.
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxprune.core.arrays import Masked, count, materialize
 from jaxprune.core.companions import bias_of, norm_of, units_of
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.hidden import zero_hidden
-from jaxprune.core.layout import axes_of
+from jaxprune.core.layout import axes_of, check_layout
 from jaxprune.core.tree import look_up, rewrite, slots, walk
 from jaxprune.core.where import Slot
 from jaxprune.core.words import compiled, nearest
@@ -40,6 +40,7 @@ def prune(
     pattern: Pattern | str | None = None,
     score: Any = None,
     allocate: Any = None,
+    layout: Any = None,
     where: Any = None,
 ) -> Compression:
     """Sets weights to zero: a fraction, those below a threshold, or a pattern.
@@ -48,13 +49,14 @@ def prune(
       sparsity: fraction of the units to remove, in [0, 1): a number, a traced scalar, a schedule (step -> number;
         `update` then follows it), or a dict of path regex -> number for the leaves that it names.
       threshold: instead of a fraction: w ← 0 where |w| < threshold (or the score, or Σ|w| of a unit).
-      pattern: `jp.patterns.n_m`, `block` or `channel`, or in words, as "2:4", "block 4x4", "channel -1"; single weights
-        by default. N:M takes no sparsity.
+      pattern: `jp.patterns.n_m`, `block` or `channel`, or in words, as "2:4", "block 4x4", "channel"; single weights by
+        default. N:M takes no sparsity. Inputs and outputs of a leaf are told by names and biases.
       score: a tree shaped like the params, or params -> tree (`jp.scores`), or its name: "magnitude" (|w|, the
         default), "random" (with `key=` given to init), "lamp", "fpgm", "saliency" and "movement" (with `grads=`). The
         smallest go.
       allocate: (params, scores, sparsity) -> tree of counts (`jp.allocate`), or its name: "uniform" (the default),
         "erk", "global", "lamp"; or a tree of counts.
+      layout: which axes are the outputs, instead: "jax" (last), "torch" (first), or a dict of path regex -> axis.
       where: which leaves: a regular expression for whole paths, as "(.*/)?kernel", which passes over leaves without
         floats; a rule of `jp.where`; a tree of booleans. `jp.where.weights` by default.
 
@@ -81,18 +83,20 @@ def prune(
     # Magnitudes need no array of their own: None stands for them.
     score = None if score == "magnitude" and isinstance(score, str) else scores_by.from_words("prune", score)
     _check_arguments(sparsity, threshold, pattern)
+    check_layout(layout, "prune")
     rule = where
     follows = callable(sparsity) or threshold is not None
 
     def masks(chosen: list[Slot], tree: Any, step: Any, extra: dict[str, Any]) -> list[Any]:
         params = [materialize(s.value) for s in chosen]
         scores = _scores(chosen, tree, score, extra | {"step": step})
+        leaves = [Leaf(slot, x, s, _pattern_of(slot, pattern, layout)) for slot, x, s in zip(chosen, params, scores)]
         if pattern.select is not None:
-            return [_selected(slot, x, s, pattern) for slot, x, s in zip(chosen, params, scores)]
+            return [_selected(leaf) for leaf in leaves]
         if threshold is not None:
-            return [_above(x, s, threshold, pattern) for x, s in zip(params, scores)]
-        counts = _counts(chosen, params, scores, _at(sparsity, step), allocate, pattern)
-        return [_largest(x, s, _not_all(x, s, n, pattern), pattern) for x, s, n in zip(params, scores, counts)]
+            return [_above(leaf, threshold) for leaf in leaves]
+        counts = _counts(leaves, _at(sparsity, step), allocate)
+        return [_largest(leaf, _not_all(leaf, remove)) for leaf, remove in zip(leaves, counts)]
 
     def run(tree: Any, step: Any, where: Any, extra: dict[str, Any]) -> Any:
         pruned: list[tuple[Slot, Any]] = []
@@ -105,7 +109,7 @@ def prune(
         new = rewrite(encode, tree, rule if where is None else where, _whole)
         if threshold is not None:
             _refuse_empty(pruned, threshold)
-        return _mask_companions(new, pruned, pattern.axis) if pattern.siblings else new
+        return _mask_companions(new, pruned, pattern, layout) if pattern.siblings else new
 
     def init(params: Any, *, step: Any = 0, where: Any = None, **extra: Any) -> Any:
         return run(params, step, where, extra)
@@ -114,6 +118,38 @@ def prune(
         return run(tree, step, where, extra)
 
     return Compression(init, update if follows else keep)
+
+
+class Leaf(NamedTuple):
+    """A weight that is being pruned.
+
+    Attributes:
+      slot: its place.
+      x: the dense weight.
+      score: shaped like x; None stands for the magnitude.
+      pattern: the one for its axes.
+    """
+
+    slot: Slot
+    x: Any
+    score: Any
+    pattern: Pattern
+
+    def pooled(self) -> Any:
+        """A score for each unit; single weights score by themselves, and then as magnitudes if there is no score."""
+        return _pool(self.x, self.score, self.pattern)
+
+    @property
+    def num_units(self) -> int:
+        """How many units there are, found without computing their scores."""
+        return jax.eval_shape(lambda x, s: _pool(x, s, self.pattern), self.x, self.score).size
+
+
+def _pattern_of(slot: Slot, pattern: Pattern, layout: Any) -> Pattern:
+    """The pattern on the axes that are a leaf's inputs and outputs. Vectors and fields of codes have neither."""
+    if pattern.at is None or not slot.open or slot.value.ndim < 2:
+        return pattern
+    return pattern.at(axes_of(slot.place, layout))
 
 
 def _whole(code: Any) -> bool:
@@ -175,41 +211,36 @@ def _refuse_nan(slot: Slot, score: Any) -> None:
 # --- allocate ---
 
 
-def _counts(
-    chosen: list[Slot], params: list[Any], scores: list[Any], sparsity: Any, allocate: Any, pattern: Pattern
-) -> list[Any]:
-    """How many units each slot gives up."""
+def _counts(leaves: list[Leaf], sparsity: Any, allocate: Any) -> list[Any]:
+    """How many units each leaf gives up."""
     if isinstance(sparsity, dict):
-        return _by_path(chosen, params, scores, sparsity, pattern)
+        return _by_path(leaves, sparsity)
     if allocate is not None and not callable(allocate):
-        return look_up(allocate, chosen, "allocate", shapes=False)
-    pooled = [None if s is None and _single(pattern) else _pool(x, s, pattern) for x, s in zip(params, scores)]
-    tree = {s.key: x for s, x in zip(chosen, params)}
-    units = None if pooled[0] is None else {s.key: u for s, u in zip(chosen, pooled)}
-    counts: Any = (allocate or allocations.uniform)(tree, units, sparsity)
-    return [counts[s.key] for s in chosen]
+        return look_up(allocate, [leaf.slot for leaf in leaves], "allocate", shapes=False)
+    params = {leaf.slot.key: leaf.x for leaf in leaves}
+    magnitudes = leaves[0].score is None and _single(leaves[0].pattern)
+    units = None if magnitudes else {leaf.slot.key: leaf.pooled() for leaf in leaves}
+    counts: Any = (allocate or allocations.uniform)(params, units, sparsity)
+    return [counts[leaf.slot.key] for leaf in leaves]
 
 
-def _not_all(x: Any, score: Any, remove: Any, pattern: Pattern) -> Any:
+def _not_all(leaf: Leaf, remove: Any) -> Any:
     """How many units go: a leaf's last unit stays, for without it the network is a constant."""
-    most = max(0, jax.eval_shape(lambda x, s: _pool(x, s, pattern), x, score).size - 1)
+    most = max(0, leaf.num_units - 1)
     return jnp.minimum(remove, most) if isinstance(remove, Tracer | jax.Array) else min(int(remove), most)
 
 
-def _by_path(
-    chosen: list[Slot], params: list[Any], scores: list[Any], sparsity: dict[str, Any], pattern: Pattern
-) -> list[Any]:
+def _by_path(leaves: list[Leaf], sparsity: dict[str, Any]) -> list[Any]:
     unused = dict(sparsity)
     counts = []
-    for slot, x, s in zip(chosen, params, scores):
-        rule = next((r for r in sparsity if re.fullmatch(r, slot.path)), None)
+    for leaf in leaves:
+        rule = next((r for r in sparsity if re.fullmatch(r, leaf.slot.path)), None)
         unused.pop(rule or "", None)
-        n = jax.eval_shape(lambda x, s: _pool(x, s, pattern), x, s).size
-        counts.append(0 if rule is None else allocations.total(sparsity[rule], n))
+        counts.append(0 if rule is None else allocations.total(sparsity[rule], leaf.num_units))
     if unused:
         rule = next(iter(unused))
         raise ValueError(
-            f"prune: the rule {rule!r} matches no path. Nearest: {nearest(rule, [s.path for s in chosen])}"
+            f"prune: the rule {rule!r} matches no path. Nearest: {nearest(rule, [leaf.slot.path for leaf in leaves])}"
         )
     return counts
 
@@ -227,24 +258,25 @@ def _pool(x: Any, score: Any, pattern: Pattern) -> Any:
 # --- select ---
 
 
-def _selected(slot: Slot, x: Any, score: Any, pattern: Pattern) -> Any:
-    """The mask of a pattern that chooses by itself, along the axis that the leaf's layout gives it."""
-    here = pattern if pattern.at is None or slot.value.ndim < 2 else pattern.at(axes_of(slot.place))
-    assert here.select is not None
-    return here.select(x if score is None else score, score is None)
+def _selected(leaf: Leaf) -> Any:
+    """The mask of a pattern that chooses by itself."""
+    assert leaf.pattern.select is not None
+    return leaf.pattern.select(leaf.x if leaf.score is None else leaf.score, leaf.score is None)
 
 
-def _largest(x: Any, score: Any, remove: Any, pattern: Pattern) -> Any:
+def _largest(leaf: Leaf, remove: Any) -> Any:
+    _, x, score, pattern = leaf
     if _single(pattern) and score is None and streamed.takes(x) and not isinstance(remove, Tracer):
         return put_like(streamed.keep_largest(x, int(remove)), x)
     if _single(pattern):
         return select.keep_largest(x if score is None else score, remove, magnitude=score is None)
-    return pattern.spread(select.keep_largest(_pool(x, score, pattern), remove), x.shape)
+    return pattern.spread(select.keep_largest(leaf.pooled(), remove), x.shape)
 
 
-def _above(x: Any, score: Any, threshold: Any, pattern: Pattern) -> Any:
-    units = jnp.abs(x) if score is None and _single(pattern) else _pool(x, score, pattern)
-    return pattern.spread(widen(units) >= threshold, x.shape)
+def _above(leaf: Leaf, threshold: Any) -> Any:
+    magnitudes = leaf.score is None and _single(leaf.pattern)
+    units = jnp.abs(leaf.x) if magnitudes else leaf.pooled()
+    return leaf.pattern.spread(widen(units) >= threshold, leaf.x.shape)
 
 
 def _masked(value: Any, mask: Any) -> Masked:
@@ -266,16 +298,18 @@ def _refuse_empty(pruned: list[tuple[Slot, Any]], threshold: Any) -> None:
 # --- siblings ---
 
 
-def _mask_companions(tree: Any, pruned: list[tuple[Slot, Any]], axis: int) -> Any:
+def _mask_companions(tree: Any, pruned: list[tuple[Slot, Any]], pattern: Pattern, layout: Any) -> Any:
     """A removed output takes its bias along, and its entries of the batch norm behind it (see `core.companions`)."""
     every = slots(tree, _whole)
     units: dict[str, Any] = {}
     for slot, mask in pruned:
-        if axis % mask.ndim not in {a % mask.ndim for a in axes_of(slot.place).units}:
+        outputs = {axis % mask.ndim for axis in axes_of(slot.place, layout).units}
+        pruned_axes = {axis % mask.ndim for axis in _pattern_of(slot, pattern, layout).axes}
+        if not pruned_axes <= outputs:
             continue  # inputs have no bias
-        kept_units = units_of(slot, mask, jnp.any)
-        bias = bias_of(slot, every)
-        for other in ([] if bias is None else [bias]) + norm_of(slot, every):
+        kept_units = units_of(slot, mask, jnp.any, layout)
+        bias = bias_of(slot, every, layout)
+        for other in ([] if bias is None else [bias]) + norm_of(slot, every, layout):
             units[other.path] = kept_units.reshape(other.value.shape)
 
     def masked(slot: Slot) -> Any:

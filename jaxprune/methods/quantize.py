@@ -10,7 +10,6 @@ Quantising a codebook, a prototype or a factor is the same call at another place
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax
@@ -20,11 +19,11 @@ from jax.core import Tracer
 from jaxprune.core.arguments import flag, positive, whole
 from jaxprune.core.arrays import CompressedArray, Dense
 from jaxprune.core.compression import Compression, keep
-from jaxprune.core.layout import axes_of
+from jaxprune.core.layout import Axes, axes_of, check_layout
 from jaxprune.core.quantized import Binary, Quantized, pack
 from jaxprune.core.tree import check_finite, fold_path, map_slots
 from jaxprune.core.where import Slot
-from jaxprune.core.words import choice, compiled, nearest
+from jaxprune.core.words import choice, nearest
 from jaxprune.numerics import affine, grids
 from jaxprune.numerics.precision import wide
 
@@ -57,7 +56,9 @@ def quantize(
       axis: the channel axes that keep a scale of their own, counted from the end; None for one scale a leaf. A vector
         has one scale. By default the outputs, as names and biases tell (`jaxprune.core.layout`): the last axis of a
         `kernel` or `w`, the first of a `weight`, and with them the axes of stacked layers.
-      group: the contraction axis (−2) is cut into runs of `group` weights, each with its own scale.
+      group: the contraction axis is cut into runs of `group` weights, each with its own scale. It is the inputs, as
+        names and biases tell: the second-last axis of a `kernel`, the second of a `weight`, whose scales are then
+        (outputs, inputs / group).
       kind: "symmetric", "affine" (a zero point), "float8_e4m3", "float8_e5m2", "nf4", "binary", "ternary".
         All but "binary" hold an exact 0; under a mask (`prune` first) zeros stay with every kind.
       rounding: "nearest" (half to even), or "stochastic": ⌊w/s + u⌋, unbiased, with `key=` given to init.
@@ -86,7 +87,7 @@ def quantize(
     clip = flag("quantize(clip={})", clip)
     if group is not None:
         group = whole("quantize(group={})", group)
-    _check_layout(layout)
+    check_layout(layout, "quantize")
     rule = where
 
     def encode(slot: Slot, key: Any) -> CompressedArray:
@@ -98,8 +99,8 @@ def quantize(
             if scale is not None:
                 return _fixed(w, float(scale), bits, clip, mask)
             u = _noise(rounding, key, slot)
-            axes = _scale_axes(slot, layout, group) if given is None else given
-            return _CODES[kind](w, bits, axes, group, mask, range, u)
+            axes, runs = _scale_axes(slot, layout, given, group)
+            return _CODES[kind](w, bits, axes, runs, mask, range, u)
         except ValueError as error:
             raise ValueError(f"{slot}: {error}") from None
 
@@ -109,11 +110,34 @@ def quantize(
     return Compression(init, keep)
 
 
-def _scale_axes(slot: Slot, layout: Any, group: int | None) -> tuple[int, ...]:
-    """The axes along which scales are not shared: the outputs', and those of stacked layers."""
-    axes = axes_of(slot.place, layout).scales if slot.open else (-1,)
-    # Groups run along −2: where that is the output they are runs of outputs, each with a scale for every input.
-    return (-1,) if group is not None and -2 in axes else axes
+Channels = tuple[int, ...]
+
+
+def _scale_axes(
+    slot: Slot, layout: Any, given: Channels | None, group: int | None
+) -> tuple[Channels, affine.Runs | None]:
+    """The axes along which scales are not shared, and the runs that are groups.
+
+    Args:
+      slot: the leaf.
+      layout: as in `axes_of`.
+      given: the channel axes that the user names; else they are those of the outputs and of stacked layers.
+      group: the length of a run, or None.
+    """
+    axes = axes_of(slot.place, layout) if slot.open else Axes((-1,), (-2,))
+    channels = axes.scales if given is None else given
+    if group is None:
+        return channels, None
+    if axes.contraction not in channels:
+        return channels, affine.Runs(group, axes.contraction)
+    if given is not None:
+        return channels, affine.Runs(group)
+    # Nothing tells (layers, out, in) from (out, in, window). Runs along the last axis are right for layers; where they
+    # do not fit, it is taken for a window.
+    if -1 not in channels and slot.value.shape[-1] % group == 0:
+        return channels, affine.Runs(group, -1)
+    others = tuple(axis for axis in channels if axis != axes.contraction)
+    return others, affine.Runs(group, axes.contraction)
 
 
 def _axes(axis: Any) -> tuple[int, ...] | None:
@@ -128,15 +152,6 @@ def _axes(axis: Any) -> tuple[int, ...] | None:
             f"quantize(axis={axis}): count axes from the end, so that stacked layers work too: -1 is the last"
         )
     return axes
-
-
-def _check_layout(layout: Any) -> None:
-    """A layout is a word, or axes by path."""
-    if isinstance(layout, Mapping):
-        for rule in layout:
-            compiled("layout", rule)
-    elif layout is not None:
-        choice("quantize(layout={})", layout, ("jax", "torch"))
 
 
 def _refuse_dtype(bits: Any) -> None:

@@ -16,7 +16,7 @@ from jaxprune.core import arguments
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.factors import Shared
-from jaxprune.core.layout import axes_of
+from jaxprune.core.layout import axes_of, check_layout
 from jaxprune.core.tree import check_decoded, check_finite, map_slots, there
 from jaxprune.core.where import Slot
 from jaxprune.numerics import directions
@@ -70,6 +70,7 @@ def share(
         raise ValueError(
             f"share(axis={axis}): count axes from the end, as axis={axis - 2} of a matrix; stacked layers then work too"
         )
+    check_layout(layout, "share")
     rule = where
 
     def encode(slot: Slot) -> CompressedArray:

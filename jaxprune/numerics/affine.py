@@ -7,7 +7,8 @@
 One rule says which weights share a scale: s has the rank of w, each size of s divides that of w, and equal runs of w
 share an entry. So one scale, one for each channel and one for each channel's groups of 128 inputs are (1, 1), (1, n)
 and (m/128, n): no group size is stored. `axis` names the channel axes, which keep scales of their own (() is none: one
-scale); `group` cuts the contraction axis, −2, into runs. A vector has no channels; its one axis is the contraction.
+scale); `group` cuts the contraction axis into runs: −2, or the axis that `Runs` names. A vector has no channels; its
+one axis is the contraction.
 
 `where` marks the weights that count (False: pruned). Others, and NaN and infinities, have no influence on any
 statistic; infinities saturate and NaN becomes 0. Encoding the decoded array again gives the same codes, and the same
@@ -20,7 +21,7 @@ affine step is finer than max|w| / 2^22, about the spacing of float32 there (2^3
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,16 @@ from .precision import wide, widen
 
 Range = Literal["max", "mse"]
 Axes = tuple[int, ...]
+
+
+class Runs(NamedTuple):
+    """Runs of `length` weights along the contraction axis of a matrix or convolution, counted from the end."""
+
+    length: int
+    axis: int = -2
+
+
+Group = int | Runs | None  # a number stands for runs along −2
 RATIOS = 64  # clip ratios tried by range="mse": 1, 63/64, ..., 1/64
 
 # --- which weights share a scale -------------------------------------------------------------------------------------
@@ -53,7 +64,7 @@ def expand(s: Array, shape: Sequence[int]) -> Array:
     return jnp.broadcast_to(s.reshape(thin), wide).reshape(shape)
 
 
-def reduce_over(f: Callable[..., Array], w: Array, axis: Axes = (), group: int | None = None) -> Array:
+def reduce_over(f: Callable[..., Array], w: Array, axis: Axes = (), group: Group = None) -> Array:
     """f(w, axis=…, keepdims=True) over all axes but the channels `axis`, and in runs of `group`; the rank of w stays.
 
     >>> reduce_over(jnp.sum, jnp.ones((6, 4)), axis=(-1,), group=3).shape
@@ -64,13 +75,14 @@ def reduce_over(f: Callable[..., Array], w: Array, axis: Axes = (), group: int |
         raise ValueError(f"axis={axis} for an array of shape {w.shape}: give axes from −{w.ndim} to −1")
     if group is None:
         return f(w, axis=tuple(a for a in range(-w.ndim, 0) if a not in channels), keepdims=True)
-    cut = w.ndim - min(2, w.ndim)  # the contraction axis
-    if w.ndim == 0 or cut - w.ndim in channels or group < 1 or w.shape[cut] % group:
+    length, along = group if isinstance(group, Runs) else Runs(group)
+    cut = w.ndim + along if w.ndim > 1 else 0  # the contraction axis
+    if w.ndim == 0 or not 0 <= cut < w.ndim or cut - w.ndim in channels or length < 1 or w.shape[cut] % length:
         raise ValueError(
-            f"group={group}, axis={axis} for an array of shape {w.shape}: the group must divide the contraction axis "
-            "(−2, or −1 of a vector), and that axis can't be a channel axis; choose a divisor, or group=None"
+            f"group={length}, axis={axis} for an array of shape {w.shape}: the group must divide the contraction axis "
+            f"({along}, or -1 of a vector), and that axis can't be a channel axis; choose a divisor, or group=None"
         )
-    runs = split_axes(w, {cut: group})
+    runs = split_axes(w, {cut: length})
     kept = {cut, *(a + w.ndim + (a + w.ndim > cut) for a in channels)}
     return jnp.squeeze(f(runs, axis=tuple(a for a in range(runs.ndim) if a not in kept), keepdims=True), cut + 1)
 
@@ -109,7 +121,7 @@ def power_of_two(x: Array) -> Array:
 # --- scales ----------------------------------------------------------------------------------------------------------
 
 
-def absmax_scale(w: Array, top: float, axis: Axes = (), group: int | None = None, where: Array | None = None) -> Array:
+def absmax_scale(w: Array, top: float, axis: Axes = (), group: Group = None, where: Array | None = None) -> Array:
     """s = max|w| / top, so that |w / s| <= top: 2^(b−1) − 1 for b-bit integers, FLOAT8[…] for float8, 1 for NF4."""
     of_rows = w.ndim > 1 and -w.ndim in axis  # each has a scale of its own
     if streamed.takes(w) and w.ndim and not of_rows and group is None and all(-w.ndim <= a < 0 for a in axis):
@@ -123,7 +135,7 @@ def absmax_scale(w: Array, top: float, axis: Axes = (), group: int | None = None
     return jnp.where(jnp.isfinite(scale * top), scale, scale * (1 - 2.0**-22))
 
 
-def _absmax(w: Array, where: Array | None, axis: Axes, group: int | None) -> Array:
+def _absmax(w: Array, where: Array | None, axis: Axes, group: Group) -> Array:
     return reduce_over(partial(jnp.max, initial=0.0), jnp.abs(kept_of(w, where)), axis, group)
 
 
@@ -143,7 +155,7 @@ def clip_ratio(
     w: Array,
     scale: Array,
     axis: Axes = (),
-    group: int | None = None,
+    group: Group = None,
     where: Array | None = None,
 ) -> Array:
     """The r in {1, 63/64, …, 1/64} with the least Σ (w − rebuild(r))² over each scale's own weights.
@@ -175,7 +187,7 @@ def _top(bits: int) -> int:
 
 
 def symmetric_scale(
-    w: Array, bits: int, axis: Axes = (), group: int | None = None, where: Array | None = None, range: Range = "max"
+    w: Array, bits: int, axis: Axes = (), group: Group = None, where: Array | None = None, range: Range = "max"
 ) -> Array:
     """s = max|w| / (2^(b−1) − 1), or with range="mse" the fraction of it with the least squared error."""
     scale = absmax_scale(w, _top(bits), axis, group, where)
@@ -190,7 +202,7 @@ def symmetric_scale(
 
 
 def affine_params(
-    w: Array, bits: int, axis: Axes = (), group: int | None = None, where: Array | None = None, range: Range = "max"
+    w: Array, bits: int, axis: Axes = (), group: Group = None, where: Array | None = None, range: Range = "max"
 ) -> tuple[Array, Array]:
     """(s, z) of the affine grid, z int32: s = (max w − min w) / (2^b − 1), z = round(−min w / s).
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from .affine import Axes, counted, expand, kept_of, power_of_two, ratio, reduce_over
+from .affine import Axes, Group, counted, expand, kept_of, power_of_two, ratio, reduce_over
 from .precision import widen
 
 FLOAT8 = {"float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}  # the largest finite values
@@ -49,7 +49,7 @@ def quantize_grid(w: Array, scale: Array, grid: Sequence[float]) -> Array:
     return nearest_code(ratio(w, scale), grid)
 
 
-def _mean(x: Array, counts: Array, axis: Axes, group: int | None) -> Array:
+def _mean(x: Array, counts: Array, axis: Axes, group: Group) -> Array:
     """Mean of x >= 0 where it counts, or 0; taken about the maximum, so that the mean of equal numbers is exact.
 
     In units of a power of two near the maximum, so that the sum of large weights does not overflow.
@@ -63,14 +63,14 @@ def _mean(x: Array, counts: Array, axis: Axes, group: int | None) -> Array:
     return jnp.where(n > 0, pivot + rest / jnp.maximum(n, 1).astype(x.dtype), 0.0) * unit
 
 
-def binary(w: Array, axis: Axes = (), where: Array | None = None, group: int | None = None) -> tuple[Array, Array]:
+def binary(w: Array, axis: Axes = (), where: Array | None = None, group: Group = None) -> tuple[Array, Array]:
     """(w >= 0, α = mean|w|), the least squares fit of ±α; signs of 0, of uncounted weights and for α = 0 are +."""
     counts = counted(w, where)
     alpha = _mean(jnp.abs(kept_of(w, where)), counts, axis, group)
     return (w >= 0) | ~counts | (expand(alpha, w.shape) == 0), alpha
 
 
-def ternary(w: Array, axis: Axes = (), where: Array | None = None, group: int | None = None) -> tuple[Array, Array]:
+def ternary(w: Array, axis: Axes = (), where: Array | None = None, group: Group = None) -> tuple[Array, Array]:
     """(codes in {−1, 0, 1}, α): the weights beyond Δ = 0.7 mean|w|, and the mean of their magnitudes."""
     kept = kept_of(w, where)
     size = jnp.abs(kept)

@@ -2,7 +2,7 @@
 
     N:M      of every run of M along an axis the N largest stay (2:4, Mishra et al. 2021, arXiv:2104.08378)
     blocks   a score a block of the last axes: the sum of its weights' scores
-    units    a score a slice of one axis: the same sum over all other axes
+    units    a score a slice of one axis, or of several: the same sum over all other axes
 
 `pool_…` sums scores, `spread_…` is its transpose on masks. Axes that are split or merged stay where a mesh has them.
 """
@@ -68,11 +68,18 @@ def spread_blocks(mask: jax.Array, block: Sequence[int]) -> jax.Array:
     return merge_axes(tiles, shape, spec_of(mask))
 
 
-def pool_units(score: jax.Array, axis: int) -> jax.Array:
-    """Sum of `score` over all axes but `axis`, in float32: one number a unit."""
-    return jnp.sum(score, tuple(a for a in range(score.ndim) if a != axis % score.ndim), dtype=jnp.float32)
+def pool_units(score: jax.Array, axis: int | Sequence[int]) -> jax.Array:
+    """Sum of `score` over all axes but those of `axis`, in float32: one number a unit."""
+    own = _axes(axis, score.ndim)
+    return jnp.sum(score, tuple(a for a in range(score.ndim) if a not in own), dtype=jnp.float32)
 
 
-def spread_units(mask: jax.Array, axis: int, shape: Sequence[int]) -> jax.Array:
+def spread_units(mask: jax.Array, axis: int | Sequence[int], shape: Sequence[int]) -> jax.Array:
     """The transpose of `pool_units`: every entry of `mask` over its slice of an array of `shape`."""
-    return lax.broadcast_in_dim(mask, tuple(shape), (axis % len(shape),))
+    return lax.broadcast_in_dim(mask, tuple(shape), _axes(axis, len(shape)))
+
+
+def _axes(axis: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """One axis or several, counted from the start, ascending."""
+    several = (axis,) if isinstance(axis, int) else axis
+    return tuple(sorted(a % rank for a in several))

@@ -21,8 +21,9 @@ from jax import Array
 
 from jaxprune.core.arguments import at_least_zero, finite, positive
 from jaxprune.core.arrays import is_code
+from jaxprune.core.layout import axes_of, check_layout
 from jaxprune.core.tree import no_match, selector
-from jaxprune.core.where import is_float, leaf_slots
+from jaxprune.core.where import Slot, is_float, leaf_slots
 from jaxprune.numerics.precision import widen
 from jaxprune.training.updating import map_updates
 
@@ -39,7 +40,12 @@ class RatePenaltyState(NamedTuple):
 
 
 def rate_penalty(
-    strength: float | Callable[[Any], Any], *, width: float = 0.02, value_bits: float = 6.0, where: Any = None
+    strength: float | Callable[[Any], Any],
+    *,
+    width: float = 0.02,
+    value_bits: float = 6.0,
+    layout: Any = None,
+    where: Any = None,
 ) -> "optax.GradientTransformationExtraArgs":
     """An optax transform, first in its chain: adds λ ∂R/∂w to the gradient, π being held fixed.
 
@@ -50,7 +56,9 @@ def rate_penalty(
       strength: λ, in units of the loss per bit, or an optax schedule of it (raise it from 0 over the first third).
       width: ε, the size at which a weight counts as half there.
       value_bits: b, what a coder will pay for a value that is not zero.
-      where: which leaves; `jp.where.weights` by default. The last axis is that of the outputs, all others are inputs.
+      layout: which axes are the outputs, all others being inputs: "jax" (last), "torch" (first), or a dict of path
+        regex -> axis. By default names and biases tell (`jaxprune.core.layout`).
+      where: which leaves; `jp.where.weights` by default.
 
     Returns:
       A transform on dense params; codes in the tree are left alone.
@@ -71,6 +79,7 @@ def rate_penalty(
     at_least_zero("rate_penalty(strength={})", strength)
     positive("rate_penalty(width={})", width)
     finite("rate_penalty(value_bits={})", value_bits)
+    check_layout(layout, "rate_penalty")
 
     def init(params: Any) -> RatePenaltyState:
         chosen = jax.tree.leaves(_chosen(where, params))
@@ -83,30 +92,36 @@ def rate_penalty(
             raise ValueError("rate_penalty needs the params: tx.update(grads, state, params)")
         factor = strength(state.count) if callable(strength) else strength
 
-        def add(g: Any, chosen: bool, w: Any) -> Any:
-            return g + (factor * slope(w, width, value_bits)).astype(g.dtype) if chosen else g
+        def add(g: Any, chosen: bool, axes: tuple[int, ...], w: Any) -> Any:
+            return g + (factor * slope(w, width, value_bits, axes)).astype(g.dtype) if chosen else g
 
-        added = map_updates(add, updates, _chosen(where, params), params)
+        added = map_updates(add, updates, _chosen(where, params), _outputs(params, layout), params)
         return added, RatePenaltyState(optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def slope(w: Array, width: float, value_bits: float) -> Array:
-    """∂R/∂w of one array, π being held fixed, in float32."""
+def slope(w: Array, width: float, value_bits: float, outputs: tuple[int, ...] = (-1,)) -> Array:
+    """∂R/∂w of one array whose axes `outputs` number the columns, π being held fixed, in float32."""
     x = widen(jnp.asarray(w))
     size = jnp.abs(x)
-    price = odds(size / (size + width)) + value_bits
+    price = odds(size / (size + width), outputs) + value_bits
     return jnp.sign(x) * price / ((size + width) * math.log(2))
 
 
-def odds(there: Array) -> Array:
-    """log2((1 − p) / p) for the density `there` of rows and columns: p = row · column / all, at most 0.9."""
-    flat = there.reshape(-1, there.shape[-1])
-    row = (flat.sum(1, keepdims=True) + 0.3) / (flat.shape[1] + 1)
-    column = (flat.sum(0, keepdims=True) + 0.3) / (flat.shape[0] + 1)
-    p = jnp.clip(row * column / ((flat.sum() + 1) / flat.size), CLEAR, 0.9)
-    return jnp.log2((1 - p) / p).reshape(there.shape)
+def odds(there: Array, outputs: tuple[int, ...] = (-1,)) -> Array:
+    """log2((1 − p) / p) for the density `there` of rows and columns: p = row · column / all, at most 0.9.
+
+    A column is an output, one entry of the axes `outputs`; a row is a place on all other axes.
+    """
+    columns = tuple(axis % there.ndim for axis in outputs)
+    rows = tuple(axis for axis in range(there.ndim) if axis not in columns)
+    num_columns = math.prod(there.shape[axis] for axis in columns)
+    num_rows = math.prod(there.shape[axis] for axis in rows)
+    row = (there.sum(columns, keepdims=True) + 0.3) / (num_columns + 1)
+    column = (there.sum(rows, keepdims=True) + 0.3) / (num_rows + 1)
+    p = jnp.clip(row * column / ((there.sum() + 1) / there.size), CLEAR, 0.9)
+    return jnp.log2((1 - p) / p)
 
 
 def _chosen(where: Any, params: Any) -> Any:
@@ -115,3 +130,16 @@ def _chosen(where: Any, params: Any) -> Any:
     slots, treedef = leaf_slots(params)
     pays = [not is_code(slot.value) and is_float(slot.value) and bool(test(slot)) for slot in slots]
     return jax.tree.unflatten(treedef, pays)
+
+
+def _outputs(params: Any, layout: Any) -> Any:
+    """For each leaf the axes that number its outputs; a vector is one row."""
+    slots, treedef = leaf_slots(params)
+    return jax.tree.unflatten(treedef, [_output_axes(slot, layout) for slot in slots])
+
+
+def _output_axes(slot: Slot, layout: Any) -> tuple[int, ...]:
+    if is_code(slot.value) or not is_float(slot.value):
+        return ()
+    last = (-1,) if slot.value.ndim else ()
+    return axes_of(slot.place, layout).outputs or last

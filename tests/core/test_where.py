@@ -203,7 +203,7 @@ def test_layout_overrides_the_names():
     assert outputs(shapes, "torch") == {"l/weight": (-2,), "l/kernel": (-2,), "t/kernel": (-4,)}
     assert outputs(shapes, "jax") == {"l/weight": (-1,), "l/kernel": (-1,), "t/kernel": (-1,)}
     assert outputs(shapes, {"t/.*": -2})["t/kernel"] == (-2,) and outputs(shapes, {"t/.*": -2})["l/weight"] == (-2,)
-    with pytest.raises(ValueError, match="choose 'jax'"):
+    with pytest.raises(ValueError, match="choose one of 'jax'"):
         outputs(shapes, "keras")
     with pytest.raises(ValueError, match="l/weight has 2 axes"):
         outputs(shapes, {"l/weight": 2})
