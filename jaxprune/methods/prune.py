@@ -50,7 +50,7 @@ def prune(
         `update` then follows it), or a dict of path regex -> number for the leaves that it names.
       threshold: instead of a fraction: w ← 0 where |w| < threshold (or the score, or Σ|w| of a unit).
       pattern: `jp.patterns.n_m`, `block` or `channel`, or in words, as "2:4", "block 4x4", "channel"; single weights by
-        default. N:M takes no sparsity. Inputs and outputs of a leaf are told by names and biases.
+        default. N:M takes no sparsity. Names and biases tell which axes are inputs and outputs.
       score: a tree shaped like the params, or params -> tree (`jp.scores`), or its name: "magnitude" (|w|, the
         default), "random" (with `key=` given to init), "lamp", "fpgm", "saliency" and "movement" (with `grads=`). The
         smallest go.
@@ -89,6 +89,8 @@ def prune(
 
     def masks(chosen: list[Slot], tree: Any, step: Any, extra: dict[str, Any]) -> list[Any]:
         params = [materialize(s.value) for s in chosen]
+        if layout is not None:
+            extra = extra | {"layout": layout}
         scores = _scores(chosen, tree, score, extra | {"step": step})
         leaves = [Leaf(slot, x, s, _pattern_of(slot, pattern, layout)) for slot, x, s in zip(chosen, params, scores)]
         if pattern.select is not None:

@@ -16,6 +16,7 @@ A score is a plain function of dense params (and of keyword-only extras that `in
 of float arrays shaped like the params; None where a leaf has no score. Scores never prune.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -23,9 +24,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.core.arguments import whole
+from jaxprune.core.compression import call
+from jaxprune.core.layout import axes_of, check_layout
 from jaxprune.core.paths import leaf_path, map_with_path
 from jaxprune.core.tree import combine, fold_path, no_match, partition
-from jaxprune.core.where import Where, as_rule, is_float, weights
+from jaxprune.core.where import Slot, Where, as_rule, is_float, leaf_slots, weights
 from jaxprune.core.words import choice
 from jaxprune.numerics.affine import power_of_two, ratio
 from jaxprune.numerics.precision import widen
@@ -227,14 +230,20 @@ def wanda(norms: Any) -> Score:
     return lambda params: jax.tree.map(one, norms, params, is_leaf=lambda n: n is None)
 
 
-def fpgm(params: Any, *, axis: int = -1) -> Any:
+def fpgm(params: Any, *, axis: int | Literal["outputs"] = "outputs", layout: Any = None) -> Any:
     """Σⱼ ‖Fᵢ − Fⱼ‖ / √n for every weight of filter i: filters that the others can stand for have small ones.
 
     n is the number of weights of a filter, so the L2 norm of a filter's scores is its distance to all others.
 
     Args:
       params: dense params; `jp.where.weights` of them get a score, the others None.
-      axis: that numbers the filters of a leaf.
+      axis: that numbers the filters of a leaf. By default the outputs, as names and biases tell
+        (`jaxprune.core.layout`): the last axis of a `kernel` or `w`, the first of a `weight`.
+      layout: which axes are the outputs, instead: "jax" (last), "torch" (first), or a dict of path regex -> axis;
+        `prune` hands on its own.
+
+    Raises:
+      ValueError: for an axis that a leaf lacks, another layout.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -242,19 +251,37 @@ def fpgm(params: Any, *, axis: int = -1) -> Any:
       >>> print(jnp.linalg.norm(jp.scores.fpgm({"w": w})["w"], axis=0))
       [ 5.  5. 10.]
     """
+    if axis != "outputs":
+        axis = whole("fpgm(axis={})", axis, None)
+    check_layout(layout, "fpgm")
 
-    axis = whole("fpgm(axis={})", axis, None)
-
-    def one(w: jax.Array) -> jax.Array:
-        if not -w.ndim <= axis < w.ndim:
+    def distances(slot: Slot) -> Any:
+        w = slot.value
+        if not is_float(w) or w.ndim < 2:
+            return w
+        filters = axes_of(slot.place, layout).outputs if axis == "outputs" else (axis,)
+        if any(not -w.ndim <= a < w.ndim for a in filters):
             raise ValueError(f"fpgm(axis={axis}): an array of the shape {w.shape} has no such axis")
-        unit = power_of_two(jnp.max(jnp.abs(widen(w)), initial=0).reshape((1,) * w.ndim))
-        filters = jnp.moveaxis(ratio(w, unit), axis, 0).reshape(w.shape[axis], -1)
-        apart = jax.lax.map(lambda one: jnp.sqrt(jnp.square(filters - one).sum(1)).sum(), filters)
-        along = [-1 if k == axis % w.ndim else 1 for k in range(w.ndim)]
-        return jnp.broadcast_to((apart / filters.shape[1] ** 0.5).reshape(along) * unit, w.shape)
+        return _filter_distances(widen(w), tuple(a % w.ndim for a in filters))
 
-    return only(weights, lambda p: _over(lambda w: one(w) if w.ndim > 1 else w, p))(params)
+    def of_all(params: Any) -> Any:
+        slots, treedef = leaf_slots(params)
+        return jax.tree.unflatten(treedef, [distances(slot) for slot in slots])
+
+    return only(weights, of_all)(params)
+
+
+def _filter_distances(w: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The distance of each filter to all others over √n, shaped like w; filters are numbered by the axes together."""
+    unit = power_of_two(jnp.max(jnp.abs(w), initial=0).reshape((1,) * w.ndim))
+    shape = [n if axis in axes else 1 for axis, n in enumerate(w.shape)]
+    filters = jnp.moveaxis(ratio(w, unit), axes, range(len(axes))).reshape(math.prod(shape), -1)
+
+    def distance(one: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.square(filters - one).sum(1)).sum()
+
+    distances = jax.lax.map(distance, filters) / filters.shape[1] ** 0.5
+    return jnp.broadcast_to(distances.reshape(shape) * unit, w.shape)
 
 
 def only(where: Where | str, score: "Score | str" = magnitude) -> Score:
@@ -280,7 +307,7 @@ def only(where: Where | str, score: "Score | str" = magnitude) -> Score:
         raise ValueError(f"only(score={score!r}): give a function of dense params, as jp.scores.magnitude, or its name")
 
     def chosen(params: Any, **extra: Any) -> Any:
-        found = jax.tree.map(lambda chosen, s: s if chosen else None, rule(params), score_of(params, **extra))
+        found = jax.tree.map(lambda chosen, s: s if chosen else None, rule(params), call(score_of, params, **extra))
         if not jax.tree.leaves(found):
             raise no_match(where, params)
         return found

@@ -1,6 +1,7 @@
 """Trees with the outputs first give exactly the transpose of what trees with the outputs last give."""
 
 import math
+from typing import get_args
 
 import equinox as eqx
 import jax
@@ -11,6 +12,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.core.factors import Tucker
 from jaxprune.core.layout import Axes
+from jaxprune.methods.quantize import Kind
 from tests.helpers import normal
 
 SHAPES = {"dense": (8, 6), "convolution": (3, 3, 4, 8)}
@@ -38,6 +40,10 @@ def weight(tree):
     return np.asarray(leaf)
 
 
+def _groups(kind: Kind):
+    return lambda **kw: jp.quantize(kind=kind, group=2, **kw)
+
+
 CALLS = {
     "channel": lambda **kw: jp.prune(0.5, pattern=jp.patterns.channel(), **kw),
     "channel by a word": lambda **kw: jp.prune(0.5, pattern="channel", **kw),
@@ -45,23 +51,21 @@ CALLS = {
     "channel by path": lambda **kw: jp.prune({".*(kernel|weight)": 0.5}, pattern=jp.patterns.channel(), **kw),
     "channel of all leaves": lambda **kw: jp.prune(0.5, pattern="channel", allocate="global", **kw),
     "channel by a schedule": lambda **kw: jp.prune(lambda step: 0.5, pattern="channel", **kw),
+    "channel by distances": lambda **kw: jp.prune(0.5, pattern="channel", score="fpgm", **kw),
     "block": lambda **kw: jp.prune(0.5, pattern=jp.patterns.block(4, 2), **kw),
     "block of outputs": lambda **kw: jp.prune(0.5, pattern="block 2", **kw),
     "n:m": lambda **kw: jp.prune(pattern="2:4", **kw),
     "share": lambda **kw: jp.share(k=3, **kw),
     "quantize": lambda **kw: jp.quantize(4, **kw),
     "factorize": lambda **kw: jp.factorize(rank=2, **kw),
-    **{
-        f"groups of {kind}": lambda kind=kind, **kw: jp.quantize(kind=kind, group=2, **kw)
-        for kind in ("symmetric", "affine", "float8_e4m3", "nf4", "binary", "ternary")
-    },
+    **{f"groups of {kind}": _groups(kind) for kind in get_args(Kind)},
     "groups with the least error": lambda **kw: jp.quantize(3, group=4, range="mse", **kw),
     "groups under a mask": lambda **kw: jp.chain(jp.prune(0.5), jp.quantize(3, group=4, **kw)),
 }
 
 
 CONVOLUTIONS = ("channel", "channel below a threshold", "block", "n:m", "groups of affine", "groups of binary")
-GIVEN = ("channel by path", "block", "n:m", "factorize", "groups of nf4")
+GIVEN = ("channel by path", "channel by distances", "block", "n:m", "factorize", "groups of nf4")
 CASES = [
     *((name, "dense", None) for name in CALLS),
     *((name, "convolution", None) for name in CONVOLUTIONS),

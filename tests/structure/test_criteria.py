@@ -42,6 +42,15 @@ def test_fpgm_is_the_distance_to_all_other_filters():
     assert_array_equal(masked["kernel"].mask.all(0), [1, 1, 0, 1, 1, 0, 1, 1])
 
 
+def test_a_score_of_some_leaves_prunes_them():
+    params = {"kernel": jnp.asarray(W), "scale": jnp.ones(3)}
+    for score in ("magnitude", jp.scores.lamp, jp.scores.random):
+        some = jp.prune(0.5, score=jp.scores.only("kernel", score)).init(params, key=jax.random.key(0))
+        assert_array_equal(
+            some["kernel"].mask, jp.prune(0.5, score=score).init(params, key=jax.random.key(0))["kernel"].mask
+        )
+
+
 def test_obd_is_half_w2_h():
     bent = np.diag(np.float32([1, 2, 3, 4, 5, -6])) + 0.1 * np.triu(draw(6, 6), 1)
     bent = bent + bent.T
