@@ -473,7 +473,7 @@ def test_every_numeric_argument_of_a_public_function_is_in_the_table():
         missing |= {f"{name} {p.name}" for p in parameters if is_number(p) and (id(function), p.name) not in known}
     # Fields of a pattern, sizes that were measured, and functions of numbers.
     others = {
-        "Pattern axis",
+        "Pattern axes",
         "Pattern spread",
         "leaf_sizes stored",
         "total n",

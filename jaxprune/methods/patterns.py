@@ -150,7 +150,9 @@ def channel(axis: int | Literal["outputs"] = "outputs", *, bias: bool | None = N
       >>> print(thin["bias"])
       [1. 0.]
     """
-    if axis != "outputs":
+    if isinstance(axis, str):
+        choice("channel(axis={})", axis, ("outputs",))
+    else:
         axis = whole("channel(axis={})", axis, None)
     if bias is not None:
         bias = flag("channel(bias={})", bias)

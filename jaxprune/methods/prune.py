@@ -139,12 +139,15 @@ class Leaf(NamedTuple):
 
     def pooled(self) -> Any:
         """A score for each unit; single weights score by themselves, and then as magnitudes if there is no score."""
-        return _pool(self.x, self.score, self.pattern)
+        try:
+            return _pool(self.x, self.score, self.pattern)
+        except ValueError as error:  # a pattern knows no path
+            raise ValueError(f"{self.slot}: {error}") from None
 
     @property
     def num_units(self) -> int:
         """How many units there are, found without computing their scores."""
-        return jax.eval_shape(lambda x, s: _pool(x, s, self.pattern), self.x, self.score).size
+        return jax.eval_shape(lambda x, s: self._replace(x=x, score=s).pooled(), self.x, self.score).size
 
 
 def _pattern_of(slot: Slot, pattern: Pattern, layout: Any) -> Pattern:
@@ -263,7 +266,10 @@ def _pool(x: Any, score: Any, pattern: Pattern) -> Any:
 def _selected(leaf: Leaf) -> Any:
     """The mask of a pattern that chooses by itself."""
     assert leaf.pattern.select is not None
-    return leaf.pattern.select(leaf.x if leaf.score is None else leaf.score, leaf.score is None)
+    try:
+        return leaf.pattern.select(leaf.x if leaf.score is None else leaf.score, leaf.score is None)
+    except ValueError as error:
+        raise ValueError(f"{leaf.slot}: {error}") from None
 
 
 def _largest(leaf: Leaf, remove: Any) -> Any:

@@ -186,20 +186,24 @@ BAD = {
     "two given": (lambda: jp.prune(0.5, threshold=1.0), "one of sparsity="),
     "n above m": (lambda: jp.patterns.n_m(5, 4), r"n_m\(n=5, m=4\)"),
     "n:m with a sparsity": (lambda: jp.prune(0.5, pattern=jp.patterns.n_m(2, 4)), "fixes the sparsity"),
+    "an axis that is no word": (
+        lambda: jp.patterns.channel("inputs"),
+        r"channel\(axis='inputs'\): choose one of 'outputs'",
+    ),
     "block of nothing": (lambda: jp.patterns.block(0, 4), "at least 1"),
     "schedule": (lambda: jp.schedules.cubic(0.9, 10, 10), "end must come after begin"),
     "schedule target": (lambda: jp.schedules.cubic(1.5, 0, 10), r"\[0, 1\)"),
     "axis n:m does not divide": (
         lambda: jp.prune(pattern=jp.patterns.n_m(2, 4)).init({"k": jnp.ones((6, 8))}),
-        r"\(6, 8\).*not a multiple of 4",
+        r"^k: float32.*\(6, 8\).*not a multiple of 4",
     ),
     "axis that is not there": (
         lambda: jp.prune(0.5, pattern=jp.patterns.channel(3)).init({"k": jnp.ones((6, 8))}),
-        r"channel\(3\).*\(6, 8\)",
+        r"^k: float32.*channel\(3\).*\(6, 8\)",
     ),
     "block does not divide": (
         lambda: jp.prune(0.5, pattern=jp.patterns.block(4, 4)).init({"k": jnp.ones((6, 8))}),
-        r"block\(4, 4\).*\(6, 8\)",
+        r"^k: float32.*block\(4, 4\).*\(6, 8\)",
     ),
     "empty leaf": (lambda: jp.prune(0.5).init({"k": jnp.ones((0, 4))}), r"k: float32\[0, 4\] is empty.*size\(min=1\)"),
     "integer leaf": (
