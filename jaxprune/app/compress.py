@@ -7,6 +7,7 @@ by magnitude is found from histograms, in readings of its own; rules that need a
 
 import gc
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,7 @@ def encoded(checkpoint: Checkpoint, plan: Plan, leaf: Planned, counts: Any) -> A
         x = read(checkpoint, plan, leaf) if verbs.keys() <= BY_BLOCKS else _to_jax(read(checkpoint, plan, leaf))
         tree = nested(leaf.tensor.keys, x)
         if leaf.rule is not None and verbs:
-            rule = one(plan.rules[leaf.rule], allocate=counts.get(leaf.rule), layout=plan.order)
+            rule = one(plan.rules[leaf.rule], allocate=counts.get(leaf.rule), layout={re.escape(leaf.path): leaf.axes})
             tree = at(taken_by(plan.rules, leaf.rule), rule).init(tree, key=jax.random.key(SEED))
         return jax.tree.map(_to_jax, pick(tree, leaf.tensor.keys))
 
@@ -101,7 +102,7 @@ def whole_tree(checkpoint: Checkpoint, plan: Plan, tick: Tick) -> Any:
         tick(leaf.path, leaf.tensor.nbytes)
     taken = [leaf.tensor for leaf in plan.leaves if leaf.rule is not None]
     with wide(max(taken, key=lambda tensor: tensor.dtype.itemsize)):
-        return recipe(plan.rules, layout=plan.order).init(tree, key=jax.random.key(SEED))
+        return recipe(plan.rules, layout=plan.axes).init(tree, key=jax.random.key(SEED))
 
 
 def read(checkpoint: Checkpoint, plan: Plan, leaf: Planned) -> np.ndarray:

@@ -7,6 +7,7 @@ from jaxprune.app.compare import remarks
 from jaxprune.app.plans import Plan
 from jaxprune.app.tables import fitted_table, size_text
 from jaxprune.report.differences import Difference
+from jaxprune.report.tables import axes_lines
 from jaxprune.storage.checkpoints.tensors import Checkpoint
 from jaxprune.storage.inspection import Inspection
 
@@ -52,8 +53,15 @@ def checkpoint_table(checkpoint: Checkpoint, width: int) -> Any:
     return fitted_table(f"{checkpoint.kind} checkpoint", columns, rows, [total], width)
 
 
-def layout_line(plan: Plan) -> str:
-    """The order of axes, and where it is from."""
+def layout_lines(plan: Plan, width: int) -> list[str]:
+    """The order of axes, and where it is from; then the kernels whose outputs are not on the last axis."""
+    kernels = {
+        leaf.path: str(leaf.axes) for leaf in plan.leaves if plan.compresses(leaf) and len(leaf.tensor.shape) >= 2
+    }
+    return [_layout_line(plan), *axes_lines(kernels, width)]
+
+
+def _layout_line(plan: Plan) -> str:
     if not plan.guessed:
         return f"layout: {plan.layout}, as the recipe says"
     if plan.layout == "torch":

@@ -9,6 +9,8 @@ an energy, a similarity) have no prediction, nor has `entropy_quantize`, whose i
 """
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,8 @@ from jaxprune.app.recipe import check, matched, one, taken_by, taker
 from jaxprune.app.rules import Cluster, EntropyQuantize, Factorize, Prune, Recipe, Rule, Share, words
 from jaxprune.core.arrays import Common, Masked, dtype_bits, fill_codebooks, is_code
 from jaxprune.core.compression import at
+from jaxprune.core.layout import Axes, axes_of
+from jaxprune.core.names import Surroundings
 from jaxprune.core.where import is_float
 from jaxprune.storage.checkpoints import layouts
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Tensor
@@ -24,13 +28,15 @@ from jaxprune.storage.streaming import nested
 
 
 class Planned(NamedTuple):
-    """One leaf: its tensor in JAX's order of axes, the rule that takes it (from 0, or None), the bytes to expect."""
+    """One leaf: its tensor in JAX's order of axes, the rule that takes it (from 0, or None), the bytes to expect, and
+    which axes of a kernel are its outputs."""
 
     path: str
     tensor: Tensor
     rule: int | None
     words: str
     predicted: int | None
+    axes: Axes
 
 
 class Plan(NamedTuple):
@@ -55,9 +61,9 @@ class Plan(NamedTuple):
         return leaf.rule is not None and not self.rules[leaf.rule].keep
 
     @property
-    def order(self) -> str | None:
-        """The layout of what the rules work on: PyTorch's kernels are turned to JAX's, whatever their names say."""
-        return "jax" if self.layout == "torch" else None
+    def axes(self) -> dict[str, Axes]:
+        """The axes of every leaf by its path, as a `layout` of what the rules work on: arrays in JAX's order."""
+        return {re.escape(leaf.path): leaf.axes for leaf in self.leaves}
 
     def to_dict(self) -> dict[str, Any]:
         """Lists, dicts, strings and numbers only."""
@@ -70,6 +76,7 @@ class Plan(NamedTuple):
                 "does": leaf.words,
                 "dense_bytes": leaf.tensor.nbytes,
                 "predicted_bytes": leaf.predicted,
+                "axes": str(leaf.axes) if len(leaf.tensor.shape) >= 2 else "",
             }
             for leaf in self.leaves
         ]
@@ -89,17 +96,37 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     rules = check(recipe.rule)
     matched(rules, {path: is_float(tensor) for path, tensor in checkpoint.tensors.items()})
     layout = recipe.layout or layouts.guess(checkpoint.tensors)
+    axes = axes_of_all(checkpoint.tensors, layout, recipe.layout)
     known: dict[Any, int | None] = {}
     leaves = []
     for path, tensor in checkpoint.tensors.items():
         turned = layouts.to_jax(layout, tensor)
         rule = taker(rules, path, is_float(tensor))
-        key = rule, turned.shape, turned.dtype.name
+        key = rule, turned.shape, turned.dtype.name, axes[path]
         if key not in known:
-            known[key] = predicted(turned, rules, rule, "jax" if layout == "torch" else None)
-        leaves.append(Planned(path, turned, rule, _words(rules, rule, path), known[key]))
+            known[key] = predicted(turned, rules, rule, {re.escape(path): axes[path]})
+        leaves.append(Planned(path, turned, rule, _words(rules, rule, path), known[key], axes[path]))
     whole = next(filter(None, map(needs_tree, rules)), "")
     return Plan(rules, layout, recipe.layout is None, tuple(leaves), whole)
+
+
+def axes_of_all(tensors: Mapping[str, Tensor], layout: str, given: str | None) -> dict[str, Axes]:
+    """What the axes of every array are, once it has JAX's order: by the layout that is given, or by names and biases.
+
+    Args:
+      tensors: by path, as they are in the checkpoint.
+      layout: by which arrays are turned to JAX's order.
+      given: the layout that the recipe names, or None.
+    """
+    places = Surroundings(list(tensors), list(tensors.values())).places()
+    axes = {}
+    for place in places:
+        tensor = tensors[place.path]
+        one = axes_of(place, given)
+        if layouts.turns(layout, tensor.keys, tensor.shape):
+            one = layouts.axes_turned(one, len(tensor.shape))
+        axes[place.path] = one
+    return axes
 
 
 def _words(rules: tuple[Rule, ...], rule: int | None, path: str) -> str:
@@ -132,7 +159,7 @@ def by_weight(p: Prune) -> bool:
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
-def predicted(tensor: Tensor, rules: tuple[Rule, ...], rule: int | None, layout: str | None = None) -> int | None:
+def predicted(tensor: Tensor, rules: tuple[Rule, ...], rule: int | None, layout: Any = None) -> int | None:
     """Bytes of a leaf's fixed-length code; None where they depend on the weights. A rule that cannot work raises."""
     if rule is None or rules[rule].keep:
         return tensor.nbytes
@@ -162,7 +189,7 @@ def sparsity(rule: Rule) -> float:
     return p.sparsity or 0.0
 
 
-def _code(tensor: Tensor, rules: tuple[Rule, ...], rule: int, layout: str | None) -> Any:
+def _code(tensor: Tensor, rules: tuple[Rule, ...], rule: int, layout: Any) -> Any:
     """The code that the rule would make, without its numbers."""
     with wide(tensor):
         like = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)

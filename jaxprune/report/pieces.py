@@ -25,10 +25,9 @@ from jaxprune.core.arrays import (
 )
 from jaxprune.core.factors import Shared
 from jaxprune.core.guesses import refuse_no_tree
-from jaxprune.core.paths import flatten_with_path, leaf_path
 from jaxprune.core.quantized import Packed, Quantized
 from jaxprune.core.tree import no_match, selector
-from jaxprune.core.where import Slot, is_float
+from jaxprune.core.where import Slot, is_float, leaf_slots
 
 ALIGNED = ("values", "indices", "q", "signs", "each")
 
@@ -41,12 +40,14 @@ class Leaf(NamedTuple):
       code: the array or code there.
       codebook: the one it shares with other leaves, or None.
       side: True for a shared codebook, which is no leaf of the user's.
+      slot: its place among its neighbours, by which selections go.
     """
 
     path: str
     code: Any
     codebook: Any = None
     side: bool = False
+    slot: Slot | None = None
 
 
 class Piece(NamedTuple):
@@ -75,13 +76,13 @@ def leaves(tree: Any, path: str = "", codebook: Any = None) -> list[Leaf]:
     refuse_no_tree(tree)
     check_concrete(tree)
     found: list[Leaf] = []
-    for keys, x in flatten_with_path(tree, is_leaf=is_code)[0]:
-        at = "/".join(filter(None, (path, leaf_path(keys))))
+    for slot in leaf_slots(tree, Slot(path, None))[0]:
+        x = slot.value
         if isinstance(x, Common):
-            name = "/".join(filter(None, (at, "(codebook)")))
-            found += [Leaf(name, x.codebook, side=True), *leaves(x.tree, at, x.codebook)]
+            name = "/".join(filter(None, (slot.path, "(codebook)")))
+            found += [Leaf(name, x.codebook, side=True), *leaves(x.tree, slot.path, x.codebook)]
         elif not callable(x) and not isinstance(x, str):
-            found.append(Leaf(at, x, codebook))
+            found.append(Leaf(slot.path, x, codebook, slot=slot))
     return found
 
 
@@ -172,7 +173,7 @@ def select(tree: Any, where: Any = None) -> list[Leaf]:
     if where is None:
         return found
     test = selector(where, tree)
-    chosen = [leaf for leaf in found if not leaf.side and test(Slot(leaf.path, dense(leaf)))]
+    chosen = [leaf for leaf in found if leaf.slot is not None and test(leaf.slot._replace(value=dense(leaf)))]
     if not chosen:
         raise no_match(where, tree)
     return chosen

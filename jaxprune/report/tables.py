@@ -10,13 +10,14 @@ import numpy as np
 
 from jaxprune.core import where as w
 from jaxprune.core.arrays import Dense, is_code
-from jaxprune.core.where import Slot
+from jaxprune.core.layout import Axes, axes_of
 from jaxprune.report.describe import describe, percent
 from jaxprune.report.measure import leaf_sizes
 from jaxprune.report.pieces import Leaf, dense, kept, leaves, pieces, select
 from jaxprune.report.stored import stored_bytes
 
 WIDTH = 100
+LAST = str(Axes((-1,), (-2,)))  # what goes without saying
 
 
 class Row(NamedTuple):
@@ -34,6 +35,7 @@ class Row(NamedTuple):
       stored: of the payload that `save` writes.
       entropy: the least of a coder of single symbols.
       note: why the leaf is dense; values that are not finite.
+      axes: which axes of a kernel are its outputs, as its name, shape and bias tell; "" of what is no kernel.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Row(NamedTuple):
     stored: int
     entropy: int
     note: str
+    axes: str = ""
 
 
 class Summary(NamedTuple):
@@ -124,7 +127,16 @@ def _row(leaf: Leaf, stored: int) -> Row:
         bits=bits / max(array.size, 1),
         **size._asdict(),
         note=", ".join(filter(None, (_why_dense(leaf), _not_finite(array)))),
+        axes=_axes(leaf, array),
     )
+
+
+def _axes(leaf: Leaf, array: np.ndarray) -> str:
+    """Which axes of a kernel its outputs are, as `quantize` and the patterns take them."""
+    if leaf.slot is None:
+        return ""
+    slot = leaf.slot._replace(value=array)
+    return "" if w.why_not(slot) else str(axes_of(slot.place))
 
 
 def _why_dense(leaf: Leaf) -> str:
@@ -132,7 +144,7 @@ def _why_dense(leaf: Leaf) -> str:
         return f"dense ({leaf.code.why})" if leaf.code.why else "dense"
     if is_code(leaf.code) or leaf.side:
         return ""
-    why = w.why_not(Slot(leaf.path, leaf.code))
+    why = "" if leaf.slot is None else w.why_not(leaf.slot)
     return f"dense ({why})" if why else "dense"
 
 
@@ -150,7 +162,7 @@ def _total(rows: tuple[Row, ...]) -> Row:
     density = sum(r.density * k for r, k in zip(rows, weights)) / n if sum(weights) else 1.0
     bits = sum(r.bits * math.prod(r.shape) for r in rows) / n
     size = {name: sum(getattr(r, name) for r in rows) for name in ("dense", "nonzero", "stored", "entropy")}
-    return Row("total", (sum(weights),), "", "", density, bits, **size, note="")
+    return Row("total", (sum(weights),), "", "", density, bits, **size, note="", axes="")
 
 
 COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
@@ -173,7 +185,21 @@ def _text(table: Summary) -> str:
         " ".join([*(elide(x, n).ljust(n) for x, n in zip(word, left)), *(x.rjust(n) for x, n in zip(number, right))])
         for word, number in zip(words, numbers)
     ]
-    return "\n".join([*lines, _closing(table)])
+    return "\n".join([*lines, _closing(table), *axes_lines({row.path: row.axes for row in table.rows})])
+
+
+def axes_lines(axes: dict[str, str], width: int = WIDTH) -> list[str]:
+    """Which kernels have their outputs elsewhere than on the last axis alone: a line for each kind of them.
+
+    Args:
+      axes: path -> `str(axes_of(…))`, "" for what is no kernel.
+      width: columns.
+    """
+    paths: dict[str, list[str]] = {}
+    for path, text in axes.items():
+        if text and text != LAST:
+            paths.setdefault(text, []).append(path or "the array")
+    return [elide(f"{text}: {', '.join(some)}", width) for text, some in paths.items()]
 
 
 def _words(row: Row) -> list[str]:
@@ -219,7 +245,8 @@ def _closing(table: Summary) -> str:
 def _rich(table: Summary) -> Any:
     from rich.table import Table
 
-    out = Table(caption=_closing(table), caption_justify="left")
+    axes = axes_lines({row.path: row.axes for row in table.rows})
+    out = Table(caption="\n".join([_closing(table), *axes]), caption_justify="left")
     for name in ("leaf", "array", "what"):
         out.add_column(name, overflow="fold")
     for name, _ in COLUMNS:

@@ -116,6 +116,6 @@ def _refuse_no_path(call: str, path: Any, other: Any = None, argument: str = "")
     """A path is text or an `os.PathLike`; the other argument may be it."""
     if isinstance(path, str | os.PathLike):
         return
-    first = f"a path of a file, as jp.{call}('model.jp'{argument and ', ' + argument})"
+    first = f"a path of a file, as jp.{call}('model.jpz'{argument and ', ' + argument})"
     swapped = ": the arguments are swapped" if isinstance(other, str | os.PathLike) else ""
     raise ValueError(f"{call}: the first argument is a {type(path).__name__}, not {first}{swapped}")

@@ -19,7 +19,6 @@ from jax.core import Tracer
 
 from jaxprune.core.arguments import positive, whole
 from jaxprune.core.guesses import refuse_no_tree
-from jaxprune.core.words import choice
 from jaxprune.structure import cost
 from jaxprune.structure.budget import Limit
 from jaxprune.structure.check import Found, checked, rounding, worst
@@ -238,8 +237,10 @@ def shrink(
 
 def _multiple(round_to: Any) -> Any:
     """What widths are a multiple of: None, a word, or a number."""
-    if isinstance(round_to, str):
-        return choice("shrink(round_to={})", round_to, ("device",))
+    if isinstance(round_to, str) and round_to != "device":
+        raise ValueError(f"shrink(round_to={round_to!r}): give a whole number, as 8, or 'device'")
+    if round_to == "device":
+        return round_to
     return None if round_to is None else whole("shrink(round_to={})", round_to)
 
 

@@ -517,3 +517,35 @@ def test_a_compressed_file_is_a_checkpoint_too(torch):
     again, _ = compress(out, '[[rule]]\nwhere = "linear.weight"\ncluster = 4', out=torch.parent / "again")
     with open_checkpoint(again) as c:
         assert c.about == {"format": "pt"} and len(np.unique(c.read("linear.weight").astype(np.float32))) <= 5
+
+
+def test_axes_of_a_file_are_told_by_the_biases_too(tmp_path):
+    """GPT-2's Conv1D is (in, out) under the name `weight`; a transposed convolution is (in, out, window)."""
+    rng = np.random.default_rng(0)
+    columns = np.exp(2 * rng.standard_normal(24)).astype(np.float32)
+    tree = {
+        "h.0.attn.c_attn.weight": rng.standard_normal((8, 24), np.float32) * columns,
+        "h.0.attn.c_attn.bias": np.zeros(24, np.float32),
+        "up.weight": rng.standard_normal((6, 4, 2, 2), np.float32),
+        "up.bias": np.zeros(4, np.float32),
+        "head.weight": rng.standard_normal((5, 8), np.float32),
+        "head.bias": np.zeros(5, np.float32),
+    }
+    path = tmp_path / "gpt.safetensors"
+    safetensors.numpy.save_file(tree, path)
+    out, result = compress(path, '[[rule]]\nwhere = ".*weight"\nquantize = 4\n')
+    assert result.exit_code == 0, result.output
+    assert "outputs on axis -2: h/0/attn/c_attn/weight, up/weight" in result.stdout.replace(".", "/")
+    scales = {"/".join(keys): code for keys, code in _leaves(jp.load(out)) if hasattr(code, "scale")}
+    assert scales["h/0/attn/c_attn/weight"].scale.shape == (24, 1)  # a scale for each of its 24 outputs
+    assert scales["up/weight"].scale.shape == (1, 1, 4, 1)
+    assert scales["head/weight"].scale.shape == (1, 5)
+
+
+def _leaves(tree, keys=()):
+    """(keys, leaf) of a tree of dicts; a name with dots is several keys."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*keys, *str(key).split(".")))
+        else:
+            yield (*keys, *str(key).split(".")), value

@@ -153,3 +153,30 @@ def test_rich_is_not_imported():
 
 def test_one_array():
     assert str(summary(w)).splitlines()[1].startswith("(the array)")
+
+
+def test_kernels_with_their_outputs_elsewhere_are_listed():
+    params = {
+        "conv": {"weight": jnp.ones((8, 4, 3, 3)), "bias": jnp.ones(8)},
+        "head": {"weight": jnp.ones((5, 8))},
+        "plain": {"kernel": jnp.ones((4, 6))},
+        "embedding": {"weight": jnp.ones((30, 8))},
+    }
+    table = summary(jp.prune(0.5, where=jp.where.weights | "embedding/.*").init(params))
+    axes = {row.path: row.axes for row in table.rows}
+    assert axes["conv/weight"] == "outputs on axis -4" and axes["conv/bias"] == axes["embedding/weight"] == ""
+    lines = str(table).splitlines()
+    assert "outputs on axis -4: conv/weight" in lines and "outputs on axis -2: head/weight" in lines
+    assert not any("plain" in line for line in lines if line.startswith("outputs"))
+    assert json.loads(table.to_json())["rows"][-1]["axes"] == "outputs on axis -1"
+
+
+def test_the_reason_for_a_dense_leaf_is_that_of_the_selection():
+    """The class of an Equinox module, and a kernel beside it, tell what a name and a shape do not."""
+    eqx = pytest.importorskip("equinox")
+    table = summary(eqx.filter(eqx.nn.Embedding(40, 8, key=jax.random.key(0)), eqx.is_array))
+    assert "embedding" in table.rows[0].note
+    stacked = {"layer": {"kernel": jnp.ones((3, 4, 6)), "offset": jnp.ones((3, 6))}}
+    by_selection = jp.where.weights(stacked)["layer"]
+    notes = {row.path.split("/")[-1]: row.note for row in summary(stacked).rows}
+    assert {name: note == "dense" for name, note in notes.items()} == by_selection

@@ -46,12 +46,12 @@ def compress(
 
 
 def _show_plan(source: Any, todo: Any) -> None:
-    from jaxprune.app.file_tables import layout_line, plan_table
+    from jaxprune.app.file_tables import layout_lines, plan_table
     from jaxprune.app.tables import console
 
     screen = console()
     screen.print(plan_table(todo, screen.width))
-    for line in (layout_line(todo), *source.notes):
+    for line in (*layout_lines(todo, screen.width), *source.notes):
         print(line)
 
 

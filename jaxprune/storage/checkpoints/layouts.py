@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxprune.core.layout import outputs_first
+from jaxprune.core.layout import Axes, outputs_first
 from jaxprune.core.names import Place
 from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints.tensors import Keys, Read, Shape, Tensor
@@ -32,6 +32,16 @@ def guess(tensors: Mapping[str, Tensor]) -> str:
 def turns(layout: str, keys: Keys, shape: Shape) -> bool:
     """Whether this layout has another order of axes for an array."""
     return layout == "torch" and 2 <= len(shape) <= 5 and outputs_first(Place("/".join(keys), shape))
+
+
+def axes_turned(axes: Axes, rank: int) -> Axes:
+    """The axes of an array (out, in, *window) once it is (*window, in, out)."""
+
+    def moved(axis: int) -> int:
+        place = axis + rank
+        return place - 2 - rank if place >= 2 else -1 - place
+
+    return Axes(*(tuple(sorted(map(moved, role))) for role in axes))
 
 
 def to_jax(layout: str, tensor: Tensor) -> Tensor:
