@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 import jaxprune as jp
-from jaxprune.app.models import Model
+from jaxprune.app.experiments.models import Model
 
 
 def mlp(sizes: Sequence[int], example: Sequence[int] | None = None) -> Model:

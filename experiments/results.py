@@ -7,7 +7,7 @@ cp -r runs/distillation/hinton experiments/distillation/results/         makes i
 from pathlib import Path
 from typing import Any
 
-from jaxprune.app.results import write_json
+from jaxprune.app.experiments.results import write_json
 
 RUNS = Path("runs")
 

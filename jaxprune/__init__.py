@@ -6,8 +6,7 @@ gives dense arrays back.
 """
 
 from jaxprune import distill as distill
-from jaxprune.app.recipe import recipe as recipe
-from jaxprune.core import where as where
+from jaxprune.app.recipes.recipe import recipe as recipe
 from jaxprune.core.arrays import Clustered as Clustered
 from jaxprune.core.arrays import Common as Common
 from jaxprune.core.arrays import CompressedArray as CompressedArray
@@ -27,12 +26,21 @@ from jaxprune.core.compression import over as over
 from jaxprune.core.factors import LowRank as LowRank
 from jaxprune.core.factors import Shared as Shared
 from jaxprune.core.factors import Tucker as Tucker
+from jaxprune.core.leaves import where as where
 from jaxprune.core.quantized import Binary as Binary
 from jaxprune.core.quantized import Packed as Packed
 from jaxprune.core.quantized import Quantized as Quantized
 from jaxprune.core.tree import combine as combine
 from jaxprune.core.tree import partition as partition
 from jaxprune.core.tree import value_and_grad as value_and_grad
+from jaxprune.jaxprs.flops import flops as flops
+from jaxprune.jaxprs.fold_batch_norm import Folded as Folded
+from jaxprune.jaxprs.fold_batch_norm import fold_batch_norm as fold_batch_norm
+from jaxprune.jaxprs.taps import plant as plant
+from jaxprune.jaxprs.taps import reap as reap
+from jaxprune.jaxprs.taps import tap as tap
+from jaxprune.jaxprs.taps import tap_modules as tap_modules
+from jaxprune.jaxprs.taps import tap_names as tap_names
 from jaxprune.methods import allocate as allocate
 from jaxprune.methods import patterns as patterns
 from jaxprune.methods import schedules as schedules
@@ -44,21 +52,21 @@ from jaxprune.methods.prune import prune as prune
 from jaxprune.methods.quantize import quantize as quantize
 from jaxprune.methods.share import share as share
 from jaxprune.report import measure as measure
-from jaxprune.report.flops import flops as flops
 from jaxprune.report.tables import Summary as Summary
 from jaxprune.report.tables import summary as summary
 from jaxprune.storage.files import inspect as inspect
 from jaxprune.storage.files import load as load
 from jaxprune.storage.files import save as save
-from jaxprune.storage.format import FormatError as FormatError
-from jaxprune.structure.activation import input_rms as input_rms
-from jaxprune.structure.depth import Depth as Depth
-from jaxprune.structure.depth import blocks as blocks
-from jaxprune.structure.plan import Plan as Plan
-from jaxprune.structure.reconstruct import Reconstruction as Reconstruction
-from jaxprune.structure.reconstruct import reconstruct as reconstruct
+from jaxprune.storage.format.words import FormatError as FormatError
+from jaxprune.structure.apply.plan import Plan as Plan
+from jaxprune.structure.axes.groups import axes as axes
+from jaxprune.structure.choose.activation import input_rms as input_rms
+from jaxprune.structure.choose.depth import Depth as Depth
+from jaxprune.structure.choose.depth import blocks as blocks
+from jaxprune.structure.repair.reconstruct import Reconstruction as Reconstruction
+from jaxprune.structure.repair.reconstruct import reconstruct as reconstruct
 from jaxprune.structure.shrink import shrink as shrink
-from jaxprune.structure.timings import Timings as Timings
+from jaxprune.structure.time.timings import Timings as Timings
 from jaxprune.training.attract import attract as attract
 from jaxprune.training.floats_only import floats_only as floats_only
 from jaxprune.training.group_penalty import group_penalty as group_penalty
@@ -66,13 +74,5 @@ from jaxprune.training.keep_pruned import keep_pruned as keep_pruned
 from jaxprune.training.project import project as project
 from jaxprune.training.rate_penalty import rate_penalty as rate_penalty
 from jaxprune.training.straight_through import straight_through as straight_through
-from jaxprune.transforms.axes.groups import axes as axes
-from jaxprune.transforms.fold_batch_norm import Folded as Folded
-from jaxprune.transforms.fold_batch_norm import fold_batch_norm as fold_batch_norm
-from jaxprune.transforms.taps import plant as plant
-from jaxprune.transforms.taps import reap as reap
-from jaxprune.transforms.taps import tap as tap
-from jaxprune.transforms.taps import tap_modules as tap_modules
-from jaxprune.transforms.taps import tap_names as tap_names
 
 __version__ = "0.1.0"

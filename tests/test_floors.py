@@ -9,17 +9,19 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = {
+    "console": 0,
     "numerics": 0,
-    "core": 1,
-    "methods": 2,
-    "transforms": 2,
-    "training": 3,
-    "storage": 3,
-    "report": 4,
-    "structure": 5,
-    "distill": 5,
-    "search": 6,
-    "app": 7,
+    "coding": 1,
+    "core": 2,
+    "methods": 3,
+    "jaxprs": 3,
+    "storage": 4,
+    "report": 5,
+    "structure": 6,
+    "training": 7,
+    "distill": 8,
+    "search": 9,
+    "app": 10,
 }
 FILES = sorted((ROOT / "jaxprune").rglob("*.py"))
 

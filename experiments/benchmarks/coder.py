@@ -19,8 +19,8 @@ import numpy as np
 
 import jaxprune as jp
 from experiments import resnet
-from jaxprune.storage import streams
-from jaxprune.storage.format import DTYPES
+from jaxprune.storage.codecs import streams
+from jaxprune.storage.format.words import DTYPES
 
 from .coder_speed import speed
 from .common import at_least, at_most, report

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from jaxprune.numerics import rans, rans_jax
+from jaxprune.coding import rans, rans_jax
 from jaxprune.storage import reader
 
 from .common import at_least, at_most, race

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.results import run_file
-from jaxprune.app.results import write_json
+from jaxprune.app.experiments.results import write_json
 
 
 def timed(f: Callable[[], Any]) -> dict[str, float]:

@@ -16,8 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxprune.storage import planes, streams
-from jaxprune.storage.format import CODE_OF, CODECS, DTYPES
+from jaxprune.storage.codecs import planes, streams
+from jaxprune.storage.format.words import CODE_OF, CODECS, DTYPES
 
 from .common import at_least, at_most, race, report, shown, timed
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.numerics import kmeans
+from jaxprune.numerics.clusters import kmeans
 
 from .common import at_most, race, ratio, report
 

@@ -13,7 +13,7 @@ from rich.table import Table
 import jaxprune as jp
 from experiments.benchmarks.common import machine
 from experiments.results import save_results
-from jaxprune.app.training import logits_of
+from jaxprune.app.experiments.training import logits_of
 
 HERE = pathlib.Path(__file__).parent
 

@@ -31,7 +31,7 @@ from experiments.data import mnist
 from experiments.distillation.common import logits, nobody, wrong
 from experiments.models import lenet5
 from experiments.results import run_file
-from jaxprune.app.results import write_json
+from jaxprune.app.experiments.results import write_json
 
 SETTINGS = {
     "seeds": [0, 1, 2],

@@ -14,7 +14,7 @@ import optax
 
 import jaxprune as jp
 from experiments import resnet
-from jaxprune.report.flops import sparse_flops
+from jaxprune.jaxprs.flops import sparse_flops
 
 KERNELS = jp.where.path(".*kernel")
 ARMS = ("labels", "kd", "at_kd")

@@ -24,8 +24,8 @@ from experiments import resnet
 from experiments.benchmarks.common import machine
 from experiments.results import run_file
 from experiments.transformer import transformer
-from jaxprune.app.results import write_json
-from jaxprune.transforms.axes.walk import Walked
+from jaxprune.app.experiments.results import write_json
+from jaxprune.structure.axes.walk import Walked
 
 shape = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.float32)
 tokens = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.int32)

@@ -23,7 +23,7 @@ import jaxprune as jp
 from experiments.models import Model
 from experiments.structured.measures import costs, faster, judged
 from experiments.structured.training import Trained, anew, cosine, fitted, fresh, kept, said, scores
-from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 
 
 def of_its_own_size(net: Model) -> Callable[[jax.Array, Any], Any]:

@@ -21,8 +21,8 @@ import numpy as np
 import jaxprune as jp
 from experiments.benchmarks.common import machine
 from experiments.results import run_file
-from jaxprune.app.results import write_json
-from jaxprune.core.paths import flatten_with_path, leaf_path, map_with_path
+from jaxprune.app.experiments.results import write_json
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path, map_with_path
 from tests.structure.models import MODELS, STATE, distance, floats, value_and_grads
 
 RATIOS = (0.9, 0.5, 0.1)

@@ -35,7 +35,7 @@ from experiments.benchmarks.common import race, ratio
 from experiments.distillation.common import remembered, save, show
 from experiments.distillation.recovery_task import cifar
 from experiments.structured import resnet56
-from jaxprune.structure.timings import race as timed
+from jaxprune.structure.time.timings import race as timed
 
 SETTINGS: dict[str, Any] = {
     **{k: resnet56.SETTINGS[k] for k in ("images", "batch", "ridge")},

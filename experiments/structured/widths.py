@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from experiments.distillation.common import save, show
-from jaxprune.structure.timings import Call, race
+from jaxprune.structure.time.timings import Call, race
 
 SETTINGS: dict[str, Any] = {
     "batch": 128,

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from jax import lax
 
-from jaxprune.core import where as w
 from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Stacked, is_code
-from jaxprune.core.companions import bias_of
+from jaxprune.core.leaves import where as w
+from jaxprune.core.leaves.companions import bias_of
 from jaxprune.core.tree import join_arrays, map_slots, selector, slots, split_arrays, walk
 from jaxprune.core.words import compiled
 

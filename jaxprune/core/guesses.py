@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 
 
 def refuse_no_tree(tree: Any) -> None:

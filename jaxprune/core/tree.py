@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxprune.core import where as w
 from jaxprune.core.arrays import Masked, is_code, materialize
 from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.hidden import zero_hidden
-from jaxprune.core.paths import flatten_with_path, leaf_path
-from jaxprune.core.where import Slot, Where
+from jaxprune.core.leaves import where as w
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
+from jaxprune.core.leaves.where import Slot, Where
 from jaxprune.core.words import compiled, nearest
 from jaxprune.numerics.placement import not_finite
 from jaxprune.numerics.precision import widen

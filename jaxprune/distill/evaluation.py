@@ -14,7 +14,7 @@ from jaxprune.core.arrays import materialize
 from jaxprune.distill.losses.common import label_cost
 from jaxprune.distill.losses.inputs import without_label
 from jaxprune.distill.networks import Network
-from jaxprune.distill.teachers import Given, bound
+from jaxprune.distill.teachers.teachers import Given, bound
 from jaxprune.distill.terms import OUTPUT
 
 

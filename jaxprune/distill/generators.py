@@ -21,9 +21,9 @@ from jaxprune.distill.losses import generator as losses
 from jaxprune.distill.losses.common import masked_mean
 from jaxprune.distill.losses.soft import jsd
 from jaxprune.distill.networks import either
-from jaxprune.distill.teachers import asking
+from jaxprune.distill.teachers.teachers import asking
 from jaxprune.distill.terms import OUTPUT, scheduled
-from jaxprune.transforms.taps import tap_names
+from jaxprune.jaxprs.taps import tap_names
 
 WEIGHTS = ("one_hot", "entropy", "activation", "batch_norm", "competition")
 

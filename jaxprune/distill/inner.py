@@ -20,8 +20,8 @@ import numpy as np
 from jax import lax
 
 from jaxprune.distill.placing import places
-from jaxprune.transforms.calls import bodies
-from jaxprune.transforms.interpret import equations
+from jaxprune.jaxprs.calls import bodies
+from jaxprune.jaxprs.interpret import equations
 
 BLOCK = 1 << 18  # bytes of batches that are gathered at once
 

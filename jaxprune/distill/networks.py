@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune.distill.terms import OUTPUT
-from jaxprune.transforms.taps import reap, tap_modules
+from jaxprune.jaxprs.taps import reap, tap_modules
 
 
 class Network(NamedTuple):

@@ -12,14 +12,14 @@ import numpy as np
 from jaxprune.distill.checkpoints import Checkpoints, structure
 from jaxprune.distill.diagnostics import COMPARED
 from jaxprune.distill.feeding import Feeder, feeder
-from jaxprune.distill.fingerprints import fingerprint
 from jaxprune.distill.inner import chunk_runner
 from jaxprune.distill.placing import on_mesh
 from jaxprune.distill.plan import Diverged, Plan
 from jaxprune.distill.progress import Progress
 from jaxprune.distill.signals import Signals
+from jaxprune.distill.teachers.fingerprints import fingerprint
 from jaxprune.distill.writers import Jsonl
-from jaxprune.report.flops import flops
+from jaxprune.jaxprs.flops import flops
 
 
 class Run:

@@ -24,7 +24,7 @@ from jaxprune.distill.guesses import check_batch, check_teacher, checked_network
 from jaxprune.distill.losses.common import label_cost, masked_mean
 from jaxprune.distill.matching import Context, evaluate, init_projections
 from jaxprune.distill.networks import Network, either, outputs
-from jaxprune.distill.teachers import asking, bound
+from jaxprune.distill.teachers.teachers import asking, bound
 from jaxprune.distill.terms import OUTPUT, Pair, Term, as_terms, pairs, scheduled
 from jaxprune.numerics.precision import widen
 from jaxprune.training.updating import updated

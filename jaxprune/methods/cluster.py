@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Clustered, Common
 from jaxprune.core.compression import Compression, call, keep
+from jaxprune.core.leaves.where import Slot
 from jaxprune.core.tree import check_finite, fold_path, refuse_word, rewrite
-from jaxprune.core.where import Slot
 from jaxprune.core.words import choice
 from jaxprune.methods.curvature import in_common_units, look_up_curvature
-from jaxprune.numerics import kmeans
+from jaxprune.numerics.clusters import kmeans
 from jaxprune.numerics.placement import gathered, placed_like
 
 Init = Literal["optimal", "linear", "density", "random"]

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxprune.core.leaves.where import Slot
 from jaxprune.core.tree import look_up
-from jaxprune.core.where import Slot
 from jaxprune.numerics.affine import power_of_two, ratio
 from jaxprune.numerics.placement import not_finite
 

@@ -17,9 +17,9 @@ from jax.core import Tracer
 from jaxprune.core.arguments import positive
 from jaxprune.core.arrays import Masked, is_code, materialize
 from jaxprune.core.compression import Compression, keep
+from jaxprune.core.leaves.where import Slot
 from jaxprune.core.quantized import Quantized
 from jaxprune.core.tree import check_finite, rewrite, there
-from jaxprune.core.where import Slot
 from jaxprune.numerics import rate
 from jaxprune.numerics.placement import put_like
 from jaxprune.numerics.precision import wide

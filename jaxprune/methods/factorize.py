@@ -15,9 +15,9 @@ from jaxprune.core.arguments import share, whole
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.factors import LowRank, Tucker
-from jaxprune.core.layout import Axes, axes_of, check_layout
+from jaxprune.core.leaves.layout import Axes, axes_of, check_layout
+from jaxprune.core.leaves.where import Slot
 from jaxprune.core.tree import check_decoded, check_finite, refuse_word, rewrite, there
-from jaxprune.core.where import Slot
 from jaxprune.methods.curvature import in_common_units, look_up_curvature
 from jaxprune.numerics import lowrank
 from jaxprune.numerics.placement import gathered
@@ -34,7 +34,7 @@ def factorize(
     """Writes matrices as two factors and convolutions (three axes or more) as a core and two factors. Gathers a sharded
     leaf.
 
-    Which axes are inputs and outputs, names and biases tell (`jaxprune.core.layout`). They must be the last two of a
+    Which axes are inputs and outputs, names and biases tell (docs/layers.md). They must be the last two of a
     convolution, as HWIO has them: the core keeps the window first.
 
     Args:

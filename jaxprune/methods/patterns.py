@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from jax import Array
 
 from jaxprune.core.arguments import flag, whole
-from jaxprune.core.layout import Axes
+from jaxprune.core.leaves.layout import Axes
 from jaxprune.core.words import choice
 from jaxprune.numerics import patterns as groups
 
@@ -43,7 +43,7 @@ def n_m(n: int, m: int, axis: int | None = None) -> Pattern:
       n: weights kept in each run.
       m: length of a run; it must divide the axis.
       axis: −2 is the contraction axis of Flax kernels (in, out) and HWIO, −1 that of PyTorch's (out, in); by default
-        names and biases tell (`jaxprune.core.layout`).
+        names and biases tell (docs/layers.md).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -86,7 +86,7 @@ def block(*shape: int) -> Pattern:
     Args:
       shape: the sides of a block, the outputs' last and the inputs' before it; a third side, before them, is of the
         last axis of a convolution's window, and so on. Which axes these are names and biases tell
-        (`jaxprune.core.layout`): the last two of a `kernel`, the first two of a `weight`, whose blocks are (2, 4).
+        (docs/layers.md): the last two of a `kernel`, the first two of a `weight`, whose blocks are (2, 4).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -136,7 +136,7 @@ def channel(axis: int | Literal["outputs"] = "outputs", *, bias: bool | None = N
     """Whole units along `axis`, scored by the sum over the unit (Σ|w| for magnitudes): zeroed, not yet cut out.
 
     Args:
-      axis: the axis of the units. By default the outputs, as names and biases tell (`jaxprune.core.layout`): the last
+      axis: the axis of the units. By default the outputs, as names and biases tell (docs/layers.md): the last
         axis of a `kernel` or `w`, the first of a `weight`, (heads, dim) of an attention's queries. Of layers that a
         scan has stacked the same units go in all; `jp.over(0, …)` prunes each layer by itself.
       bias: whether an output unit without weights takes its entry in the bias beside the kernel along, and those of the

@@ -17,12 +17,12 @@ from jax.core import Tracer
 
 from jaxprune.core.arguments import finite, fraction
 from jaxprune.core.arrays import Masked, count, materialize
-from jaxprune.core.companions import bias_of, norm_of, units_of
 from jaxprune.core.compression import Compression, call, keep
 from jaxprune.core.hidden import zero_hidden
-from jaxprune.core.layout import axes_of, check_layout
+from jaxprune.core.leaves.companions import bias_of, norm_of, units_of
+from jaxprune.core.leaves.layout import axes_of, check_layout
+from jaxprune.core.leaves.where import Slot
 from jaxprune.core.tree import look_up, rewrite, slots, walk
-from jaxprune.core.where import Slot
 from jaxprune.core.words import compiled, nearest
 from jaxprune.methods import allocate as allocations
 from jaxprune.methods import patterns

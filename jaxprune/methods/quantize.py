@@ -19,10 +19,10 @@ from jax.core import Tracer
 from jaxprune.core.arguments import flag, positive, whole
 from jaxprune.core.arrays import CompressedArray, Dense
 from jaxprune.core.compression import Compression, keep
-from jaxprune.core.layout import Axes, axes_of, check_layout
+from jaxprune.core.leaves.layout import Axes, axes_of, check_layout
+from jaxprune.core.leaves.where import Slot
 from jaxprune.core.quantized import Binary, Quantized, pack
 from jaxprune.core.tree import check_finite, fold_path, map_slots
-from jaxprune.core.where import Slot
 from jaxprune.core.words import choice, nearest
 from jaxprune.numerics import affine, grids
 from jaxprune.numerics.precision import wide
@@ -54,7 +54,7 @@ def quantize(
       scale: Q, one number: q = round(w·Q), w = q / Q. Nothing saturates: too few `bits` is an error that names the bits
         needed, unless `clip`.
       axis: the channel axes that keep a scale of their own, counted from the end; None for one scale a leaf. A vector
-        has one scale. By default the outputs, as names and biases tell (`jaxprune.core.layout`): the last axis of a
+        has one scale. By default the outputs, as names and biases tell (docs/layers.md): the last axis of a
         `kernel` or `w`, the first of a `weight`, and with them the axes of stacked layers.
       group: the contraction axis is cut into runs of `group` weights, each with its own scale. It is the inputs, as
         names and biases tell: the second-last axis of a `kernel`, the second of a `weight`, whose scales are then

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 
 from jaxprune.core.arguments import whole
 from jaxprune.core.compression import call
-from jaxprune.core.layout import axes_of, check_layout
-from jaxprune.core.paths import leaf_path, map_with_path
+from jaxprune.core.leaves.layout import axes_of, check_layout
+from jaxprune.core.leaves.paths import leaf_path, map_with_path
+from jaxprune.core.leaves.where import Slot, Where, as_rule, is_float, leaf_slots, weights
 from jaxprune.core.tree import combine, fold_path, no_match, partition
-from jaxprune.core.where import Slot, Where, as_rule, is_float, leaf_slots, weights
 from jaxprune.core.words import choice
 from jaxprune.numerics.affine import power_of_two, ratio
 from jaxprune.numerics.precision import widen
@@ -238,7 +238,7 @@ def fpgm(params: Any, *, axis: int | Literal["outputs"] = "outputs", layout: Any
     Args:
       params: dense params; `jp.where.weights` of them get a score, the others None.
       axis: that numbers the filters of a leaf. By default the outputs, as names and biases tell
-        (`jaxprune.core.layout`): the last axis of a `kernel` or `w`, the first of a `weight`.
+        (docs/layers.md): the last axis of a `kernel` or `w`, the first of a `weight`.
       layout: which axes are the outputs, instead: "jax" (last), "torch" (first), or a dict of path regex -> axis;
         `prune` hands on its own.
 

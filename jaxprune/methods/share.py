@@ -16,9 +16,9 @@ from jaxprune.core import arguments
 from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, keep
 from jaxprune.core.factors import Shared
-from jaxprune.core.layout import axes_of, check_layout
+from jaxprune.core.leaves.layout import axes_of, check_layout
+from jaxprune.core.leaves.where import Slot
 from jaxprune.core.tree import check_decoded, check_finite, map_slots, there
-from jaxprune.core.where import Slot
 from jaxprune.numerics import directions
 from jaxprune.numerics.placement import gathered
 from jaxprune.numerics.precision import index_dtype
@@ -40,7 +40,7 @@ def share(
         the values: concrete arrays only.
       k: instead, the number of prototypes (works under `jit` and `vmap`). Either way a sharded leaf is gathered.
       axis: the axis of the units, counted from the end. By default the outputs, as names and biases tell
-        (`jaxprune.core.layout`): the last axis of a `kernel` or `w`, the first of a `weight`.
+        (docs/layers.md): the last axis of a `kernel` or `w`, the first of a `weight`.
       layout: which axes are the outputs, instead: "jax" (last), "torch" (first), or a dict of path regex -> axis.
       where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from .cells import sums, xp_of
+from .clusters.cells import sums, xp_of
 from .placement import on_host, put_like, sharding_on, spec_of
 from .precision import wide, widen
 

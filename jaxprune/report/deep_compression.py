@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.coding import code_lengths as codes
 from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Clustered, Dense, Masked, Stacked, dtype_bits, is_code, materialize, nbits
+from jaxprune.core.pieces import Leaf, Piece, dense, kept, leaves, pieces
 from jaxprune.core.quantized import Quantized
-from jaxprune.numerics import codes
-from jaxprune.report.pieces import Leaf, Piece, dense, kept, leaves, pieces
 
 ANY = 16  # bits of an integer that is as wide as it may get: the levels of `entropy_quantize`
 

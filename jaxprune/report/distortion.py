@@ -10,8 +10,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune.core.arrays import Common, is_code, materialize
+from jaxprune.core.leaves.where import is_float
 from jaxprune.core.tree import by_path, slots
-from jaxprune.core.where import is_float
 from jaxprune.core.words import nearest
 from jaxprune.report.differences import difference, together
 

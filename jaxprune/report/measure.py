@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxprune.coding import code_lengths as codes
 from jaxprune.core.arrays import dtype_bits
-from jaxprune.core.where import is_float
-from jaxprune.numerics import codes
+from jaxprune.core.leaves.where import is_float
+from jaxprune.core.pieces import Leaf, Piece, dense, kept, leaves, pieces, select
 from jaxprune.report.deep_compression import deep_compression_bits as deep_compression_bits
 from jaxprune.report.distortion import distortion as distortion
 from jaxprune.report.distortion import sqnr as sqnr
-from jaxprune.report.pieces import Leaf, Piece, dense, kept, leaves, pieces, select
 from jaxprune.report.stored import stored_bytes
 
 

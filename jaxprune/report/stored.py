@@ -3,10 +3,10 @@
 from typing import Any
 
 from jaxprune.core.arrays import is_code
-from jaxprune.report.pieces import Leaf, host
-from jaxprune.storage import format as f
-from jaxprune.storage.parts import to_node
-from jaxprune.storage.trees import expects_data
+from jaxprune.core.pieces import Leaf, host
+from jaxprune.storage.format import words as f
+from jaxprune.storage.format.parts import to_node
+from jaxprune.storage.format.trees import expects_data
 from jaxprune.storage.writer import predicted_of
 
 

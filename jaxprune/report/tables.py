@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.core import where as w
 from jaxprune.core.arrays import Dense, is_code
-from jaxprune.core.layout import Axes, axes_of
+from jaxprune.core.leaves import where as w
+from jaxprune.core.leaves.layout import Axes, axes_of
+from jaxprune.core.pieces import Leaf, dense, kept, leaves, pieces, select
 from jaxprune.report.describe import describe, percent
 from jaxprune.report.measure import leaf_sizes
-from jaxprune.report.pieces import Leaf, dense, kept, leaves, pieces, select
 from jaxprune.report.stored import stored_bytes
 
 WIDTH = 100

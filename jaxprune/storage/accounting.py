@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
-from . import banks
-from .format import DTYPES, Code, Group, Leaf, Row
-from .manifest import Contents
-from .structure import Shaped, dense, integers_of
+from .codecs import banks
+from .format.manifest import Contents
+from .format.shapes import Shaped, dense, integers_of
+from .format.words import DTYPES, Code, Group, Leaf, Row
 
 
 def leaves(node: Any, group: Group | None = None) -> Iterator[tuple[Leaf, Group | None]]:

@@ -7,9 +7,9 @@ from jaxprune.core.arguments import whole
 from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.words import choice
 from jaxprune.storage import atomic
+from jaxprune.storage.format.manifest import contents, opened
 from jaxprune.storage.inspection import Inspection, summary
 from jaxprune.storage.loading import Loading
-from jaxprune.storage.manifest import contents, opened
 from jaxprune.storage.writer import encode
 
 Path = str | os.PathLike[str]

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from .accounting import dense_bytes, leaves, rows, shared, stored_bytes
-from .format import CODECS, DTYPES, KINDS, VERSION, Code, Group, Leaf, Row
-from .manifest import Contents
-from .structure import dense
+from .format.manifest import Contents
+from .format.shapes import dense
+from .format.words import CODECS, DTYPES, KINDS, VERSION, Code, Group, Leaf, Row
 
 WIDTH = 100
 PATH, KIND, ARRAY, CODEC = 24, 22, 16, 13  # columns of the table; two of 10 for sizes, and 4 spaces

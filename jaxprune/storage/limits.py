@@ -6,7 +6,7 @@ Every array of every format is asked for through `afford`. Where the caller give
 The standard library only.
 """
 
-from .format import FormatError
+from .format.words import FormatError
 
 FREE = 1 << 30  # bytes that one array may take, whatever the size of its file
 PER_BYTE = 1 << 10  # and for each byte of the file

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 
 from jaxprune.core.arrays import Common
-from jaxprune.core.paths import leaf_path
+from jaxprune.core.leaves.paths import leaf_path
 from jaxprune.core.words import compiled, nearest
-from jaxprune.storage import parts, reader, trees
+from jaxprune.storage import reader
 from jaxprune.storage.accounting import dense_bytes, leaves, needed, shared
-from jaxprune.storage.format import Code, FormatError, Group, Leaf
-from jaxprune.storage.manifest import Contents
+from jaxprune.storage.format import parts, trees
+from jaxprune.storage.format.manifest import Contents
+from jaxprune.storage.format.words import Code, FormatError, Group, Leaf
 
 SHOWN = 10  # paths of each sort in an error
 

@@ -31,15 +31,16 @@ if not (__package__ or "").endswith(".storage"):
     __spec__ = importlib.machinery.ModuleSpec(f"{_alone.__name__}.storage.reader", None)
     __package__ = __spec__.parent  # what relative imports start from (PEP 366)
 
-from ..core.keys import split
-from . import atomic, banks, planes, streams
-from . import format as f
+from ..core.leaves.keys import split
+from . import atomic
 from .accounting import needed, shared
-from .format import DTYPES, KINDS, Array, Code, FormatError, Group, Leaf, Row
+from .codecs import banks, planes, streams
+from .format import words as f
+from .format.manifest import Contents, contents, exactly, opened
+from .format.shapes import Shaped, check_values, integers_of
+from .format.values import made_bytes, value
+from .format.words import DTYPES, KINDS, Array, Code, FormatError, Group, Leaf, Row
 from .inspection import summary
-from .manifest import Contents, contents, exactly, opened
-from .structure import Shaped, check_values, integers_of
-from .values import made_bytes, value
 
 MAX_BYTES = 2**34
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxprune.storage import atomic
-from jaxprune.storage.format import Leaf
-from jaxprune.storage.trees import to_nodes
+from jaxprune.storage.format.trees import to_nodes
+from jaxprune.storage.format.words import Leaf
 from jaxprune.storage.writer import Writer
 
 Keys = tuple[str, ...]

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 from typing import Any, NamedTuple
 
-from jaxprune.storage import format as f
-from jaxprune.storage import streams
 from jaxprune.storage.accounting import shares
-from jaxprune.storage.format import DTYPES, KINDS, Array, Code, Group, Leaf
-from jaxprune.storage.grouping import arrays_of, batches, elements, groups, members_of
-from jaxprune.storage.streams import Buffer
-from jaxprune.storage.tied import Ties
-from jaxprune.storage.trees import to_nodes
+from jaxprune.storage.codecs import streams
+from jaxprune.storage.codecs.grouping import arrays_of, batches, elements, groups, members_of
+from jaxprune.storage.codecs.streams import Buffer
+from jaxprune.storage.format import words as f
+from jaxprune.storage.format.tied import Ties
+from jaxprune.storage.format.trees import to_nodes
+from jaxprune.storage.format.words import DTYPES, KINDS, Array, Code, Group, Leaf
 
 Sink = Callable[[Buffer], Any]
 

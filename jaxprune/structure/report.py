@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxprune.structure.check import FLOAT64_TOLERANCE
-from jaxprune.structure.fold import Folds
-from jaxprune.structure.mixing import Tried
-from jaxprune.structure.speed import Pace, Seconds
-from jaxprune.structure.timings import Timings
-from jaxprune.transforms.axes.blocks import Block
-from jaxprune.transforms.axes.groups import Group
+from jaxprune.structure.apply.check import FLOAT64_TOLERANCE
+from jaxprune.structure.apply.fold import Folds
+from jaxprune.structure.axes.blocks import Block
+from jaxprune.structure.axes.groups import Group
+from jaxprune.structure.choose.mixing import Tried
+from jaxprune.structure.time.speed import Pace, Seconds
+from jaxprune.structure.time.timings import Timings
 
 
 class Report(NamedTuple):

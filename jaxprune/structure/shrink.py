@@ -19,24 +19,24 @@ from jax.core import Tracer
 
 from jaxprune.core.arguments import positive, whole
 from jaxprune.core.guesses import refuse_no_tree
-from jaxprune.structure import cost
-from jaxprune.structure.budget import Limit
-from jaxprune.structure.check import Found, checked, rounding, worst
-from jaxprune.structure.depth import Depth
-from jaxprune.structure.fold import folded
-from jaxprune.structure.importance import Normalize, Reduce, Scope
-from jaxprune.structure.narrowed import bypassed, kept, narrowed
-from jaxprune.structure.plan import Plan
-from jaxprune.structure.planning import Choice, odd_weights, planned
-from jaxprune.structure.rebuilt import agreement
+from jaxprune.structure.apply.check import Found, checked, rounding, worst
+from jaxprune.structure.apply.fold import folded
+from jaxprune.structure.apply.narrow import Narrow
+from jaxprune.structure.apply.plan import Plan
+from jaxprune.structure.apply.rebuilt import agreement
+from jaxprune.structure.apply.small_function import bypassed, kept, narrowed
+from jaxprune.structure.axes.groups import Groups, axes, pairs, replaces
+from jaxprune.structure.axes.odd_calls import refuse_odd_call
+from jaxprune.structure.axes.traced import shapes_of
+from jaxprune.structure.choose import cut_cost as cost
+from jaxprune.structure.choose.budget import Limit
+from jaxprune.structure.choose.depth import Depth
+from jaxprune.structure.choose.importance import Normalize, Reduce, Scope
+from jaxprune.structure.choose.planner import Choice, odd_weights, planned
+from jaxprune.structure.choose.uneven import told
 from jaxprune.structure.report import Report, differences
-from jaxprune.structure.speed import Stopwatch
-from jaxprune.structure.timings import Timings
-from jaxprune.structure.uneven import told
-from jaxprune.transforms.axes.groups import Groups, axes, pairs, replaces
-from jaxprune.transforms.axes.narrow import Narrow
-from jaxprune.transforms.axes.odd_calls import refuse_odd_call
-from jaxprune.transforms.axes.traced import shapes_of
+from jaxprune.structure.time.speed import Stopwatch
+from jaxprune.structure.time.timings import Timings
 
 
 class Thin(NamedTuple):

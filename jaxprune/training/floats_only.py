@@ -8,8 +8,8 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     import optax
 
+from jaxprune.core.leaves.where import is_float
 from jaxprune.core.tree import partition
-from jaxprune.core.where import is_float
 
 
 def floats_only(optimizer: "optax.GradientTransformation") -> "optax.GradientTransformationExtraArgs":

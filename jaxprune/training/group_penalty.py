@@ -16,12 +16,12 @@ import numpy as np
 from jax import Array
 
 from jaxprune.core.arguments import at_least_zero
-from jaxprune.core.paths import leaf_path, map_with_path
+from jaxprune.core.leaves.paths import leaf_path, map_with_path
+from jaxprune.core.leaves.where import is_float, leaf_slots
 from jaxprune.core.tree import no_match, selector
-from jaxprune.core.where import is_float, leaf_slots
 from jaxprune.core.words import choice
 from jaxprune.numerics.precision import widen
-from jaxprune.transforms.axes.groups import Group, Member
+from jaxprune.structure.axes.groups import Group, Member
 
 if TYPE_CHECKING:
     import optax

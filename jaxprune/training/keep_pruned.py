@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.core.arrays import is_code
-from jaxprune.core.companions import bias_of, norm_of, zeroed_units
 from jaxprune.core.guesses import refuse_no_tree
+from jaxprune.core.leaves.companions import bias_of, norm_of, zeroed_units
+from jaxprune.core.leaves.where import Slot, is_float, leaf_slots
 from jaxprune.core.tree import by_path, no_match, selector
-from jaxprune.core.where import Slot, is_float, leaf_slots
 from jaxprune.core.words import nearest
 from jaxprune.training.updating import map_updates
 

@@ -12,8 +12,8 @@ from jax import lax
 from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression, check_compression
+from jaxprune.core.leaves.where import is_float
 from jaxprune.core.tree import join_arrays, split_arrays
-from jaxprune.core.where import is_float
 from jaxprune.training.updating import map_updates
 
 if TYPE_CHECKING:

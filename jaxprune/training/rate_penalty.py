@@ -21,9 +21,9 @@ from jax import Array
 
 from jaxprune.core.arguments import at_least_zero, finite, positive
 from jaxprune.core.arrays import is_code
-from jaxprune.core.layout import axes_of, check_layout
+from jaxprune.core.leaves.layout import axes_of, check_layout
+from jaxprune.core.leaves.where import Slot, is_float, leaf_slots
 from jaxprune.core.tree import no_match, selector
-from jaxprune.core.where import Slot, is_float, leaf_slots
 from jaxprune.numerics.precision import widen
 from jaxprune.training.updating import map_updates
 
@@ -57,7 +57,7 @@ def rate_penalty(
       width: ε, the size at which a weight counts as half there.
       value_bits: b, what a coder will pay for a value that is not zero.
       layout: which axes are the outputs, all others being inputs: "jax" (last), "torch" (first), or a dict of path
-        regex -> axis. By default names and biases tell (`jaxprune.core.layout`).
+        regex -> axis. By default names and biases tell (docs/layers.md).
       where: which leaves; `jp.where.weights` by default.
 
     Returns:

@@ -18,13 +18,15 @@ from typer.testing import CliRunner
 
 import jaxprune as jp
 from jaxprune.app import cli
-from jaxprune.app.compress import compress as run
-from jaxprune.app.plans import plan
-from jaxprune.app.rules import Recipe, Rule
-from jaxprune.app.strict import convert
-from jaxprune.numerics import kmeans, placement, select, streamed
-from jaxprune.storage import parts, streaming
+from jaxprune.app.files.compress import compress as run
+from jaxprune.app.files.compression_plan import plan
+from jaxprune.app.recipes.rules import Recipe, Rule
+from jaxprune.app.recipes.strict import convert
+from jaxprune.numerics import placement, select, streamed
+from jaxprune.numerics.clusters import kmeans
+from jaxprune.storage import streaming
 from jaxprune.storage.checkpoints.formats import open_checkpoint
+from jaxprune.storage.format import parts
 from tests.storage.test_checkpoints import SUFFIXES, assert_named, read_all, write_foreign
 
 draw = np.random.default_rng(0)

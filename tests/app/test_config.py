@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from jaxprune.app import config as c
-from jaxprune.app.strict import fields_at
+from jaxprune.app.experiments import config as c
+from jaxprune.app.recipes.strict import fields_at
 from tests.app.toy import CONFIG
 
 

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 import jaxprune as jp
-from jaxprune.app.config import load_config, run_name
-from jaxprune.app.results import SIZES
-from jaxprune.app.tables import fitted_table
+from jaxprune.app.experiments.config import load_config, run_name
+from jaxprune.app.experiments.results import SIZES
+from jaxprune.app.experiments.tables import fitted_table
 from jaxprune.storage import atomic
 from jaxprune.storage.files import load, save
 from tests.app.test_compress import call

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
-from jaxprune.app.config import load_config
-from jaxprune.app.experiment import run
-from jaxprune.app.models import model_of
+from jaxprune.app.experiments.config import load_config
+from jaxprune.app.experiments.experiment import run
+from jaxprune.app.experiments.models import model_of
 from tests.app import toy
 
 TOML = """

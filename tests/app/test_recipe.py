@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.app.recipe import describe, one, parse, recipe
-from jaxprune.app.rules import to_toml
+from jaxprune.app.recipes.recipe import describe, one, parse, recipe
+from jaxprune.app.recipes.rules import to_toml
 from jaxprune.report.measure import density
 
 KERNEL = "(.*/)?kernel"

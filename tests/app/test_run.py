@@ -9,9 +9,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from typer.testing import CliRunner
 
 import jaxprune as jp
-from jaxprune.app import cli, phases, training
-from jaxprune.app.config import load_config
-from jaxprune.app.experiment import run
+from jaxprune.app import cli
+from jaxprune.app.experiments import phases, training
+from jaxprune.app.experiments.config import load_config
+from jaxprune.app.experiments.experiment import run
 from jaxprune.distill.inner import convolves
 from jaxprune.storage.files import inspect, load
 from tests.app.toy import CONFIG, blobs, net

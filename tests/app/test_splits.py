@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from jaxprune.app import cli
-from jaxprune.app.config import load_config
-from jaxprune.app.experiment import run
-from jaxprune.app.splits import check_outputs, splits_of
+from jaxprune.app.experiments.config import load_config
+from jaxprune.app.experiments.experiment import run
+from jaxprune.app.experiments.splits import check_outputs, splits_of
 from tests.app.toy import CONFIG, blobs
 
 X, Y = blobs().train

@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
 from jaxprune.distill import losses
-from jaxprune.distill.cache_writing import _shard, _Source
+from jaxprune.distill.teachers.cache_writing import _shard, _Source
 from tests.distill.cache_toy import FORMS, RNG, TOLD, TOP, W, X, teacher, write
 
 

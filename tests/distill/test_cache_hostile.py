@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import jaxprune as jp
-from jaxprune.storage.format import FormatError
+from jaxprune.storage.format.words import FormatError
 from tests.distill.cache_toy import TOLD, TOP, X, contents, opened, teacher, write
 
 FIRST = "augmentation-0/shard-000000"

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxprune as jp
-from jaxprune.distill import fingerprints
+from jaxprune.distill.teachers import fingerprints
 
 fingerprint = jp.distill.fingerprint
 W = np.arange(48, dtype=np.float32).reshape(8, 6)

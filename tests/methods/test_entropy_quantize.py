@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
+from jaxprune.coding.code_lengths import entropy_bits
 from jaxprune.numerics import rate
-from jaxprune.numerics.codes import entropy_bits
 from tests.helpers import is_code, model, normal
 
 host = lambda x: np.asarray(x, np.float64)

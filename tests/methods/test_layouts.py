@@ -11,7 +11,7 @@ import pytest
 
 import jaxprune as jp
 from jaxprune.core.factors import Tucker
-from jaxprune.core.layout import Axes
+from jaxprune.core.leaves.layout import Axes
 from jaxprune.methods.quantize import Kind
 from tests.helpers import normal
 

@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxprune.numerics import kmeans, placement
+from jaxprune.numerics import placement
+from jaxprune.numerics.clusters import kmeans
 
 from ..reference import kmeans as slow
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune.numerics import affine, kmeans, select, streamed
+from jaxprune.numerics import affine, select, streamed
+from jaxprune.numerics.clusters import kmeans
 
 DTYPES = ["float32", "float16", "bfloat16"]
 

@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxprune.core.arrays import Clustered, Common, Masked, is_code, materialize
-from jaxprune.report.flops import flops, flops_by_primitive, sparse_flops, unpadded_flops
+from jaxprune.jaxprs.flops import flops, flops_by_primitive, sparse_flops, unpadded_flops
 
 shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.float32)
 NHWC = ("NHWC", "HWIO", "NHWC")

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 import jaxprune as jp
 from jaxprune.core.arrays import Clustered, Common, Dense, Masked, Stacked
+from jaxprune.core.pieces import leaves, pieces
 from jaxprune.report import measure
 from jaxprune.report.deep_compression import DeepCompression, deep_compression_bits
 from jaxprune.report.measure import Sizes, density, distortion, sizes, sqnr
-from jaxprune.report.pieces import leaves, pieces
 from jaxprune.storage.writer import predicted_bytes
 from tests.helpers import model, normal
 from tests.reference import deep_compression as reference

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from hypothesis import strategies as st
 
-from jaxprune.storage import format as f
+from jaxprune.storage.format import words as f
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 
-from jaxprune.storage import format as f
+from jaxprune.storage.format import words as f
 from tests.storage.hostile import file_of, varint
 
 SHAPE = (64, 64)  # the fewest symbols that a bank may have; 4 pieces of 16 columns and 64 rows

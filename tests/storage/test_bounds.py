@@ -21,7 +21,7 @@ from jaxprune.storage import limits
 from jaxprune.storage.checkpoints import orbax, shards
 from jaxprune.storage.checkpoints.formats import open_checkpoint, write_checkpoint
 from jaxprune.storage.checkpoints.tensors import Tensor
-from jaxprune.storage.format import FormatError
+from jaxprune.storage.format.words import FormatError
 from tests.storage.hostile import coded
 from tests.storage.test_checkpoints import SUFFIXES, write_foreign
 from tests.storage.test_fuzz import changed, changes

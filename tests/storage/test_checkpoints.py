@@ -19,7 +19,7 @@ import safetensors.numpy
 import jaxprune as jp
 from jaxprune.storage.checkpoints import layouts, msgpack, tensors
 from jaxprune.storage.checkpoints.formats import open_checkpoint, write_checkpoint
-from jaxprune.storage.format import FormatError
+from jaxprune.storage.format.words import FormatError
 from jaxprune.storage.streaming import streamed
 from tests.storage.trees import bits_of
 

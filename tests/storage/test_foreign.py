@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import jaxprune as jp
-from jaxprune.app.recipe import leaf_paths
-from jaxprune.core.keys import joined as join
-from jaxprune.core.keys import split
-from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.app.recipes.recipe import leaf_paths
+from jaxprune.core.leaves.keys import joined as join
+from jaxprune.core.leaves.keys import split
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 from jaxprune.storage.checkpoints import npy, safetensors
 from jaxprune.storage.checkpoints.formats import open_checkpoint, write_checkpoint
-from jaxprune.storage.format import FormatError
+from jaxprune.storage.format.words import FormatError
 
 W = np.arange(12, dtype=np.float32).reshape(3, 4)
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxprune.coding import context_coder
 from jaxprune.core.arrays import Clustered, Common, Masked
 from jaxprune.core.quantized import Quantized
-from jaxprune.numerics import context_coder
-from jaxprune.storage import format as f
-from jaxprune.storage import manifest
 from jaxprune.storage.files import inspect, load, save
-from jaxprune.storage.format import FormatError
+from jaxprune.storage.format import manifest
+from jaxprune.storage.format import words as f
+from jaxprune.storage.format.words import FormatError
 from tests.storage.hostile import file_of, json_nodes, tree_of
 from tests.storage.trees import codes, integers, mask, normal, quantized
 

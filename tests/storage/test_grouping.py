@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxprune.storage import format as f
-from jaxprune.storage import grouping, manifest, streams
+from jaxprune.storage.codecs import grouping, streams
 from jaxprune.storage.files import inspect, load, save
-from jaxprune.storage.format import Array, Leaf
+from jaxprune.storage.format import manifest
+from jaxprune.storage.format import words as f
+from jaxprune.storage.format.words import Array, Leaf
 from jaxprune.storage.writer import predicted_bytes
 from tests.storage.hostile import lines_run
 from tests.storage.trees import assert_same

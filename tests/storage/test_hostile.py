@@ -15,7 +15,7 @@ from jaxprune.core.arrays import Clustered, Masked, materialize
 from jaxprune.core.quantized import Quantized
 from jaxprune.storage import reader
 from jaxprune.storage.files import inspect, load, save
-from jaxprune.storage.format import FormatError
+from jaxprune.storage.format.words import FormatError
 from tests.storage.hostile import GOOD, HOSTILE, lines_run, tree_of, versioned
 from tests.storage.trees import assert_same, integers, mask, normal, same
 

@@ -7,13 +7,15 @@ import zlib
 import numpy as np
 import pytest
 
-from jaxprune.numerics import banks as fitting
-from jaxprune.numerics import context_coder, contexts
-from jaxprune.numerics.banks import Bank
-from jaxprune.storage import banks, manifest, reader
-from jaxprune.storage import format as f
+from jaxprune.coding import context_coder, contexts
+from jaxprune.coding import table_banks as fitting
+from jaxprune.coding.table_banks import Bank
+from jaxprune.storage import reader
+from jaxprune.storage.codecs import banks
 from jaxprune.storage.files import inspect, load
-from jaxprune.storage.format import FormatError, Row
+from jaxprune.storage.format import manifest
+from jaxprune.storage.format import words as f
+from jaxprune.storage.format.words import FormatError, Row
 from tests.storage.hostile import lines_run
 from tests.storage.hostile_banks import BANKS, GOOD, ROW, ROWS, ZERO, bank, coded_tables, leaves, one, rans, stream
 

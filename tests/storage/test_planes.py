@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprune as jp
-from jaxprune.storage import format as f
-from jaxprune.storage import planes, reader, repeats, streams
-from jaxprune.storage.format import FormatError
+from jaxprune.storage import reader
+from jaxprune.storage.codecs import planes, repeats, streams
+from jaxprune.storage.format import words as f
+from jaxprune.storage.format.words import FormatError
 
 RNG = np.random.default_rng(5)
 WEIGHTS = (0.05 * RNG.standard_normal((300, 200)) * np.exp(RNG.standard_normal((300, 1)))).astype(np.float32)

@@ -20,7 +20,7 @@ from jaxprune.core.factors import Shared
 from jaxprune.core.quantized import Binary, Quantized, pack
 from jaxprune.storage import reader
 from jaxprune.storage.files import inspect, load, save
-from jaxprune.storage.format import FormatError
+from jaxprune.storage.format.words import FormatError
 from tests.storage.hostile import GOOD, HOSTILE, json_nodes, tree_of, unguarded
 from tests.storage.test_banks import model as banked
 from tests.storage.trees import DTYPES, bits_of, codes, integers, mask, normal, quantized

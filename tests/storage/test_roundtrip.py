@@ -15,12 +15,13 @@ from flax.core import FrozenDict
 from safetensors.numpy import load as load_safetensors
 
 from jaxprune.core.arrays import Clustered, Common, CompressedArray, Masked, is_code, materialize
-from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 from jaxprune.core.quantized import Packed
-from jaxprune.storage import format as f
-from jaxprune.storage import parts, streams
+from jaxprune.storage.codecs import streams
 from jaxprune.storage.files import inspect, load, save
-from jaxprune.storage.structure import dense
+from jaxprune.storage.format import parts
+from jaxprune.storage.format import words as f
+from jaxprune.storage.format.shapes import dense
 from jaxprune.storage.writer import predicted_bytes
 from tests.storage.trees import DTYPES, assert_same, bits_of, cleaned, codes, integers, mask, normal, same
 

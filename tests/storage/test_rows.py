@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.storage import parts
-from jaxprune.storage.parts import to_node
-from jaxprune.storage.structure import dense
+from jaxprune.storage.format import parts
+from jaxprune.storage.format.parts import to_node
+from jaxprune.storage.format.shapes import dense
 
 w = jnp.asarray(np.random.default_rng(0).standard_normal((24, 16), np.float32))
 V = w.reshape(-1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.core.paths import flatten_with_path, leaf_path, map_with_path
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path, map_with_path
 from tests.structure.models import MODELS, STATE, distance, floats, value_and_grads
 
 SLOW = {"resnet A", "resnet B", "mobilenet", "vit", "densenet", "recurrent", "shufflenet", "encoder", *STATE}

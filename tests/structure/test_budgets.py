@@ -8,8 +8,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import jaxprune as jp
-from jaxprune.structure.budget import Step
-from jaxprune.structure.near import NEAR, near_budget
+from jaxprune.structure.choose.budget import Step
+from jaxprune.structure.choose.near import NEAR, near_budget
 
 RNG = np.random.default_rng(7)
 draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)

@@ -10,8 +10,8 @@ from flax import nnx
 from numpy.testing import assert_allclose
 
 import jaxprune as jp
-from jaxprune.transforms.axes.evaluate import Evaluation
-from jaxprune.transforms.axes.narrow import Narrow
+from jaxprune.structure.apply.evaluate import Evaluation
+from jaxprune.structure.apply.narrow import Narrow
 
 X = jnp.ones((2, 4))
 PARAMS = {"a": jnp.diag(jnp.arange(1.0, 5.0)), "b": jnp.ones((4, 2))}

@@ -8,8 +8,8 @@ from flax import nnx
 from numpy.testing import assert_allclose
 
 import jaxprune as jp
-from jaxprune.structure.check import FLOAT64_TOLERANCE, checked
-from jaxprune.transforms.float64 import in_float64
+from jaxprune.jaxprs.float64 import in_float64
+from jaxprune.structure.apply.check import FLOAT64_TOLERANCE, checked
 
 RNG = np.random.default_rng(11)
 draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)

@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
-from jaxprune.structure.importance import comparable, importance
+from jaxprune.structure.choose.importance import comparable, importance
 
 RNG = np.random.default_rng(5)
 draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)

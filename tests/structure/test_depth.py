@@ -14,7 +14,7 @@ from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
-from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 from tests.structure.models import MODELS, Scanned, linen
 from tests.structure.test_architectures import distance
 
@@ -183,7 +183,7 @@ def test_the_block_that_changes_the_stream_least_goes_first():
 
 
 def test_influence_is_that_of_the_paper():
-    from jaxprune.structure.depth import chosen, scored
+    from jaxprune.structure.choose.depth import chosen, scored
 
     found = jp.axes(transformer, PARAMS, TOKENS, depth=True)
     made = scored(found, chosen(found, jp.Depth()), jp.Depth(), PARAMS, [(transformer, (TOKENS,))])

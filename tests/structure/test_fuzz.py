@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import jaxprune as jp
-from jaxprune.structure.check import compared
-from jaxprune.structure.narrowed import narrowed
-from jaxprune.structure.planning import plan_of
-from jaxprune.structure.uneven import Ranked, carried
-from jaxprune.transforms.axes.carriers import Carriers
-from jaxprune.transforms.axes.narrow import Narrow
+from jaxprune.structure.apply.carriers import Carriers
+from jaxprune.structure.apply.check import compared
+from jaxprune.structure.apply.narrow import Narrow
+from jaxprune.structure.apply.small_function import narrowed
+from jaxprune.structure.choose.planner import plan_of
+from jaxprune.structure.choose.uneven import Ranked, carried
 
 B, LIMIT, MANY = 3, 40, int(os.environ.get("JAXPRUNE_FUZZ", "60"))
 UNARY = [jnp.tanh, jax.nn.relu, jax.nn.silu, jnp.sin, jax.nn.sigmoid, jnp.exp, jnp.square]

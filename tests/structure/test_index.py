@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxprune.transforms.axes.assign import assign
-from jaxprune.transforms.axes.index import (
+from jaxprune.structure.apply.assign import assign
+from jaxprune.structure.axes.expressions import (
     Prod,
     Sum,
     concatenated,
@@ -21,7 +21,7 @@ from jaxprune.transforms.axes.index import (
     unify,
     variables,
 )
-from jaxprune.transforms.axes.masks import mask, positions
+from jaxprune.structure.axes.masks import mask, positions
 
 
 @st.composite

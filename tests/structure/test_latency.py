@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.structure.greedy import candidates
-from jaxprune.structure.latency import Model
-from jaxprune.structure.timings import Call, device, race
-from jaxprune.transforms.calls import bodies
-from jaxprune.transforms.jaxpr import open_jaxpr
+from jaxprune.jaxprs.calls import bodies
+from jaxprune.jaxprs.equations import open_jaxpr
+from jaxprune.structure.time.greedy import candidates
+from jaxprune.structure.time.latency import Model
+from jaxprune.structure.time.timings import Call, device, race
 
 RNG = np.random.default_rng(5)
 draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)

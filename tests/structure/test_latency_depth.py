@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.core.paths import flatten_with_path, leaf_path
-from jaxprune.structure.latency import Model
-from jaxprune.transforms.axes.index import settled
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
+from jaxprune.structure.axes.expressions import settled
+from jaxprune.structure.time.latency import Model
 from tests.structure.test_latency import Fake
 
 RNG = np.random.default_rng(11)

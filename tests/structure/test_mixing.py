@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.structure.mixing import counts
+from jaxprune.structure.choose.mixing import counts
 
 RNG = np.random.default_rng(3)
 draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)

@@ -8,7 +8,7 @@ from jax import lax
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
-from jaxprune.structure.rows import columns_of, inputs, outputs, weights
+from jaxprune.structure.repair.rows import columns_of, inputs, outputs, weights
 from tests.reference.reconstruct import refit
 
 RNG = np.random.default_rng(5)

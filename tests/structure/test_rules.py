@@ -8,7 +8,7 @@ from jax import lax
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
-from jaxprune.structure.importance import importance
+from jaxprune.structure.choose.importance import importance
 
 W, V = jnp.ones((6, 12)), jnp.ones((12, 3))
 X = jnp.ones((4, 6))

@@ -12,8 +12,8 @@ from jax import lax
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxprune as jp
-from jaxprune.structure.planning import Choice, planned
-from jaxprune.transforms.axes.carriers import Carriers
+from jaxprune.structure.apply.carriers import Carriers
+from jaxprune.structure.choose.planner import Choice, planned
 from tests.structure.models import distance, value_and_grads
 from tests.structure.test_rules import conv
 

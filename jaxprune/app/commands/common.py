@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxprune.app.ending import Stopped, ends_at_once
+from jaxprune.app.commands.ending import Stopped, ends_at_once
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it exists.")]

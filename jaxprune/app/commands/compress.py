@@ -23,8 +23,8 @@ def compress(
 ) -> None:
     """Compress a checkpoint leaf by leaf. The plan is printed first; the file appears whole or not at all."""
     with plain_errors(f"stopped: {out} is as it was", out):
-        from jaxprune.app.plans import plan
-        from jaxprune.app.rules import read_recipe
+        from jaxprune.app.files.compression_plan import plan
+        from jaxprune.app.recipes.rules import read_recipe
         from jaxprune.storage.checkpoints.formats import open_checkpoint
 
         rules = read_recipe(recipe)
@@ -46,8 +46,8 @@ def compress(
 
 
 def _show_plan(source: Any, todo: Any) -> None:
-    from jaxprune.app.file_tables import layout_lines, plan_table
-    from jaxprune.app.tables import console
+    from jaxprune.app.experiments.tables import console
+    from jaxprune.app.files.file_tables import layout_lines, plan_table
 
     screen = console()
     screen.print(plan_table(todo, screen.width))
@@ -56,7 +56,7 @@ def _show_plan(source: Any, todo: Any) -> None:
 
 
 def _write(source: Any, todo: Any, out: Path, in_memory: bool, verify: bool) -> dict[str, Any]:
-    from jaxprune.app.compress import compress as run
+    from jaxprune.app.files.compress import compress as run
     from jaxprune.app.progress import Bytes
     from jaxprune.storage.files import inspect
 
@@ -72,7 +72,7 @@ def _write(source: Any, todo: Any, out: Path, in_memory: bool, verify: bool) -> 
 
 
 def _verify(source: Any, todo: Any, out: Path, meant: dict[str, bytes], dense: int) -> dict[str, Any]:
-    from jaxprune.app.compress import read_back
+    from jaxprune.app.files.compress import read_back
     from jaxprune.app.progress import Bytes
     from jaxprune.report.differences import together
 
@@ -94,8 +94,8 @@ def _verify(source: Any, todo: Any, out: Path, meant: dict[str, bytes], dense: i
 
 
 def _show_result(report: dict[str, Any], out: Path) -> None:
-    from jaxprune.app.file_tables import verify_line
-    from jaxprune.app.tables import size_text
+    from jaxprune.app.experiments.tables import size_text
+    from jaxprune.app.files.file_tables import verify_line
 
     file, data, predicted = report["bytes"]["file"], report["bytes"]["data"], report["bytes"]["predicted"]
     speed = report["dense_bytes"] / report["seconds"]

@@ -23,7 +23,7 @@ def run(
 ) -> None:
     """Run an experiment. A killed run goes on where it stopped; a finished one prints its table again."""
     with plain_errors("stopped: the same command goes on from the last checkpoint"):
-        from jaxprune.app.config import grid, load_config, run_name
+        from jaxprune.app.experiments.config import grid, load_config, run_name
 
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
@@ -44,9 +44,9 @@ def _check_folder(folder: Path, config: Path) -> None:
 
 
 def _run(config: Any, runs: Path, quiet: bool, chosen: dict[str, Any]) -> dict[str, Any]:
-    from jaxprune.app.ending import say
-    from jaxprune.app.experiment import run
-    from jaxprune.app.tables import print_results
+    from jaxprune.app.commands.ending import say
+    from jaxprune.app.experiments.experiment import run
+    from jaxprune.app.experiments.tables import print_results
     from jaxprune.distill.signals import Signals
 
     with Signals(lambda: say("stopping after this epoch; Ctrl-C again ends at once")) as signals:
@@ -59,9 +59,9 @@ def _run(config: Any, runs: Path, quiet: bool, chosen: dict[str, Any]) -> dict[s
 
 
 def _plan(config: Any, runs: Path, quiet: bool) -> list[dict[str, Any]]:
-    from jaxprune.app.config import run_name
-    from jaxprune.app.experiment import plan
-    from jaxprune.app.tables import console, plan_table
+    from jaxprune.app.experiments.config import run_name
+    from jaxprune.app.experiments.experiment import plan
+    from jaxprune.app.experiments.tables import console, plan_table
 
     rows = plan(config, runs / run_name(config))
     if not quiet:

@@ -15,7 +15,7 @@ def inspect(
 ) -> None:
     """Show what a file holds, from its headers alone: of a compressed one predicted against real bytes."""
     with plain_errors():
-        from jaxprune.app.tables import console
+        from jaxprune.app.experiments.tables import console
         from jaxprune.storage.checkpoints.formats import open_checkpoint
 
         with open_checkpoint(file) as source:
@@ -30,8 +30,8 @@ def inspect(
 
 def _inspected(file: Path, width: int) -> tuple[dict[str, Any], Any, list[str]]:
     """JSON, a table and closing lines for a compressed file."""
-    from jaxprune.app.file_tables import inspection_table
-    from jaxprune.app.fixed import fixed_bytes
+    from jaxprune.app.files.file_tables import inspection_table
+    from jaxprune.app.files.fixed import fixed_bytes
     from jaxprune.storage.files import inspect as look
 
     found, fixed = look(file), fixed_bytes(file)
@@ -42,7 +42,7 @@ def _inspected(file: Path, width: int) -> tuple[dict[str, Any], Any, list[str]]:
 
 def _listed(source: Any, width: int) -> tuple[dict[str, Any], Any, list[str]]:
     """The same for any other checkpoint."""
-    from jaxprune.app.file_tables import checkpoint_table
+    from jaxprune.app.files.file_tables import checkpoint_table
 
     row = lambda path, x: {"path": path, "shape": list(x.shape), "dtype": x.dtype.name, "bytes": x.nbytes}
     rows = [row(path, x) for path, x in source.tensors.items()]
@@ -98,10 +98,10 @@ def diff(
 ) -> None:
     """Compare two checkpoints leaf by leaf. Exit code 1 says that they differ."""
     with plain_errors("stopped"):
-        from jaxprune.app.compare import compare, total_of_different
-        from jaxprune.app.file_tables import diff_lines, diff_table
+        from jaxprune.app.experiments.tables import console
+        from jaxprune.app.files.compare import compare, total_of_different
+        from jaxprune.app.files.file_tables import diff_lines, diff_table
         from jaxprune.app.progress import Bytes
-        from jaxprune.app.tables import console
         from jaxprune.storage.checkpoints.formats import open_checkpoint
 
         most = bytes_of(max_memory, "--max-memory")
@@ -127,7 +127,7 @@ def verify(
 ) -> None:
     """Check every checksum and decode every leaf. Exit code 1 says what is damaged."""
     with plain_errors("stopped"):
-        from jaxprune.app.checks import check
+        from jaxprune.app.files.checks import check
 
         found = check(file, bytes_of(max_memory, "--max-memory"))
         if as_json:

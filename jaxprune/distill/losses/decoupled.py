@@ -11,16 +11,7 @@ from jax import Array, lax
 
 from jaxprune.core import arguments
 from jaxprune.distill.losses import inputs
-from jaxprune.distill.losses.common import (
-    centred,
-    count,
-    finish,
-    finish_labelled,
-    kl,
-    log_softmax,
-    log_sum_exp,
-    number,
-)
+from jaxprune.distill.losses.common import centred, count, finish, finish_labelled, kl, log_softmax, log_sum_exp, number
 from jaxprune.numerics.precision import widen
 
 

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxprune.storage.format import CODE_OF, MAX_DEPTH, MAX_RANK, MAX_SIZE, FormatError
-from jaxprune.storage.manifest import open_regular
+from jaxprune.storage.format.manifest import open_regular
+from jaxprune.storage.format.words import CODE_OF, MAX_DEPTH, MAX_RANK, MAX_SIZE, FormatError
 
 MAX_NAME = 1 << 15  # bytes of a whole name in UTF-8: what .npz and Orbax can hold, both
 MAX_ARRAYS = 1 << 18  # of one checkpoint: a manifest of ours has room for about as many

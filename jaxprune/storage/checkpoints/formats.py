@@ -9,8 +9,8 @@ from jaxprune.storage import atomic, limits
 from jaxprune.storage.checkpoints import foreign, msgpack, npy, npz, orbax, own, safetensors, shards
 from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
-from jaxprune.storage.format import FormatError
-from jaxprune.storage.manifest import open_regular
+from jaxprune.storage.format.manifest import open_regular
+from jaxprune.storage.format.words import FormatError
 
 READ = {
     "jaxprune": own.opened,

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxprune.core.layout import Axes, outputs_first
-from jaxprune.core.names import Place
+from jaxprune.core.leaves.layout import Axes, outputs_first
+from jaxprune.core.leaves.names import Place
 from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints.tensors import Keys, Read, Shape, Tensor
 

@@ -22,8 +22,8 @@ from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Keys, Read, Tensor
 from jaxprune.storage.checkpoints.walker import ARRAY, Piece, Walker
-from jaxprune.storage.format import FormatError
-from jaxprune.storage.manifest import open_regular
+from jaxprune.storage.format.manifest import open_regular
+from jaxprune.storage.format.words import FormatError
 
 MAX_CHUNK = 2**30  # bytes of one array, Flax's limit
 CHUNKED = "__msgpack_chunked_array__"

@@ -19,8 +19,8 @@ from jaxprune.storage.checkpoints import bounds
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import UnsupportedArray, quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint
-from jaxprune.storage.format import FormatError
-from jaxprune.storage.manifest import open_regular
+from jaxprune.storage.format.manifest import open_regular
+from jaxprune.storage.format.words import FormatError
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 1 << 16

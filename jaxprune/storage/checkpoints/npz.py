@@ -20,8 +20,8 @@ from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import UnsupportedArray, quoted
 from jaxprune.storage.checkpoints.npy import Head
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
-from jaxprune.storage.format import FormatError
-from jaxprune.storage.manifest import open_regular
+from jaxprune.storage.format.manifest import open_regular
+from jaxprune.storage.format.words import FormatError
 
 SUFFIX = ".npy"
 MAX_MEMBER = 65_535  # bytes of a member's name

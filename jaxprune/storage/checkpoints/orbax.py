@@ -16,9 +16,9 @@ from jaxprune.storage.checkpoints import bounds, foreign
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Keys, Read, Tensor
-from jaxprune.storage.format import CODE_OF, MAX_DEPTH, FormatError
-from jaxprune.storage.json_text import parse_json
-from jaxprune.storage.trees import plain_key
+from jaxprune.storage.format.json_text import parse_json
+from jaxprune.storage.format.trees import plain_key
+from jaxprune.storage.format.words import CODE_OF, MAX_DEPTH, FormatError
 
 DEFAULT = "default"  # the folder of a lone item below a step
 METADATA = "_METADATA"

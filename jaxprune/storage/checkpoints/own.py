@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.core.keys import joined, split
-from jaxprune.storage import manifest, parts
+from jaxprune.core.leaves.keys import joined, split
 from jaxprune.storage.accounting import LeafMemory, shared
 from jaxprune.storage.checkpoints import layouts
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Tensor
-from jaxprune.storage.format import DTYPES, FIRST, Code, Group, Leaf, Row, header
+from jaxprune.storage.format import manifest, parts
+from jaxprune.storage.format.manifest import Contents
+from jaxprune.storage.format.shapes import dense
+from jaxprune.storage.format.words import DTYPES, FIRST, Code, Group, Leaf, Row, header
 from jaxprune.storage.loading import Loading
-from jaxprune.storage.manifest import Contents
-from jaxprune.storage.structure import dense
 
 BEGINNING = header(0, 0)[8:].split(str(FIRST).encode())[0]
 

@@ -15,9 +15,9 @@ from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints import bounds
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
-from jaxprune.storage.format import FormatError
-from jaxprune.storage.json_text import parse_json
-from jaxprune.storage.manifest import open_regular
+from jaxprune.storage.format.json_text import parse_json
+from jaxprune.storage.format.manifest import open_regular
+from jaxprune.storage.format.words import FormatError
 
 DTYPES = {f"{'IU'[unsigned]}{n}": f"{'u' * unsigned}int{n}" for n in (8, 16, 32, 64) for unsigned in (0, 1)} | {
     "BOOL": "bool",

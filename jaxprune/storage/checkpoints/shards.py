@@ -20,8 +20,8 @@ from jaxprune.storage.checkpoints import bounds, safetensors
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
-from jaxprune.storage.format import FormatError
-from jaxprune.storage.json_text import parse_json
+from jaxprune.storage.format.json_text import parse_json
+from jaxprune.storage.format.words import FormatError
 
 SHARD, INDEX = ".safetensors", ".safetensors.index.json"
 MAX_SHARDS = 500  # all are open at once, and systems let a process open 1,024 files

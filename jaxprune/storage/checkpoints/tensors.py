@@ -14,7 +14,7 @@ import ml_dtypes  # noqa: F401  (gives NumPy the names of bfloat16, float8 and i
 import numpy as np
 
 from jaxprune.storage.checkpoints import bounds
-from jaxprune.storage.format import MAX_DEPTH, FormatError, join
+from jaxprune.storage.format.words import MAX_DEPTH, FormatError, join
 
 BLOCK = 1 << 22  # bytes read or written at a time
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxprune.storage.checkpoints import bounds
 from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import quoted
-from jaxprune.storage.format import CODE_OF, MAX_DEPTH, FormatError
+from jaxprune.storage.format.words import CODE_OF, MAX_DEPTH, FormatError
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3  # Flax's extensions
 MAX_VALUES = 1 << 21  # maps, lists, texts, numbers and arrays of one file, which bounds what they take in memory

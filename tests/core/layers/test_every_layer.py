@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxprune.core.paths import flatten_with_path, leaf_path
+from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 from tests.core.layers import equinox_layers, haiku_layers, linen_layers, nnx_layers
 from tests.core.layers.probe import Layer, computed, spoiled
 
