@@ -19,8 +19,8 @@ import numpy as np
 
 import jaxprune as jp
 from experiments import resnet
-from jaxprune.storage.codecs import streams
 from jaxprune.storage.format.words import DTYPES
+from jaxprune.storage.streams import smallest
 
 from .coder_speed import speed
 from .common import at_least, at_most, report
@@ -58,7 +58,7 @@ def others(each: list[np.ndarray]) -> dict[str, float]:
     dtype = lambda q: DTYPES["i1" if q.itemsize == 1 else "i2"]
     joined = b"".join(q.tobytes() for q in narrow)
     return {
-        "static rANS": sum(streams.predict(q.ravel(), dtype(q)) for q in narrow),
+        "static rANS": sum(smallest.predict(q.ravel(), dtype(q)) for q in narrow),
         "zlib-9": len(zlib.compress(joined, 9)),
         "lzma": len(lzma.compress(joined, preset=9 | lzma.PRESET_EXTREME)),
     }

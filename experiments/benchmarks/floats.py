@@ -16,8 +16,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxprune.storage.codecs import planes, streams
 from jaxprune.storage.format.words import CODE_OF, CODECS, DTYPES
+from jaxprune.storage.streams import planes, smallest
 
 from .common import at_least, at_most, race, report, shown, timed
 
@@ -154,7 +154,7 @@ def _beside_zstd(array: np.ndarray, best: Any) -> dict[str, Any]:
     written: list[Any] = []
     once = timed(lambda: written.append(_stream(words, dtype)))
     codec, stream = written[0]
-    if not np.array_equal(streams.decode(stream, words.size, codec, dtype), words):
+    if not np.array_equal(smallest.decode(stream, words.size, codec, dtype), words):
         raise AssertionError("the stream does not give the words back")
     return {
         "bytes": array.nbytes,
@@ -166,7 +166,7 @@ def _beside_zstd(array: np.ndarray, best: Any) -> dict[str, Any]:
 
 
 def _stream(words: np.ndarray, dtype: Any) -> tuple[int, bytes]:
-    codec, pieces, _ = streams.encode(words, dtype)
+    codec, pieces, _ = smallest.encode(words, dtype)
     return codec, b"".join(pieces)
 
 

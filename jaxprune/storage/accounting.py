@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
-from .codecs import banks
 from .format.manifest import Contents
 from .format.shapes import Shaped, dense, integers_of
 from .format.words import DTYPES, Code, Group, Leaf, Row
+from .streams import banks
 
 
 def leaves(node: Any, group: Group | None = None) -> Iterator[tuple[Leaf, Group | None]]:

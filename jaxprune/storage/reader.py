@@ -34,13 +34,13 @@ if not (__package__ or "").endswith(".storage"):
 from ..core.leaves.keys import split
 from . import atomic
 from .accounting import needed, shared
-from .codecs import banks, planes, streams
 from .format import words as f
 from .format.manifest import Contents, contents, exactly, opened
 from .format.shapes import Shaped, check_values, integers_of
 from .format.values import made_bytes, value
 from .format.words import DTYPES, KINDS, Array, Code, FormatError, Group, Leaf, Row
 from .inspection import summary
+from .streams import banks, planes, smallest
 
 MAX_BYTES = 2**34
 
@@ -126,10 +126,10 @@ class Decoder:
         if row.codec in f.BANKED:
             return Array(row.dtype, row.host, self.banked(row))
         if not row.hidden or mask is None:
-            words = streams.decode(octets, math.prod(row.shape), row.codec, dtype)
+            words = smallest.decode(octets, math.prod(row.shape), row.codec, dtype)
             return Array(row.dtype, row.host, words.reshape(row.shape))
         words = np.zeros(row.shape, dtype.word)
-        words[mask] = streams.decode(octets, int(np.count_nonzero(mask)), row.codec, dtype)
+        words[mask] = smallest.decode(octets, int(np.count_nonzero(mask)), row.codec, dtype)
         return Array(row.dtype, row.host, words)
 
 

@@ -13,13 +13,13 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 from jaxprune.storage.accounting import shares
-from jaxprune.storage.codecs import streams
-from jaxprune.storage.codecs.grouping import arrays_of, batches, elements, groups, members_of
-from jaxprune.storage.codecs.streams import Buffer
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.tied import Ties
 from jaxprune.storage.format.trees import to_nodes
 from jaxprune.storage.format.words import DTYPES, KINDS, Array, Code, Group, Leaf
+from jaxprune.storage.streams import smallest
+from jaxprune.storage.streams.grouping import arrays_of, batches, elements, groups, members_of
+from jaxprune.storage.streams.smallest import Buffer
 
 Sink = Callable[[Buffer], Any]
 
@@ -63,7 +63,7 @@ def _predicted(batch: list[Leaf]) -> Iterator[int]:
         part |= zip(map(id, arrays), shares(group.size, (x.words.size for x in arrays)))
     for leaf in batch:
         yield sum(
-            part[id(x)] if id(x) in part else streams.predict(x.kept(), DTYPES[x.dtype]) for x in arrays_of([leaf])
+            part[id(x)] if id(x) in part else smallest.predict(x.kept(), DTYPES[x.dtype]) for x in arrays_of([leaf])
         )
 
 
@@ -187,7 +187,7 @@ class Writer:
             codec, bank = self._bank_of[id(x)]
             self.last_codec = max(self.last_codec, codec)
             return [name, list(x.shape), codec, bank]
-        codec, pieces, predicted = streams.encode(x.kept(), DTYPES[x.dtype])
+        codec, pieces, predicted = smallest.encode(x.kept(), DTYPES[x.dtype])
         length = 0
         for octets in pieces:
             self.data(octets)

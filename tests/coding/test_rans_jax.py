@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from jaxprune.coding import rans, rans_jax
+from tests.coding.test_rans import some, table
 from tests.helpers import nothing_compiled
-from tests.numerics.test_rans import some, table
 
 quick = settings(deadline=None, max_examples=25, derandomize=True)
 

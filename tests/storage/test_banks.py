@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from jaxprune.core.arrays import Clustered, Masked
 from jaxprune.core.quantized import Quantized
 from jaxprune.storage.accounting import shares
-from jaxprune.storage.codecs import grouping
-from jaxprune.storage.codecs.banks import decode
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format.manifest import contents, opened
 from jaxprune.storage.format.parts import to_node
 from jaxprune.storage.format.words import CONTEXT, Array, FormatError, Leaf, Row
 from jaxprune.storage.reader import Decoder
+from jaxprune.storage.streams import grouping
+from jaxprune.storage.streams.banks import decode
 from jaxprune.storage.writer import predicted_bytes, predicted_of
 from tests.reference import bank as reference
 from tests.storage.trees import assert_same

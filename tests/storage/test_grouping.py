@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxprune.storage.codecs import grouping, streams
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import manifest
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.words import Array, Leaf
+from jaxprune.storage.streams import grouping, smallest
 from jaxprune.storage.writer import predicted_bytes
 from tests.storage.hostile import lines_run
 from tests.storage.trees import assert_same
@@ -109,7 +109,7 @@ def test_a_bank_is_smaller_than_the_streams_and_as_predicted():
     (group,) = grouping.groups([grouping.Member(x) for x in arrays])
     octets = group.write()
     assert abs(len(octets) - group.size) <= 16
-    assert len(octets) < sum(len(b"".join(streams.encode(x.words.ravel(), f.DTYPES["i1"])[1])) for x in arrays)
+    assert len(octets) < sum(len(b"".join(smallest.encode(x.words.ravel(), f.DTYPES["i1"])[1])) for x in arrays)
     assert predicted_bytes([x.words for x in arrays]) == group.size
 
 

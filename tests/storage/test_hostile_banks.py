@@ -11,11 +11,11 @@ from jaxprune.coding import context_coder, contexts
 from jaxprune.coding import table_banks as fitting
 from jaxprune.coding.table_banks import Bank
 from jaxprune.storage import reader
-from jaxprune.storage.codecs import banks
 from jaxprune.storage.files import inspect, load
 from jaxprune.storage.format import manifest
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.words import FormatError, Row
+from jaxprune.storage.streams import banks
 from tests.storage.hostile import lines_run
 from tests.storage.hostile_banks import BANKS, GOOD, ROW, ROWS, ZERO, bank, coded_tables, leaves, one, rans, stream
 

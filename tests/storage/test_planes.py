@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import jaxprune as jp
 from jaxprune.storage import reader
-from jaxprune.storage.codecs import planes, repeats, streams
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.words import FormatError
+from jaxprune.storage.streams import planes, repeats, smallest
 
 RNG = np.random.default_rng(5)
 WEIGHTS = (0.05 * RNG.standard_normal((300, 200)) * np.exp(RNG.standard_normal((300, 1)))).astype(np.float32)
@@ -178,7 +178,7 @@ PALETTE = b"".join(planes.encode(ARRAYS["1,000 values"][:9000].view(np.uint32)))
 LZMA = b"".join(repeats.encode(WEIGHTS.ravel()[:5000].view(np.uint32), 1 << 20) or [])
 KINDS = ["planes", "sparse", "rare", "palette", "lzma", "escape"]
 TAILS = np.rint(3 * RNG.standard_cauchy(5000)).clip(-32767, 32767).astype(np.int16)
-ESCAPED = b"".join(streams.encode(TAILS, f.DTYPES["i2"])[1])
+ESCAPED = b"".join(smallest.encode(TAILS, f.DTYPES["i2"])[1])
 BOMB = zlib.compress(bytes(1 << 24), 9, -15)
 
 
@@ -236,7 +236,7 @@ def test_mutated_streams_give_words_or_a_format_error(kind, place, change, cut):
     if kind == "escape":
         octets = octets or b"\0"
         with contextlib.suppress(FormatError):
-            assert streams.decode(octets, n, f.ESCAPE, f.DTYPES["i2"]).size == n
+            assert smallest.decode(octets, n, f.ESCAPE, f.DTYPES["i2"]).size == n
         return
     try:
         words = repeats.decode(octets, n, "u4") if kind == "lzma" else planes.decode(octets, n, "u4")
@@ -247,9 +247,9 @@ def test_mutated_streams_give_words_or_a_format_error(kind, place, change, cut):
 
 def test_lzma_gives_no_element_that_the_dtype_lacks():
     octets = b"".join(repeats.encode(np.tile(np.uint8([0, 1, 2]), 2000), 6000) or [])
-    assert streams.decode(octets, 6000, f.LZMA, f.DTYPES["u1"]).max() == 2
+    assert smallest.decode(octets, 6000, f.LZMA, f.DTYPES["u1"]).max() == 2
     with pytest.raises(FormatError, match="from 0 to 2 leave the range of bool"):
-        streams.decode(octets, 6000, f.LZMA, f.DTYPES["?"])
+        smallest.decode(octets, 6000, f.LZMA, f.DTYPES["?"])
 
 
 @pytest.mark.parametrize("words", [b"", b"\0", b"\2\0", b"\2" * 5000, b"\xff" * 12, b"\xff\xff\xff\xff\x0f"])
@@ -257,7 +257,7 @@ def test_hostile_lists_of_frequent_words(words):
     deflated = zlib.compress(words, 9, -15)
     octets = bytes([len(deflated)]) + deflated + ESCAPED[-200:]
     with pytest.raises(FormatError):
-        streams.decode(octets, 5000, f.ESCAPE, f.DTYPES["i2"])
+        smallest.decode(octets, 5000, f.ESCAPE, f.DTYPES["i2"])
 
 
 def test_a_damaged_byte_is_found(tmp_path):
@@ -273,4 +273,4 @@ def test_integers_of_one_byte_have_no_planes(tmp_path):
     jp.save(tmp_path / "x", {"w": WEIGHTS})
     assert f.CODECS[f.PLANES] in str(jp.inspect(tmp_path / "x"))
     with pytest.raises(FormatError, match="none of one array of int8"):
-        streams.decode(STREAM, 5000, f.PLANES, f.DTYPES["i1"])
+        smallest.decode(STREAM, 5000, f.PLANES, f.DTYPES["i1"])

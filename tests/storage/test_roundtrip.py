@@ -17,11 +17,11 @@ from safetensors.numpy import load as load_safetensors
 from jaxprune.core.arrays import Clustered, Common, CompressedArray, Masked, is_code, materialize
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 from jaxprune.core.quantized import Packed
-from jaxprune.storage.codecs import streams
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import parts
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.shapes import dense
+from jaxprune.storage.streams import smallest
 from jaxprune.storage.writer import predicted_bytes
 from tests.storage.trees import DTYPES, assert_same, bits_of, cleaned, codes, integers, mask, normal, same
 
@@ -367,7 +367,7 @@ WORDS = {
     "three values far apart": (rng.choice([-17_644, 0, 32_767], 9000).astype(np.int16), "i2", f.ESCAPE),
     "few": (np.array([5, 6, 5], np.uint16), "u2", f.BITS),
     "none": (np.zeros(0, np.uint8), "?", f.RAW),
-    "across chunks": (rng.integers(0, 8, 2 * streams.CHUNK + 5).astype(np.uint8), "u1", f.BITS),
+    "across chunks": (rng.integers(0, 8, 2 * smallest.CHUNK + 5).astype(np.uint8), "u1", f.BITS),
     "floats alike": (np.full(9, 0x3F800000, np.uint32), "f4", f.BITS),
     "two floats": (np.array([0x3F800000, 0x3F800001] * 9, np.uint32), "f4", f.PLANES),
     "noise": (rng.integers(0, 2**32, 4000, np.uint32), "f4", f.RAW),
@@ -381,12 +381,12 @@ WORDS = {
 @pytest.mark.parametrize("name", WORDS)
 def test_streams(name):
     words, code, expected = WORDS[name]
-    codec, pieces, predicted = streams.encode(words, f.DTYPES[code])
+    codec, pieces, predicted = smallest.encode(words, f.DTYPES[code])
     octets = b"".join(pieces)
     assert codec == expected
-    assert predicted == streams.predict(words, f.DTYPES[code])
+    assert predicted == smallest.predict(words, f.DTYPES[code])
     assert abs(predicted - len(octets)) <= max(64, 0.01 * len(octets))
-    assert same(streams.decode(bytes(octets), words.size, codec, f.DTYPES[code]), words)
+    assert same(smallest.decode(bytes(octets), words.size, codec, f.DTYPES[code]), words)
     assert len(octets) <= words.nbytes or code == "?"
 
 
@@ -398,10 +398,10 @@ def test_floats_alike_take_few_bytes(dtype, end):
     one = np.float32(end).reshape(1).astype(stored.name if dtype != "bf" else ml_dtypes.bfloat16).view(stored.word)
     for word in (one[0], one[0] ^ one.dtype.type(1)):  # another zero, infinity, or NaN of another payload
         words = np.full(1000, word)
-        codec, pieces, predicted = streams.encode(words, stored)
+        codec, pieces, predicted = smallest.encode(words, stored)
         octets = b"".join(pieces)
         assert codec == f.BITS and len(octets) == predicted <= 11
-        assert same(streams.decode(bytes(octets), 1000, codec, stored), words)
+        assert same(smallest.decode(bytes(octets), 1000, codec, stored), words)
 
 
 def test_constant_leaves(path):

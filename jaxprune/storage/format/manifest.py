@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from ..codecs import banks
+from ..streams import banks
 from . import words as f
 from .json_text import parse_json
 from .nodes import Nodes, grids, integer

@@ -20,7 +20,7 @@ from ...coding.contexts import CONTEXTS, MIDDLE, REACH, Classes
 from ...coding.table_banks import Bank
 from ..format import words as f
 from ..format.words import DTYPES, FormatError, Row
-from . import integers, streams
+from . import integers, smallest
 
 LENGTHS = rans.BITS + 2  # a frequency has 0 … 13 bits
 CENTRES = (-(2**63), 2**64 - 1)
@@ -43,7 +43,7 @@ def write_head(head: Head) -> bytes:
     for classes, centre in zip(head.classes, head.centres):
         said += integers.leb(integers.zigzag(classes.level)) + integers.leb(integers.zigzag(centre))
     every = np.concatenate([part for classes in head.classes for part in classes[1:]])
-    codec, pieces, _ = streams.encode(every, DTYPES["i1"])
+    codec, pieces, _ = smallest.encode(every, DTYPES["i1"])
     octets = b"".join(pieces)
     return bytes(said) + bytes([codec]) + integers.leb(len(octets)) + bytes(octets) + _tables(bank)
 
@@ -128,7 +128,7 @@ def _classes(take: integers.Reader, order: contexts.Layout, levels: list[int]) -
         raise FormatError(f"the classes of a bank have the codec {codec}")
     octets = take.octets(take.varint())
     counts = [(outputs, inputs, places) for places, inputs, outputs in order.views]
-    every = streams.decode(octets, sum(map(sum, counts)), codec, DTYPES["i1"])
+    every = smallest.decode(octets, sum(map(sum, counts)), codec, DTYPES["i1"])
     if every.min() < -REACH or every.max() > REACH:
         raise FormatError(f"classes run from {every.min()} to {every.max()}")
     ends = np.cumsum([n for three in counts for n in three])[:-1]

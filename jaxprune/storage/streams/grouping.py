@@ -16,9 +16,9 @@ from jaxprune.coding import context_coder, contexts
 from jaxprune.coding import table_banks as fitting
 from jaxprune.core.leaves.layout import axes_of
 from jaxprune.core.leaves.names import Place
-from jaxprune.storage.codecs import banks, streams
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.words import DTYPES, Array, Code, Leaf
+from jaxprune.storage.streams import banks, smallest
 
 ROUNDS = 3  # of leaving out arrays that lose
 HALF = f.MAX_WIDTH_OF_BANK // 2  # magnitudes that a table may hold
@@ -117,7 +117,7 @@ def _near(words: np.ndarray, centre: int) -> np.ndarray:
 
 def _paying(members: list[Member]) -> Group | None:
     """A bank for those that gain by it, if together they do."""
-    alone = {id(x): streams.predict(x.array.words.ravel(), DTYPES[x.array.dtype]) for x in members}
+    alone = {id(x): smallest.predict(x.array.words.ravel(), DTYPES[x.array.dtype]) for x in members}
     group = None
     for _ in range(ROUNDS):
         if sum(x.array.words.size for x in members) < f.LEAST_BANK:
