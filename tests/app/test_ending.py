@@ -42,7 +42,7 @@ def wait(self, path, n):
 progress.Bytes.__call__ = wait
 """
 IN_AN_EPOCH = """
-from jaxprune.app import phases
+from jaxprune.app.experiments import phases
 train = phases._train_one_epoch
 def slow(now):
     if now.epoch == 1:

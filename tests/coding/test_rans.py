@@ -166,9 +166,9 @@ def test_mutations_end_quickly_in_an_error_or_in_symbols():
 def test_reading_needs_numpy_only():
     code = (
         "import sys, types, pathlib; sys.modules['jax'] = None; root = pathlib.Path(sys.argv[1])\n"
-        "for name, path in (('jaxprune', root), ('jaxprune.numerics', root / 'numerics')):\n"
+        "for name, path in (('jaxprune', root), ('jaxprune.coding', root / 'coding')):\n"
         "    sys.modules[name] = types.ModuleType(name); sys.modules[name].__path__ = [str(path)]\n"
-        "from jaxprune.numerics import codes, rans\n"
+        "from jaxprune.coding import code_lengths, rans\n"
         "assert rans.decode(rans.encode([0, 1, 0], [4000, 96], 1), 3, [4000, 96], 1).tolist() == [0, 1, 0]\n"
         "assert not [m for m in sys.modules if m.startswith(('jaxlib', 'optax', 'flax'))]"
     )
