@@ -11,6 +11,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+if os.environ.get("JAXPRUNE_CHECK_TYPES"):
+    # Every call of the library is held against the shapes and dtypes of its signature.
+    from jaxtyping import install_import_hook
+
+    import tests.type_checker  # noqa: F401, found by its name
+
+    install_import_hook("jaxprune", "tests.type_checker.check")
+
 import jax
 import pytest
 
@@ -32,13 +40,16 @@ def cheap():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-ROWS = ("cluster linear", "cluster density", "cluster tile", "unsharded[deep compression")
-FILES = ("test_affine", "test_kmeans", "test_lowrank", "test_contexts", "_experiment.py", "test_hostile", "test_reader")
+# What one Python shows for all: rows with the code of `cluster`, the arithmetic that the laws use, files that were
+# tampered with.
+ONCE_ROWS = ("cluster linear", "cluster density", "cluster tile", "unsharded[deep compression")
+ONCE_FILES = ("test_affine", "test_kmeans", "test_lowrank", "test_contexts", "test_hostile", "test_reader")
 
 
 def pytest_collection_modifyitems(items):
-    """On the newest JAX, what others run too is left out: rows with the code of `cluster`, the arithmetic that the laws
-    use, files that were tampered with, experiments."""
     for item in items:
-        if any(row in item.name for row in ROWS) or any(file in str(item.path) for file in FILES):
+        name, file = item.name, str(item.path)
+        if any(row in name for row in ONCE_ROWS) or any(part in file for part in ONCE_FILES):
+            item.add_marker(pytest.mark.once)
+        if file.endswith("_experiment.py"):
             item.add_marker(pytest.mark.slow)

@@ -5,11 +5,12 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxprune.storage.atomic import replacing
 
 
+@runtime_checkable
 class Writer(Protocol):
     """What `fit` asks of a writer; `clu.metric_writers` have it."""
 

@@ -9,7 +9,7 @@ here reads the parameters of an equation: what one calls is in `calls`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jax.extend import core as jex
 
@@ -17,6 +17,7 @@ Visit = Callable[[Any, list[Any]], Iterable[Any]]
 """(step, values of its operands) -> values of its results."""
 
 
+@runtime_checkable
 class Step(Protocol):
     """An equation of JAX, a run of equations, or a record of one: variables out of variables and literals."""
 
