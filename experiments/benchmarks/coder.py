@@ -58,7 +58,7 @@ def others(each: list[np.ndarray]) -> dict[str, float]:
     dtype = lambda q: DTYPES["i1" if q.itemsize == 1 else "i2"]
     joined = b"".join(q.tobytes() for q in narrow)
     return {
-        "static rANS": sum(smallest.predict(q.ravel(), dtype(q)) for q in narrow),
+        "static rANS": sum(smallest.predict_size(q.ravel(), dtype(q)) for q in narrow),
         "zlib-9": len(zlib.compress(joined, 9)),
         "lzma": len(lzma.compress(joined, preset=9 | lzma.PRESET_EXTREME)),
     }

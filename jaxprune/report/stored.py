@@ -7,7 +7,7 @@ from jaxprune.core.pieces import Leaf, host
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.parts import to_node
 from jaxprune.storage.format.trees import expects_data
-from jaxprune.storage.writer import predicted_of
+from jaxprune.storage.prediction import predicted_leaf_bytes
 
 
 def stored_bytes(leaves: list[Leaf]) -> list[int]:
@@ -18,7 +18,7 @@ def stored_bytes(leaves: list[Leaf]) -> list[int]:
     Raises:
       ValueError: a leaf that cannot be saved.
     """
-    return predicted_of([f.Leaf(leaf.path, _node(leaf.code)) for leaf in leaves])
+    return predicted_leaf_bytes([f.Leaf(leaf.path, _node(leaf.code)) for leaf in leaves])
 
 
 def _node(x: Any) -> Any:

@@ -1,16 +1,19 @@
-"""Saving, loading and looking at files: the three verbs of the storage. The format is specified in docs/format.md."""
+"""The verbs `save`, `load` and `inspect`. docs/format.md specifies the format of the files."""
 
 import os
-from typing import Any, BinaryIO, Literal
+from typing import Any
 
 from jaxprune.core.arguments import whole
 from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.words import choice
-from jaxprune.storage import atomic
+from jaxprune.storage.accounting import leaves
+from jaxprune.storage.atomic import replacing
 from jaxprune.storage.format.manifest import contents, opened
+from jaxprune.storage.format.trees import to_nodes
 from jaxprune.storage.inspection import Inspection, summary
-from jaxprune.storage.loading import Loading
-from jaxprune.storage.writer import encode
+from jaxprune.storage.loading import As, load_tree
+from jaxprune.storage.streams.varints import Buffer
+from jaxprune.storage.writer import Writer
 
 Path = str | os.PathLike[str]
 
@@ -18,13 +21,13 @@ Path = str | os.PathLike[str]
 def save(path: Path, tree: Any, *, metadata: dict[str, Any] | None = None) -> None:
     """Writes a tree of arrays and compressed arrays: each array by its smallest lossless codec.
 
-    The file appears whole or not at all: it is written beside `path`, flushed to the disk, and renamed. What a mask
-    hides is not stored. The same tree gives the same bytes.
+    The file appears whole or not at all: it is written beside `path`, flushed to the disk, and
+    renamed. What a mask hides is not stored. The same tree gives the same bytes.
 
     Args:
       path: the file; any suffix will do. It is a valid safetensors file.
-      tree: any pytree. Leaves are arrays of any dtype of JAX, compressed arrays, NumPy arrays, Python numbers and
-        None.
+      tree: any pytree. Leaves are arrays of any dtype of JAX, compressed arrays, NumPy arrays,
+        Python numbers and None.
       metadata: what JSON can hold, for `inspect(path).metadata`.
 
     Raises:
@@ -39,17 +42,23 @@ def save(path: Path, tree: Any, *, metadata: dict[str, Any] | None = None) -> No
     """
     _refuse_no_path("save", path, tree, "params")
     refuse_no_tree(tree)
-    pieces = encode(tree, metadata)
-    with atomic.replacing(path) as file:
-        for piece in pieces:
-            _write(file, piece)
+    nodes = to_nodes(tree)
+    data: list[Buffer] = []
+    banks: list[Buffer] = []
+    writer = Writer(data.append, banks.append, keeps_arrays=True)
+    for leaf, _ in leaves(nodes):
+        writer.add(leaf)
+    head = writer.finish(nodes, metadata)
+    with replacing(path) as file:
+        for piece in (head, *data, *banks):
+            file.write(piece)
 
 
 def load(
     path: Path,
     like: Any = None,
     *,
-    as_: Literal["compressed", "dense", "numpy"] = "compressed",
+    as_: As = "compressed",
     only: str | None = None,
     max_bytes: int = 2**34,
 ) -> Any:
@@ -57,23 +66,26 @@ def load(
 
     Args:
       path: the file.
-      like: a tree of arrays or `jax.ShapeDtypeStruct`s, shaped like the dense weights: the result has its structure
-        (NamedTuples, Flax FrozenDicts, nnx.States, Equinox modules). Without it, these come back as dicts.
-      as_: "compressed" gives codes back as codes; "dense" as JAX arrays; "numpy" makes everything a NumPy array.
-      only: a regular expression; only leaves whose whole path it matches are read. Others are left out (None in
-        lists), or are those of `like`.
-      max_bytes: the most that the decoded arrays and the decoder of the largest bank may take; checked before any of
-        them is made.
+      like: a tree of arrays or `jax.ShapeDtypeStruct`s, shaped like the dense weights: the result
+        has its structure (NamedTuples, Flax FrozenDicts, nnx.States, Equinox modules). Without it,
+        these come back as dicts.
+      as_: "compressed" gives codes back as codes; "dense" as JAX arrays; "numpy" makes everything a
+        NumPy array.
+      only: a regular expression; only leaves whose whole path it matches are read. Others are left
+        out (None in lists), or are those of `like`.
+      max_bytes: the most that the decoded arrays and the decoder of the largest bank may take;
+        checked before any of them is made.
 
     Raises:
       FormatError: the file is damaged, truncated, hostile, or of a newer version.
-      ValueError: a path that is none; `like` has leaves that the file lacks, or lacks some, or others in shape or
-        dtype; `only` matches nothing.
+      ValueError: a path that is none; `like` has leaves that the file lacks, or lacks some, or
+        others in shape or dtype; `only` matches nothing.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, tempfile, os
       >>> path = os.path.join(tempfile.mkdtemp(), "model.jp")
-      >>> jp.save(path, {"w": jp.Clustered(jnp.array([1.0, 2.0]), jnp.array([0, 1, 1], jnp.uint8)), "steps": 7})
+      >>> indices = jnp.array([0, 1, 1], jnp.uint8)
+      >>> jp.save(path, {"w": jp.Clustered(jnp.array([1.0, 2.0]), indices), "steps": 7})
       >>> jp.load(path, as_="numpy", only="w")
       {'w': array([1., 2., 2.], dtype=float32)}
     """
@@ -83,15 +95,15 @@ def load(
     if like is not None:
         refuse_no_tree(like)
     with opened(path) as file:
-        return Loading(file, contents(file), as_, only, max_bytes).run(like)
+        return load_tree(file, contents(file), like, as_, only, max_bytes)
 
 
 def inspect(path: Path) -> Inspection:
     """What a file holds, from its header and manifest alone; the data is not read.
 
     Returns:
-      An `Inspection`: `.rows` (one a leaf), `.bytes` (file, data, manifest, predicted), `.metadata`, `.to_dict()`; it
-      prints as a table.
+      An `Inspection`: `.rows` (one a leaf), `.bytes` (file, data, manifest, predicted),
+      `.metadata`, `.to_dict()`; it prints as a table.
 
     Raises:
       FormatError: as `load`, but for what only the data can show.
@@ -108,14 +120,12 @@ def inspect(path: Path) -> Inspection:
         return summary(contents(file))
 
 
-def _write(file: BinaryIO, piece: Any) -> None:
-    file.write(piece)
-
-
 def _refuse_no_path(call: str, path: Any, other: Any = None, argument: str = "") -> None:
-    """A path is text or an `os.PathLike`; the other argument may be it."""
+    """A path is text or an `os.PathLike`; where the other argument is one, they are swapped."""
     if isinstance(path, str | os.PathLike):
         return
-    first = f"a path of a file, as jp.{call}('model.jpz'{argument and ', ' + argument})"
+    example = f"jp.{call}('model.jpz'{argument and ', ' + argument})"
     swapped = ": the arguments are swapped" if isinstance(other, str | os.PathLike) else ""
-    raise ValueError(f"{call}: the first argument is a {type(path).__name__}, not {first}{swapped}")
+    raise ValueError(
+        f"{call}: the first argument is a {type(path).__name__}, not a path of a file, as {example}{swapped}"
+    )

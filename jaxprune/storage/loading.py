@@ -1,148 +1,115 @@
-"""A file's leaves as a tree: all of them or a selection, by themselves or in the places of a template."""
+"""A file's leaves as a tree: all of them or a selection, by themselves or in the places of a
+template.
+"""
 
+import re
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import jax
 import numpy as np
 
 from jaxprune.core.arrays import Common
-from jaxprune.core.leaves.paths import leaf_path
 from jaxprune.core.words import compiled, nearest
-from jaxprune.storage import reader
 from jaxprune.storage.accounting import dense_bytes, leaves, needed, shared
-from jaxprune.storage.format import parts, trees
+from jaxprune.storage.decoder import Decoder
+from jaxprune.storage.filling import fill
+from jaxprune.storage.format import parts
 from jaxprune.storage.format.manifest import Contents
 from jaxprune.storage.format.words import Code, FormatError, Group, Leaf
 
-SHOWN = 10  # paths of each sort in an error
+As = Literal["compressed", "dense", "numpy"]
 
 
-class Loading:
-    """One call of `load`."""
+def load_tree(file: BinaryIO, contents: Contents, like: Any, as_: As, only: str | None, max_bytes: int) -> Any:
+    """The tree of an open file; the arguments are those of `load`."""
+    pattern = None if only is None else compiled("only", only)
+    selected = _selection(contents, pattern)
+    _check_memory(contents, selected, as_, max_bytes)
+    reader = LeafReader(file, contents, as_)
+    if like is not None:
+        return fill(like, contents, reader, selected, pattern)
 
-    def __init__(self, file: BinaryIO, contents: Contents, as_: str, only: str | None, max_bytes: int):
-        self.contents, self.as_ = contents, as_
-        self.decoder = reader.Decoder(file, contents)
-        self.pattern = None if only is None else compiled("only", only)
-        self.wanted = self.selection()
-        self.codebooks: dict[Group, Any] = {}
-        self.tied_to = {id(leaf.node) for leaf in contents.leaves if leaf.tied is not None}
-        self.made: dict[int, Any] = {}  # by the node, of leaves that others are tied to
-        self.afford(max_bytes)
+    def holds_selected(node: Any) -> bool:
+        below = node.tree if isinstance(node, Group) else node
+        return pattern is None or any(leaf in selected for leaf, _ in leaves(below))
 
-    def run(self, like: Any) -> Any:
-        """The tree, in the places of `like` if there is one."""
-        return self.tree(self.contents.tree, None) if like is None else self.fill(trees.dense_template(like))
+    return _tree(contents.tree, None, reader, holds_selected)
 
-    # --- what is read
 
-    def matches(self, path: str) -> bool:
-        return self.pattern is None or self.pattern.fullmatch(path) is not None
+class LeafReader:
+    """Reads the leaves of one file as codes, JAX arrays or NumPy arrays."""
 
-    def selection(self) -> set[Leaf]:
-        """The leaves to read: those that match, and the codebooks they look into."""
-        chosen = [(leaf, group) for leaf, group in leaves(self.contents.tree) if self.matches(leaf.path)]
-        if self.pattern is not None and not chosen:
-            near = nearest(self.pattern.pattern, [leaf.path for leaf in self.contents.leaves])
-            raise ValueError(f"only={self.pattern.pattern!r} matches no leaf of the file. Nearest: {near}")
-        return {leaf for leaf, _ in chosen} | {group.codebook for _, group in chosen if group}
+    def __init__(self, file: BinaryIO, contents: Contents, as_: As):
+        self.as_ = as_
+        self._decoder = Decoder(file, contents)
+        self._codebooks: dict[Group, Any] = {}
+        self._tied_nodes = {id(leaf.node) for leaf in contents.leaves if leaf.tied is not None}
+        self._tied_values: dict[int, Any] = {}  # by the id of the node
 
-    def afford(self, max_bytes: int) -> None:
-        dense_too = lambda node: self.as_ != "compressed" and isinstance(node, Code)
-        made = lambda node, group: dense_bytes(node, group) if dense_too(node) else 0
-        total = needed(self.contents, self.wanted, made)
-        if total > max_bytes:
-            raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
-
-    def leaf(self, leaf: Leaf, group: Group | None) -> Any:
-        """A leaf's value; leaves that are tied are one object, but for NumPy's arrays, which can be written to."""
-        if id(leaf.node) not in self.tied_to:
-            return self.decoded(leaf, group)
-        if id(leaf.node) not in self.made:
-            self.made[id(leaf.node)] = self.decoded(leaf, group)
-            return self.made[id(leaf.node)]
-        return jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, self.made[id(leaf.node)])
-
-    def decoded(self, leaf: Leaf, group: Group | None) -> Any:
-        node = self.decoder.read(leaf, shared(group))
-        return parts.from_node(node, self.as_, self.codebook(group) if group and self.as_ != "compressed" else None)
+    def read(self, leaf: Leaf, group: Group | None) -> Any:
+        """A leaf's value; tied leaves are one object, but for NumPy's arrays, which can be
+        written to.
+        """
+        if id(leaf.node) not in self._tied_nodes:
+            return self._decode(leaf, group)
+        if id(leaf.node) not in self._tied_values:
+            self._tied_values[id(leaf.node)] = self._decode(leaf, group)
+            return self._tied_values[id(leaf.node)]
+        return jax.tree.map(_own_copy, self._tied_values[id(leaf.node)])
 
     def codebook(self, group: Group) -> Any:
-        """A codebook, read once."""
-        if group not in self.codebooks:
-            node = self.decoder.read(group.codebook)
-            self.codebooks[group] = parts.made(node, host=self.as_ == "compressed")
-        return self.codebooks[group]
+        """The codebook of a `Common`, read once."""
+        if group not in self._codebooks:
+            node = self._decoder.read(group.codebook)
+            self._codebooks[group] = parts.made(node, host=self.as_ == "compressed")
+        return self._codebooks[group]
 
-    # --- without a template
-
-    def tree(self, node: Any, group: Group | None) -> Any:
-        if node is None or not self.holds(node):
-            return None
-        if isinstance(node, Leaf):
-            return self.leaf(node, group)
-        if isinstance(node, Group):
-            tree = self.tree(node.tree, node)
-            return Common(self.codebook(node), tree) if self.as_ == "compressed" else tree
-        if isinstance(node, dict):
-            return {key: self.tree(kid, group) for key, kid in node.items() if self.holds(kid)}
-        return type(node)(self.tree(kid, group) for kid in node)
-
-    def holds(self, node: Any) -> bool:
-        """Whether there is something to load below a node."""
-        if self.pattern is None:
-            return True
-        return any(leaf in self.wanted for leaf, _ in leaves(node.tree if isinstance(node, Group) else node))
-
-    # --- with a template
-
-    def fill(self, template: Any) -> Any:
-        """The template with the stored leaves in their places; densely, or each as its code."""
-        named = self.named()
-        flat, treedef = jax.tree_util.tree_flatten_with_path(template)
-        places = [next((p for p in paths if p in named), paths[0]) for paths in trees.names(template)]
-        self.compare([(path, x) for path, (_, x) in zip(places, flat)], named)
-        take = lambda path, x: self.leaf(*named[path]) if path in named and named[path][0] in self.wanted else x
-        filled = jax.tree.unflatten(treedef, [take(path, x) for path, (_, x) in zip(places, flat)])
-        return self.grouped(filled, named) if self.as_ == "compressed" else filled
-
-    def named(self) -> dict[str, tuple[Leaf, Group | None]]:
-        codebooks = {group.codebook for _, group in leaves(self.contents.tree) if group}
-        found = [(leaf, group) for leaf, group in leaves(self.contents.tree) if leaf not in codebooks]
-        named = {leaf.path: (leaf, group) for leaf, group in found}
-        if len(named) != len(found):
-            raise ValueError("the file has two leaves with one path: load it without `like`")
-        return named
-
-    def compare(self, places: list[tuple[str, Any]], named: dict[str, tuple[Leaf, Group | None]]) -> None:
-        """Refuses a template that is not of the file's leaves."""
-        there = dict(places)
-        lost = [path for path, x in there.items() if path not in named and trees.expects_data(x) and self.matches(path)]
-        more = [path for path, (leaf, _) in named.items() if path not in there and leaf in self.wanted]
-        other = []
-        for path, (leaf, group) in named.items():
-            why = trees.mismatch(there[path], leaf.node, shared(group)) if path in there and leaf in self.wanted else ""
-            other += [f"{path or 'the array itself'} ({why})"] if why else []
-        if lost or more or other:
-            kinds = (("lacks", lost), ("has besides", more), ("holds otherwise", other))
-            found = "; and ".join(f"{kind} {_some(paths)}" for kind, paths in kinds if paths)
-            raise ValueError(f"`like` does not fit the file, which {found}")
-
-    def grouped(self, tree: Any, named: dict[str, tuple[Leaf, Group | None]]) -> Any:
-        """Puts each `Common` around its subtree, the innermost first."""
-        groups = {group: None for leaf, group in named.values() if group and leaf in self.wanted}
-        for group in sorted(groups, key=lambda g: -len(g.path)):
-            tree = _around(tree, group.path, self.codebook(group))
-        return tree
+    def _decode(self, leaf: Leaf, group: Group | None) -> Any:
+        node = self._decoder.read(leaf, shared(group))
+        codebook = None
+        if group is not None and self.as_ != "compressed":
+            codebook = self.codebook(group)
+        return parts.from_node(node, self.as_, codebook)
 
 
-def _around(tree: Any, path: str, codebook: Any) -> Any:
-    is_place: Callable[..., bool] = lambda keys, x: leaf_path(keys) == path
-    wrap = lambda keys, x: Common(codebook, x) if leaf_path(keys) == path else x
-    return jax.tree_util.tree_map_with_path(wrap, tree, is_leaf=is_place, is_leaf_takes_path=True)
+def _own_copy(x: Any) -> Any:
+    return x.copy() if isinstance(x, np.ndarray) else x
 
 
-def _some(paths: list[str]) -> str:
-    shown = ", ".join(path or "the array itself" for path in paths[:SHOWN])
-    return shown + (f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
+def _selection(contents: Contents, pattern: re.Pattern[str] | None) -> set[Leaf]:
+    """The leaves to read: those whose path matches, and the codebooks they look into."""
+    chosen = list(leaves(contents.tree))
+    if pattern is not None:
+        chosen = [(leaf, group) for leaf, group in chosen if pattern.fullmatch(leaf.path)]
+        if not chosen:
+            near = nearest(pattern.pattern, [leaf.path for leaf in contents.leaves])
+            raise ValueError(f"only={pattern.pattern!r} matches no leaf of the file. Nearest: {near}")
+    codebooks = {group.codebook for _, group in chosen if group is not None}
+    return {leaf for leaf, _ in chosen} | codebooks
+
+
+def _check_memory(contents: Contents, selected: set[Leaf], as_: As, max_bytes: int) -> None:
+    def made_bytes(node: Any, group: Group | None) -> int:
+        is_made_dense = as_ != "compressed" and isinstance(node, Code)
+        return dense_bytes(node, group) if is_made_dense else 0
+
+    total = needed(contents, selected, made_bytes)
+    if total > max_bytes:
+        raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
+
+
+def _tree(node: Any, group: Group | None, reader: LeafReader, holds_selected: Callable[[Any], bool]) -> Any:
+    """The selected leaves below a node: others are left out of dicts, and None in lists."""
+    if node is None or not holds_selected(node):
+        return None
+    if isinstance(node, Leaf):
+        return reader.read(node, group)
+    if isinstance(node, Group):
+        tree = _tree(node.tree, node, reader, holds_selected)
+        return Common(reader.codebook(node), tree) if reader.as_ == "compressed" else tree
+    if isinstance(node, dict):
+        return {
+            key: _tree(child, group, reader, holds_selected) for key, child in node.items() if holds_selected(child)
+        }
+    return type(node)([_tree(child, group, reader, holds_selected) for child in node])

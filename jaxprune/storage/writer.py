@@ -1,237 +1,139 @@
-"""Nodes to bytes: every array by its smallest codec, and the manifest that says how.
+"""Leaves to streams: every array by its smallest codec, in banks where they pay.
 
-Deterministic: the same tree gives the same bytes. Dicts are written in the order of their keys, and nothing of time
-  or place goes into a file.
+Deterministic: the same tree gives the same bytes. Dicts are written in the order of their keys, and
+nothing of time or place goes into a file.
 """
 
-import json
 import math
-import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from itertools import compress
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxprune.storage.accounting import shares
-from jaxprune.storage.format import words as f
 from jaxprune.storage.format.tied import Ties
-from jaxprune.storage.format.trees import to_nodes
-from jaxprune.storage.format.words import DTYPES, KINDS, Array, Code, Group, Leaf
+from jaxprune.storage.format.words import (
+    DTYPES,
+    HOST,
+    KINDS,
+    LAST_CODEC,
+    NOT_FINITE,
+    PLANES,
+    RAW,
+    TIED,
+    Array,
+    Code,
+    Leaf,
+    header,
+)
+from jaxprune.storage.manifest_writing import Manifest
 from jaxprune.storage.streams import smallest
-from jaxprune.storage.streams.grouping import arrays_of, batches, elements, groups, members_of
-from jaxprune.storage.streams.smallest import Buffer
+from jaxprune.storage.streams.grouping import Batcher, plan_banks
+from jaxprune.storage.streams.varints import Buffer
 
 Sink = Callable[[Buffer], Any]
+BankNames = dict[int, tuple[int, int]]  # id(array) -> (codec, number of its bank)
 
 
-def encode(tree: Any, metadata: dict[str, Any] | None) -> list[Any]:
-    """The file that holds a tree, in pieces to be written one after another."""
-    data: list[Buffer] = []
-    banks: list[Buffer] = []
-    writer = Writer(data.append, banks.append, held=True)
-    nodes = to_nodes(tree)
-    for leaf in _leaves(nodes):
-        writer.add(leaf)
-    return [*writer.head(nodes, metadata), *data, *banks]
-
-
-def predicted_bytes(tree: Any) -> int:
-    """Bytes of the streams that `save` would write, from counts and closed forms: nothing is encoded.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> predicted_bytes({"w": jnp.arange(15.0).reshape(3, 5)})
-      60
-    """
-    return sum(predicted_of(_leaves(to_nodes(tree))))
-
-
-def predicted_of(leaves: Iterable[Leaf]) -> list[int]:
-    """`predicted_bytes` of each of the leaves of a file. Of a bank they have parts as `accounting` gives them; a leaf
-    that is tied to an earlier one takes none."""
-    ties = Ties(held=True)
-    every = list(leaves)
-    firsts = [ties.first(leaf) is None for leaf in every]
-    sizes = iter([size for batch in batches(compress(every, firsts)) for size in _predicted(batch)])
-    return [next(sizes) if first else 0 for first in firsts]
-
-
-def _predicted(batch: list[Leaf]) -> Iterator[int]:
-    part: dict[int, int] = {}  # of a bank, by the ids of its arrays
-    for group in groups(members_of(batch)):
-        arrays = [x.array for x in group.members]
-        part |= zip(map(id, arrays), shares(group.size, (x.words.size for x in arrays)))
-    for leaf in batch:
-        yield sum(
-            part[id(x)] if id(x) in part else smallest.predict(x.kept(), DTYPES[x.dtype]) for x in arrays_of([leaf])
-        )
-
-
-def _leaves(node: Any) -> Iterator[Leaf]:
-    """A tree's leaves, in the order of the file."""
-    if isinstance(node, Leaf):
-        yield node
-    elif isinstance(node, Group):
-        yield node.codebook
-        yield from _leaves(node.tree)
-    elif isinstance(node, dict | list | tuple):
-        for kid in node.values() if isinstance(node, dict) else node:
-            yield from _leaves(kid)
-
-
-class _Tied(NamedTuple):
-    """In the place of a leaf's node: the number of the earlier leaf that it is."""
+class _TiedNode(NamedTuple):
+    """In the place of a leaf's node: the number of the earlier leaf with the same arrays."""
 
     first: int
 
 
 class Writer:
-    """Encodes leaves in order, hands the bytes on, and keeps what the manifest says of them.
+    """Encodes leaves in order, hands their bytes on, and keeps what the manifest says of them.
 
-    Leaves wait until they are a batch, in which some arrays may share a bank. Then `data` gets the leaves' own streams,
-    and `banks` those of the batch's banks, which follow all leaves in the file.
+    Leaves wait until they are a batch, in which some arrays may share a bank.
+
+    Args:
+      write_data: gets the leaves' own streams.
+      write_bank: gets the streams of the banks, which follow those of all leaves in the file.
+      keeps_arrays: whether all leaves stay in memory until the end, so that tied ones can be
+        compared.
     """
 
-    def __init__(self, data: Sink, banks: Sink, *, held: bool = False) -> None:
-        self.data, self.banks = data, banks
-        self._ties = Ties(held)  # whether all leaves stay in memory until the end
-        self.said: list[Any] = []  # of each leaf
-        self.crcs: list[int] = []
-        self.bank_crcs: list[int] = []
-        self.bank_lengths: list[int] = []
-        self.grids: list[list[float]] = []
-        self.length = 0
-        self.predicted = 0
-        self.last_codec = f.RAW
-        self._batch: list[Leaf] = []
-        self._elements = 0  # of the batch
-        self._bank_of: dict[int, tuple[int, int]] = {}  # codec and bank, by the ids of the batch's arrays
-        self._crc = 0  # of the leaf so far
+    def __init__(self, write_data: Sink, write_bank: Sink, *, keeps_arrays: bool = False) -> None:
+        self._write_data = write_data
+        self._write_bank = write_bank
+        self._ties = Ties(keeps_arrays)
+        self._batcher = Batcher()
+        self._manifest = Manifest()
+        self._last_codec = RAW
 
     def add(self, leaf: Leaf) -> None:
         """Takes the next leaf."""
         first = self._ties.first(leaf)
         if first is not None:
-            self.last_codec = max(self.last_codec, f.PLANES)  # such a leaf is of version 2, too
-            leaf = Leaf(leaf.path, _Tied(first))
-        n = elements(leaf)
-        if self._elements + n > f.MOST_BANK:
-            self._write()
-        self._batch.append(leaf)
-        self._elements += n
-        if n > f.MOST_BANK:  # too large for company: it need not wait
-            self._write()
+            self._last_codec = max(self._last_codec, PLANES)  # such a leaf is of version 2, too
+            leaf = Leaf(leaf.path, _TiedNode(first))
+        for batch in self._batcher.add(leaf):
+            self._write_batch(batch)
 
-    def head(self, tree: Any, metadata: dict[str, Any] | None) -> list[bytes]:
-        """What comes before the bytes handed on: header and manifest, for a tree whose leaves were added in order."""
-        self._write()
-        said: dict[str, Any] = {"t": _tree(tree, iter(self.said))}
-        length = self.length + sum(self.bank_lengths)
-        if self.bank_lengths:
-            said["b"] = self.bank_lengths
-        said["p"] = self.predicted - length
-        if self.grids:
-            said["g"] = self.grids
-        if metadata:
-            said["m"] = _checked(metadata)
-        manifest = _manifest(said, self.crcs + self.bank_crcs)
-        version = min(version for version, codec in f.LAST_CODEC.items() if codec >= self.last_codec)
-        return [f.header(len(manifest), length, version), manifest]
+    def finish(self, nodes: Any, metadata: dict[str, Any] | None) -> bytes:
+        """Header and manifest, which precede the bytes handed on.
 
-    def _write(self) -> None:
-        """Writes the batch."""
-        shared = groups(members_of(self._batch))
-        first = len(self.bank_lengths)
-        self._bank_of = {id(x.array): (x.codec, first + i) for i, group in enumerate(shared) for x in group.members}
-        self.said += [self._leaf(leaf.node) for leaf in self._batch]
-        for group in shared:
-            octets = group.write()
-            self.banks(octets)
-            self.bank_crcs.append(zlib.crc32(octets))
-            self.bank_lengths.append(len(octets))
-            self.predicted += group.size
-        self._batch, self._elements = [], 0
+        Args:
+          nodes: the tree of the leaves that were added, in order.
+          metadata: what JSON can hold.
+        """
+        self._write_batch(self._batcher.rest())
+        manifest = self._manifest.to_bytes(nodes, metadata)
+        versions = [version for version, codec in LAST_CODEC.items() if codec >= self._last_codec]
+        return header(len(manifest), self._manifest.data_bytes, min(versions)) + manifest
 
-    def _leaf(self, x: Any) -> Any:
-        if isinstance(x, _Tied):
-            return [f.TIED, x.first]
-        if isinstance(x, float) and not math.isfinite(x):
-            return [f.NOT_FINITE, str(x)]
-        if not isinstance(x, Array | Code):
-            return x
-        self._crc = 0
-        said = self._part(x)
-        self.crcs.append(self._crc)
-        return said
+    def _write_batch(self, batch: list[Leaf]) -> None:
+        banks = plan_banks(batch)
+        first_bank = len(self._manifest.bank_lengths)
+        bank_names: BankNames = {}
+        for number, bank in enumerate(banks, first_bank):
+            for member in bank.members:
+                bank_names[id(member.array)] = member.codec, number
+                self._last_codec = max(self._last_codec, member.codec)
+        for leaf in batch:
+            self._write_leaf(leaf.node, bank_names)
+        for bank in banks:
+            stream = bank.write()
+            self._write_bank(stream)
+            self._manifest.add_bank(len(stream), zlib.crc32(stream), bank.size)
 
-    def _part(self, x: Any) -> Any:
-        if isinstance(x, Array):
-            return self._array(x)
-        if not isinstance(x, Code):
-            return x  # None, or the NONZERO of a mask
-        statics = [self._static(name, value) for name, value in zip(KINDS[x.tag].statics, x.statics)]
-        return [x.tag, *statics, *map(self._part, x.parts)]
+    def _write_leaf(self, node: Any, bank_names: BankNames) -> None:
+        if isinstance(node, _TiedNode):
+            self._manifest.add_leaf([TIED, node.first])
+        elif isinstance(node, float) and not math.isfinite(node):
+            self._manifest.add_leaf([NOT_FINITE, str(node)])
+        elif isinstance(node, Array | Code):
+            entry, crc = self._write_part(node, bank_names, 0)
+            self._manifest.add_leaf(entry, crc)
+        else:
+            self._manifest.add_leaf(node)
 
-    def _static(self, name: str, value: Any) -> Any:
-        if name != "grid":
-            return value
-        if value is None:
-            return 0
-        if list(value) not in self.grids:
-            self.grids.append(list(value))
-        return 1 + self.grids.index(list(value))
+    def _write_part(self, part: Any, bank_names: BankNames, crc: int) -> tuple[Any, int]:
+        """(the manifest's entry of a part, the leaf's checksum so far)."""
+        if isinstance(part, Array):
+            return self._write_array(part, bank_names, crc)
+        if not isinstance(part, Code):
+            return part, crc  # None, or the NONZERO of a mask
+        entry: list[Any] = [part.tag]
+        for name, value in zip(KINDS[part.tag].statics, part.statics):
+            entry.append(self._manifest.grid_number(value) if name == "grid" else value)
+        for inner in part.parts:
+            inner_entry, crc = self._write_part(inner, bank_names, crc)
+            entry.append(inner_entry)
+        return entry, crc
 
-    def _array(self, x: Array) -> list[Any]:
-        name = (f.HOST if x.host else "") + x.dtype
-        if id(x) in self._bank_of:
-            codec, bank = self._bank_of[id(x)]
-            self.last_codec = max(self.last_codec, codec)
-            return [name, list(x.shape), codec, bank]
-        codec, pieces, predicted = smallest.encode(x.kept(), DTYPES[x.dtype])
+    def _write_array(self, array: Array, bank_names: BankNames, crc: int) -> tuple[list[Any], int]:
+        dtype = (HOST if array.host else "") + array.dtype
+        if id(array) in bank_names:
+            return [dtype, list(array.shape), *bank_names[id(array)]], crc
+        encoded = smallest.encode(array.kept(), DTYPES[array.dtype])
         length = 0
-        for octets in pieces:
-            self.data(octets)
-            self._crc = zlib.crc32(octets, self._crc)
-            length += len(octets)
-        self.length += length
-        self.predicted += predicted
-        self.last_codec = max(self.last_codec, codec)
-        said = [name, list(x.shape) if x.mask is None else 0]
-        return said if codec == f.RAW and x.mask is None else [*said, codec, length]
-
-
-def _tree(x: Any, said: Iterator[Any]) -> Any:
-    """A tree as the manifest has it, its leaves being what is said of them."""
-    if isinstance(x, Leaf):
-        return next(said)
-    if isinstance(x, Group):
-        return [f.GROUP, next(said), _tree(x.tree, said)]
-    if isinstance(x, list | tuple):
-        return [f.LIST if isinstance(x, list) else f.TUPLE, *(_tree(kid, said) for kid in x)]
-    if not isinstance(x, dict):
-        return None
-    if any(type(key) is int for key in x):
-        return [f.INT_KEYS, *(y for key, kid in x.items() for y in (key, _tree(kid, said)))]
-    return {key: _tree(kid, said) for key, kid in x.items()}
-
-
-def _checked(metadata: Any) -> Any:
-    """The metadata, if JSON gives it back as it is."""
-    try:
-        text = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
-        text.encode("utf-8")  # half of a surrogate pair is no text
-        same = json.loads(text) == metadata and type(metadata) is dict
-    except (TypeError, ValueError, RecursionError):
-        same = False
-    if not same:
-        raise ValueError("metadata must be a dict of JSON: strings, finite numbers, booleans, None, lists and dicts")
-    return metadata
-
-
-def _manifest(said: dict[str, Any], crcs: list[int]) -> bytes:
-    raw = json.dumps(said, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    if len(raw) > f.MAX_MANIFEST // 4 or sum(map(raw.count, ",[{")) > f.MAX_TOKENS:
-        raise ValueError(f"{len(crcs)} leaves and the metadata make the manifest too long: save in parts")
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, f.DICTIONARY)
-    body = deflate.compress(raw.encode("utf-8")) + deflate.flush() + struct.pack(f"<{len(crcs)}I", *crcs)
-    return struct.pack("<I", zlib.crc32(body)) + body
+        for piece in encoded.pieces:
+            self._write_data(piece)
+            crc = zlib.crc32(piece, crc)
+            length += len(piece)
+        self._manifest.add_stream(length, encoded.predicted)
+        self._last_codec = max(self._last_codec, encoded.codec)
+        if array.mask is not None:
+            return [dtype, 0, encoded.codec, length], crc
+        if encoded.codec == RAW:
+            return [dtype, list(array.shape)], crc
+        return [dtype, list(array.shape), encoded.codec, length], crc

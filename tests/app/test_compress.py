@@ -372,9 +372,9 @@ def test_of_two_checkpoints_the_damaged_one_is_named(torch):
 
 
 def test_compress_verify_finds_damage(torch, monkeypatch):
-    add = streaming.Stream.add
+    add = streaming.LeafWriter.add
     wrong = lambda self, keys, x: add(self, keys, x + 1 if keys == ("linear.bias",) else x)
-    monkeypatch.setattr(streaming.Stream, "add", wrong)
+    monkeypatch.setattr(streaming.LeafWriter, "add", wrong)
     _, result = compress(torch, RULE, "--verify", code=1)
     assert "DAMAGED: linear.bias" in result.stdout
 
@@ -467,8 +467,8 @@ def test_the_old_file_survives(failure, torch, monkeypatch):
             raise failure
         return add(self, keys, x)
 
-    add = streaming.Stream.add
-    monkeypatch.setattr(streaming.Stream, "add", failing)
+    add = streaming.LeafWriter.add
+    monkeypatch.setattr(streaming.LeafWriter, "add", failing)
     code = 130 if isinstance(failure, KeyboardInterrupt) else 2
     _, result = compress(torch, RULE, code=code)
     assert out.read_bytes() == before and sorted(os.listdir(out.parent)) == files

@@ -281,5 +281,5 @@ def test_files_of_pytorch_turn_every_name_of_its_weights():
     from jaxprune.storage.checkpoints import layouts
 
     names = {"weight", "attn.in_proj_weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0_reverse"}
-    assert all(layouts.turns("torch", (name,), (8, 4)) for name in names)
-    assert not any(layouts.turns("torch", (name,), (8, 4)) for name in ("bias", "kernel", "weights_of_experts"))
+    assert all(layouts.is_reordered("torch", (name,), (8, 4)) for name in names)
+    assert not any(layouts.is_reordered("torch", (name,), (8, 4)) for name in ("bias", "kernel", "weights_of_experts"))

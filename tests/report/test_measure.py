@@ -16,7 +16,7 @@ from jaxprune.core.pieces import leaves, pieces
 from jaxprune.report import measure
 from jaxprune.report.deep_compression import DeepCompression, deep_compression_bits
 from jaxprune.report.measure import Sizes, density, distortion, sizes, sqnr
-from jaxprune.storage.writer import predicted_bytes
+from jaxprune.storage.prediction import predicted_bytes
 from tests.helpers import model, normal
 from tests.reference import deep_compression as reference
 from tests.storage.test_banks import model as banked

@@ -1,5 +1,6 @@
 """A save that fails leaves the old file, and nothing beside it."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -31,19 +32,37 @@ def assert_old(path):
 FAILURES = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), MemoryError()]
 
 
+class FailingFile:
+    """Writes some pieces, and fails in the midst of the next one."""
+
+    def __init__(self, file, after, failure):
+        self.file = file
+        self.after = after
+        self.failure = failure
+        self.num_written = 0
+
+    def write(self, piece):
+        if self.num_written == self.after:
+            self.file.write(bytes(piece)[:3])
+            raise self.failure
+        self.num_written += 1
+        self.file.write(piece)
+
+    def flush(self):
+        self.file.flush()
+
+
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_write_fails(failure, after, path, monkeypatch):
-    write, written = files._write, []
+    replacing = files.replacing
 
-    def failing(file, piece):
-        if len(written) == after:
-            write(file, bytes(piece)[:3])
-            raise failure
-        written.append(piece)
-        write(file, piece)
+    @contextlib.contextmanager
+    def failing(path):
+        with replacing(path) as file:
+            yield FailingFile(file, after, failure)
 
-    monkeypatch.setattr(files, "_write", failing)
+    monkeypatch.setattr(files, "replacing", failing)
     with pytest.raises(type(failure)):
         save(path, NEW)
     assert_old(path)
@@ -80,18 +99,17 @@ def test_a_full_disk(path, monkeypatch):
 
 
 KILLED = """
-import signal, sys, time
+import os, signal, sys, time
 import numpy as np
 from jaxprune.storage import files
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-write = files._write
-def slow(file, piece):
-    write(file, piece)
-    file.flush()
+
+def slow(file):
     print("written", flush=True)
     time.sleep(60)
-files._write = slow
+
+os.fsync = slow
 files.save(sys.argv[1], {"w": np.ones(1000)})
 """
 

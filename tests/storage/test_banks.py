@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from jaxprune.core.arrays import Clustered, Masked
 from jaxprune.core.quantized import Quantized
 from jaxprune.storage.accounting import shares
+from jaxprune.storage.decoder import Decoder
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format.manifest import contents, opened
 from jaxprune.storage.format.parts import to_node
 from jaxprune.storage.format.words import CONTEXT, Array, FormatError, Leaf, Row
-from jaxprune.storage.reader import Decoder
+from jaxprune.storage.prediction import predicted_bytes, predicted_leaf_bytes
 from jaxprune.storage.streams import grouping
-from jaxprune.storage.streams.banks import decode
-from jaxprune.storage.writer import predicted_bytes, predicted_of
+from jaxprune.storage.streams.context_stream import decode
 from tests.reference import bank as reference
 from tests.storage.trees import assert_same
 
@@ -76,7 +76,7 @@ def test_leaves_have_parts_of_their_bank_by_symbols(path):
     assert (a.stored_bytes - scales[0], b.stored_bytes - scales[1]) == (bank * 3 // 4, bank - bank * 3 // 4)
     group = predicted_bytes(tree) - sum(scales)
     nodes = [Leaf(key, to_node(x)) for key, x in tree.items()]
-    assert predicted_of(nodes) == [group * 3 // 4 + scales[0], group - group * 3 // 4 + scales[1]]
+    assert predicted_leaf_bytes(nodes) == [group * 3 // 4 + scales[0], group - group * 3 // 4 + scales[1]]
 
 
 def test_a_model_with_its_outputs_first_takes_no_more_bytes(path):
@@ -131,7 +131,7 @@ def test_the_page_says_how_to_read_a_bank(keep, path):
         decoder = Decoder(file, found)
         assert found.banks
         for bank in found.banks:
-            octets = decoder.octets(bank.offset, bank.length, bank.crc)
+            octets = decoder.read_bytes(bank.offset, bank.length, bank.crc)
             expected = decode(octets, bank.rows)
             read = reference.decode(octets, [row.shape for row in bank.rows])
             assert read == [x.ravel().tolist() for x in expected]
@@ -150,7 +150,7 @@ def test_the_page_on_arrays_of_any_shape(shapes):
     rng = np.random.default_rng(1)
     arrays = [rng.integers(-9, 300, shape).astype(np.int16) // 5 + 2000 * (i % 2) for i, shape in enumerate(shapes)]
     members = [grouping.Member(Array("i2", False, np.asarray(x, np.int16))) for x in arrays]
-    octets = grouping._group(members)[0].write()
+    octets = grouping.fit_bank(members)[0].write()
     rows = [Row("i2", False, shape, False, CONTEXT, i, 0, 0) for i, shape in enumerate(shapes)]
     assert [x.tolist() for x in decode(memoryview(octets), rows)] == [x.tolist() for x in arrays]
     assert reference.decode(octets, shapes) == [x.ravel().tolist() for x in arrays]
@@ -158,7 +158,7 @@ def test_the_page_on_arrays_of_any_shape(shapes):
 
 def test_classes_have_a_codec_of_their_own():
     array = Array("i1", False, np.random.default_rng(0).integers(-3, 3, (64, 64)).astype(np.int8))
-    octets = bytearray(grouping._group([grouping.Member(array)])[0].write())
+    octets = bytearray(grouping.fit_bank([grouping.Member(array)])[0].write())
     head = reference.Octets(octets)
     for _ in range(4 + 2):
         head.varint()

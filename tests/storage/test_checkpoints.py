@@ -206,7 +206,7 @@ def test_layouts():
     y = layouts.read_as_jax(fill, "c.weight", "torch", t)
     assert y.shape == (3, 2, 4, 5) == layouts.to_jax("torch", t).shape and y.flags.c_contiguous
     assert y[2, 1, 3, 4] == x[4, 3, 2, 1] and y[0, 1, 2, 3] == x[3, 2, 0, 1]
-    assert (layouts.turned(y, "torch", t.keys) == x).all()
+    assert (layouts.from_jax(y, "torch", t.keys) == x).all()
     assert layouts.guess({"c": t}) == "torch" and layouts.guess({"c": t, "k": t._replace(keys=("kernel",))}) == "jax"
     assert layouts.guess({"b": tensors.Tensor(("bn.weight",), (4,), x.dtype)}) == "jax"
 

@@ -7,8 +7,8 @@ from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import manifest
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.words import Array, Leaf
+from jaxprune.storage.prediction import predicted_bytes
 from jaxprune.storage.streams import grouping, smallest
-from jaxprune.storage.writer import predicted_bytes
 from tests.storage.hostile import lines_run
 from tests.storage.trees import assert_same
 
@@ -36,7 +36,7 @@ def members(*arrays):
     """The numbers of the arrays in each bank."""
     every = [x if isinstance(x, Array) else array(x) for x in arrays]
     number = {id(x): i for i, x in enumerate(every)}
-    banked = grouping.groups([grouping.Member(x) for x in every])
+    banked = grouping.banks_of([grouping.Member(x) for x in every])
     return [[number[id(member.array)] for member in group.members] for group in banked]
 
 
@@ -106,7 +106,7 @@ def rows(path):
 
 def test_a_bank_is_smaller_than_the_streams_and_as_predicted():
     arrays = [array(uneven(80, 80)), array(uneven(3, 3, 30, 40))]
-    (group,) = grouping.groups([grouping.Member(x) for x in arrays])
+    (group,) = grouping.banks_of([grouping.Member(x) for x in arrays])
     octets = group.write()
     assert abs(len(octets) - group.size) <= 16
     assert len(octets) < sum(len(b"".join(smallest.encode(x.words.ravel(), f.DTYPES["i1"])[1])) for x in arrays)

@@ -13,7 +13,7 @@ import pytest
 
 from jaxprune.core.arrays import Clustered, Masked, materialize
 from jaxprune.core.quantized import Quantized
-from jaxprune.storage import reader
+from jaxprune.storage.decoder import Decoder
 from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format.words import FormatError
 from tests.storage.hostile import GOOD, HOSTILE, lines_run, tree_of, versioned
@@ -98,13 +98,13 @@ def test_a_damaged_leaf_leaves_the_others(path):
 
 def test_a_file_that_shrinks_while_it_is_read(path, monkeypatch):
     save(path, {"a": normal(50_000)})
-    read = reader.Decoder.read
+    read = Decoder.read
 
     def shrinking(self, *args):
         os.truncate(path, path.stat().st_size - 10)
         return read(self, *args)
 
-    monkeypatch.setattr(reader.Decoder, "read", shrinking)
+    monkeypatch.setattr(Decoder, "read", shrinking)
     with pytest.raises(FormatError, match="truncated"):
         load(path)
 
@@ -114,7 +114,7 @@ def test_a_file_that_is_written_while_it_is_read(at, path, monkeypatch):
     """What is appended is not read; a byte that is changed is found."""
     tree = {"a": normal(50_000), "b": normal(500)}
     save(path, tree)
-    read = reader.Decoder.read
+    read = Decoder.read
 
     def writing(self, *args):
         with open(path, "r+b") as file:
@@ -122,7 +122,7 @@ def test_a_file_that_is_written_while_it_is_read(at, path, monkeypatch):
             file.write(b"x" if at else b"more")
         return read(self, *args)
 
-    monkeypatch.setattr(reader.Decoder, "read", writing)
+    monkeypatch.setattr(Decoder, "read", writing)
     if at is None:
         assert_same(load(path), tree)
     else:

@@ -10,12 +10,12 @@ import pytest
 from jaxprune.coding import context_coder, contexts
 from jaxprune.coding import table_banks as fitting
 from jaxprune.coding.table_banks import Bank
-from jaxprune.storage import reader
+from jaxprune.storage.decoder import Decoder
 from jaxprune.storage.files import inspect, load
 from jaxprune.storage.format import manifest
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.words import FormatError, Row
-from jaxprune.storage.streams import banks
+from jaxprune.storage.streams import context_stream
 from tests.storage.hostile import lines_run
 from tests.storage.hostile_banks import BANKS, GOOD, ROW, ROWS, ZERO, bank, coded_tables, leaves, one, rans, stream
 
@@ -73,7 +73,7 @@ def banked(arrays, table=None, lanes=None):
     ids = fitting.contexts_of(flat, order, classes)
     bank = fitting.fit_bank(ids, flat) if table is None else Bank(0, np.zeros(256, np.uint8), np.array([table]))
     lanes = lanes or context_coder.lanes_for(order, 8 * order.size)
-    head = banks.write_head(banks.Head(bank, lanes, classes, [0] * len(arrays)))
+    head = context_stream.write_head(context_stream.Head(bank, lanes, classes, [0] * len(arrays)))
     return head + context_coder.encode(ids, flat, order, bank, lanes)
 
 
@@ -95,10 +95,10 @@ def test_extreme_tables(table):
     """Frequencies of 0 to 13 bits come back, whatever the bits that are stored of them."""
     freqs = np.array(table, np.uint16)
     x = np.random.default_rng(0).choice(len(table), 4096, p=freqs / 4096).reshape(64, 64).astype(np.int16)
-    found = banks.decode(memoryview(banked([x], freqs)), [Row("i2", False, (64, 64), False, 3, 0, 0, 0)])
+    found = context_stream.decode(memoryview(banked([x], freqs)), [Row("i2", False, (64, 64), False, 3, 0, 0, 0)])
     assert found[0].dtype == np.int16 and np.array_equal(found[0], x)
-    said = banks.Head(Bank(0, np.zeros(256, np.uint8), freqs[None]), 1, fitting.fit_classes([x]), [0])
-    assert banks.write_head(said).endswith(coded_tables(table))  # the bytes that the specification makes
+    said = context_stream.Head(Bank(0, np.zeros(256, np.uint8), freqs[None]), 1, fitting.fit_classes([x]), [0])
+    assert context_stream.write_head(said).endswith(coded_tables(table))  # the bytes that the specification makes
 
 
 def test_memory_is_checked_before_a_bank_is_decoded(path):
@@ -131,24 +131,24 @@ def test_a_decoder_takes_the_memory_that_is_counted(shape, dtype, lanes, codec):
     x = x if codec == f.CONTEXT else x.T
     rows = [Row(dtype, False, x.shape, False, codec, 0, 0, 0)]
     tracemalloc.start()
-    (words,) = banks.decode(octets, rows)
+    (words,) = context_stream.decode(octets, rows)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.array_equal(words, x)
-    counted = words.nbytes + banks.working_bytes(rows)
+    counted = words.nbytes + context_stream.working_bytes(rows)
     assert 0.6 * counted < peak < counted + (1 << 20)  # tables, lanes, and the places of a piece
 
 
 def test_a_damaged_bank_is_decoded_once(path, monkeypatch):
     decoded = []
-    whole = banks.decode
-    monkeypatch.setattr(banks, "decode", lambda *args: decoded.append(args) or whole(*args))
+    whole = context_stream.decode
+    monkeypatch.setattr(context_stream, "decode", lambda *args: decoded.append(args) or whole(*args))
     n = 8
     good, bad = bank(each=[ZERO] * n), bank(each=[ZERO] * n, tail=stream(words=[7]))
     path.write_bytes(leaves({f"{i:02}": [*ROW[:3], i % 2] for i in range(2 * n)}, good, bad))
     with manifest.open_regular(path) as file:
         found = manifest.contents(file)
-        decoder = reader.Decoder(file, found)
+        decoder = Decoder(file, found)
         for i, leaf in enumerate(found.leaves):
             if i % 2 == 0:
                 assert not decoder.read(leaf).words.any()

@@ -16,7 +16,8 @@ import jaxprune as jp
 from jaxprune.storage import reader
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.words import FormatError
-from jaxprune.storage.streams import planes, repeats, smallest
+from jaxprune.storage.streams import lzma_stream, planes, repeats, smallest
+from jaxprune.storage.streams.byte_sources import FileSource
 
 RNG = np.random.default_rng(5)
 WEIGHTS = (0.05 * RNG.standard_normal((300, 200)) * np.exp(RNG.standard_normal((300, 1)))).astype(np.float32)
@@ -83,7 +84,7 @@ def test_every_bit_comes_back_in_fewer_bytes_than_general_coders_take(name, tmp_
         assert back.dtype == x.dtype and back.shape == x.shape and back.tobytes() == x.tobytes()
     stored = jp.inspect(tmp_path / "x").bytes.data
     assert stored <= len(zlib.compress(x.tobytes(), 9)) + 8
-    assert stored <= 1.075 * len(lzma.compress(x.tobytes(), lzma.FORMAT_RAW, filters=[repeats.LZMA])) + 8
+    assert stored <= 1.075 * len(lzma.compress(x.tobytes(), lzma.FORMAT_RAW, filters=[lzma_stream.LZMA])) + 8
     assert abs(jp.inspect(tmp_path / "x").bytes.predicted - stored) <= 0.01 * stored
 
 
@@ -116,13 +117,13 @@ def test_blocks_of_all_forms_and_their_borders(dtype, monkeypatch):
 def test_large_arrays_are_predicted_from_pieces(monkeypatch):
     x = np.repeat(WEIGHTS.ravel(), 1)
     monkeypatch.setattr(planes, "EXACT_SIZE", 1 << 14)
-    monkeypatch.setattr(planes, "PIECE", 1 << 12)
+    monkeypatch.setattr(planes, "SAMPLE", 1 << 12)
     exact = sum(map(len, planes.encode(x.view(np.uint32))))
     assert planes.size(x.view(np.uint32)) == pytest.approx(exact, rel=0.01)
 
 
 def test_what_repeats_far_away_is_found_and_chance_is_not():
-    seen = lambda x: repeats.found_again(x.ravel().view(f"u{x.itemsize}"))
+    seen = lambda x: repeats.has_copies(x.ravel().view(f"u{x.itemsize}"))
     assert seen(ARRAYS["copies of rows"]) and seen(ARRAYS["rows by lot"])
     assert not any(seen(ARRAYS[name]) for name in ("float32", "90% zeros, bfloat16", "16 values", "noise", "one"))
     assert not seen(np.zeros(100_000, np.float32))
@@ -130,30 +131,30 @@ def test_what_repeats_far_away_is_found_and_chance_is_not():
 
 def test_lzma_is_not_tried_where_copies_are_too_far_away(monkeypatch):
     far = np.tile(WEIGHTS, (2, 1))
-    assert repeats.found_again(far.ravel().view(np.uint32))
+    assert repeats.has_copies(far.ravel().view(np.uint32))
     monkeypatch.setattr(repeats, "DICTIONARY", WEIGHTS.nbytes)
-    assert not repeats.found_again(far.ravel().view(np.uint32))
+    assert not repeats.has_copies(far.ravel().view(np.uint32))
 
 
 def test_lzma_gives_up_where_two_dictionaries_bring_nothing(monkeypatch):
     words = np.concatenate([RNG.integers(0, 2**32, 200_000, np.uint32), np.zeros(800_000, np.uint32)])
-    monkeypatch.setattr(repeats, "PIECE", 1 << 14)
-    assert repeats.encode(words, words.nbytes // 2) is not None
-    monkeypatch.setattr(repeats, "DICTIONARY", 1 << 16)
-    assert repeats.encode(words, words.nbytes // 2) is None
+    monkeypatch.setattr(lzma_stream, "PIECE", 1 << 14)
+    assert lzma_stream.encode(words, words.nbytes // 2) is not None
+    monkeypatch.setattr(lzma_stream, "DICTIONARY", 1 << 16)
+    assert lzma_stream.encode(words, words.nbytes // 2) is None
 
 
 def test_a_stream_is_read_from_the_file_block_by_block(tmp_path, monkeypatch):
     """The reader never holds a float leaf's bytes and its array both."""
     monkeypatch.setattr(planes, "BLOCK", 1 << 14)
     jp.save(tmp_path / "x", {"w": WEIGHTS})
-    largest, take = [], planes.FileBlocks.take
+    largest, take = [], FileSource.take
 
     def watched(self, n):
         largest.append(n)
         return take(self, n)
 
-    monkeypatch.setattr(planes.FileBlocks, "take", watched)
+    monkeypatch.setattr(FileSource, "take", watched)
     assert reader.read(tmp_path / "x")["w"].tobytes() == WEIGHTS.tobytes()
     assert max(largest) <= 1 << 12
 
@@ -175,7 +176,7 @@ STREAM = b"".join(planes.encode(WEIGHTS.ravel()[:5000].view(np.uint32)))
 SPARSE = b"".join(planes.encode(zeroed(WEIGHTS, 0.8).ravel()[:5000].view(np.uint32)))
 RARE = b"".join(planes.encode(zeroed(WEIGHTS, 0.99).ravel()[:5000].view(np.uint32)))
 PALETTE = b"".join(planes.encode(ARRAYS["1,000 values"][:9000].view(np.uint32)))
-LZMA = b"".join(repeats.encode(WEIGHTS.ravel()[:5000].view(np.uint32), 1 << 20) or [])
+LZMA = b"".join(lzma_stream.encode(WEIGHTS.ravel()[:5000].view(np.uint32), 1 << 20) or [])
 KINDS = ["planes", "sparse", "rare", "palette", "lzma", "escape"]
 TAILS = np.rint(3 * RNG.standard_cauchy(5000)).clip(-32767, 32767).astype(np.int16)
 ESCAPED = b"".join(smallest.encode(TAILS, f.DTYPES["i2"])[1])
@@ -219,10 +220,10 @@ def test_hostile_streams(name):
 @pytest.mark.parametrize("stream", [b"", LZMA[:-1], LZMA + b"x", b"\xff" * 9, LZMA[:200]])
 def test_hostile_lzma(stream):
     with pytest.raises(FormatError):
-        repeats.decode(stream, 5000, "u4")
+        lzma_stream.decode(stream, 5000, "u4")
     for n in (4999, 5001, 0):
         with pytest.raises(FormatError):
-            repeats.decode(LZMA, n, "u4")
+            lzma_stream.decode(LZMA, n, "u4")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -239,14 +240,14 @@ def test_mutated_streams_give_words_or_a_format_error(kind, place, change, cut):
             assert smallest.decode(octets, n, f.ESCAPE, f.DTYPES["i2"]).size == n
         return
     try:
-        words = repeats.decode(octets, n, "u4") if kind == "lzma" else planes.decode(octets, n, "u4")
+        words = lzma_stream.decode(octets, n, "u4") if kind == "lzma" else planes.decode(octets, n, "u4")
     except FormatError:
         return
     assert words.size == n
 
 
 def test_lzma_gives_no_element_that_the_dtype_lacks():
-    octets = b"".join(repeats.encode(np.tile(np.uint8([0, 1, 2]), 2000), 6000) or [])
+    octets = b"".join(lzma_stream.encode(np.tile(np.uint8([0, 1, 2]), 2000), 6000) or [])
     assert smallest.decode(octets, 6000, f.LZMA, f.DTYPES["u1"]).max() == 2
     with pytest.raises(FormatError, match="from 0 to 2 leave the range of bool"):
         smallest.decode(octets, 6000, f.LZMA, f.DTYPES["?"])

@@ -21,8 +21,8 @@ from jaxprune.storage.files import inspect, load, save
 from jaxprune.storage.format import parts
 from jaxprune.storage.format import words as f
 from jaxprune.storage.format.shapes import dense
+from jaxprune.storage.prediction import predicted_bytes
 from jaxprune.storage.streams import smallest
-from jaxprune.storage.writer import predicted_bytes
 from tests.storage.trees import DTYPES, assert_same, bits_of, cleaned, codes, integers, mask, normal, same
 
 CODES = codes()
@@ -384,7 +384,7 @@ def test_streams(name):
     codec, pieces, predicted = smallest.encode(words, f.DTYPES[code])
     octets = b"".join(pieces)
     assert codec == expected
-    assert predicted == smallest.predict(words, f.DTYPES[code])
+    assert predicted == smallest.predict_size(words, f.DTYPES[code])
     assert abs(predicted - len(octets)) <= max(64, 0.01 * len(octets))
     assert same(smallest.decode(bytes(octets), words.size, codec, f.DTYPES[code]), words)
     assert len(octets) <= words.nbytes or code == "?"

@@ -8,9 +8,9 @@ from safetensors.numpy import load_file, save_file
 import jaxprune as jp
 from jaxprune.storage.files import inspect
 from jaxprune.storage.format.words import FormatError
+from jaxprune.storage.prediction import predicted_bytes
 from jaxprune.storage.reader import read
 from jaxprune.storage.streaming import streamed
-from jaxprune.storage.writer import predicted_bytes
 from tests.storage.hostile import tree_of
 
 RNG = np.random.default_rng(3)

@@ -4,10 +4,11 @@ import os
 from typing import Any, NamedTuple
 
 from jaxprune.app.progress import Bytes
-from jaxprune.storage import limits, reader
+from jaxprune.storage import limits
 from jaxprune.storage.accounting import LeafMemory, leaves, shared
 from jaxprune.storage.checkpoints import own
 from jaxprune.storage.checkpoints.bounds import quoted
+from jaxprune.storage.decoder import Decoder
 from jaxprune.storage.format import manifest
 from jaxprune.storage.format.words import FormatError, Group
 
@@ -60,7 +61,7 @@ def check(path: Any, max_bytes: int | None = None) -> Checked:
         for leaf, _ in leaves(contents.tree):
             # A file that asks for too much is refused as a whole, before any of it is decoded.
             limits.afford(f"{name}: leaf {quoted(leaf.path)} takes", memory.decoded(leaf), most)
-        decoder = reader.Decoder(file, contents)
+        decoder = Decoder(file, contents)
         damaged = {}
         with Bytes("verify", contents.data) as tick:
             for leaf, group in leaves(contents.tree):
@@ -79,7 +80,7 @@ def _is_ours(path: Any) -> bool:
     return own.is_own(first) or b'"jp.manifest"' in first or b'"jp.data"' in first
 
 
-def _reason(decoder: reader.Decoder, leaf: Any, group: Group | None) -> str:
+def _reason(decoder: Decoder, leaf: Any, group: Group | None) -> str:
     try:
         decoder.read(leaf, shared(group))
     except FormatError as e:

@@ -164,7 +164,7 @@ def digest(x: np.ndarray) -> bytes:
 def _digest_of(code: Any, plan: Plan, leaf: Planned) -> bytes:
     with wide(leaf.tensor):
         x = np.asarray(materialize(code))
-    return digest(layouts.turned(x, plan.layout, leaf.tensor.keys))
+    return digest(layouts.from_jax(x, plan.layout, leaf.tensor.keys))
 
 
 def _code_at(tree: Any, leaf: Planned) -> Any:

@@ -123,8 +123,8 @@ def axes_of_all(tensors: Mapping[str, Tensor], layout: str, given: str | None) -
     for place in places:
         tensor = tensors[place.path]
         one = axes_of(place, given)
-        if layouts.turns(layout, tensor.keys, tensor.shape):
-            one = layouts.axes_turned(one, len(tensor.shape))
+        if layouts.is_reordered(layout, tensor.keys, tensor.shape):
+            one = layouts.axes_to_jax(one, len(tensor.shape))
         axes[place.path] = one
     return axes
 

@@ -54,7 +54,7 @@ class Checkpoint(NamedTuple):
       read: (path, into=None) -> the array; `into`, of its shape and dtype, may be a transposed view.
       notes: what was assumed or left out, in words.
       about: what the format says about the whole, to be written back: the metadata of a safetensors file.
-      needs: path -> bytes that reading it takes, where that is more than the array itself.
+      memory_of: path -> bytes that reading it takes, where that is more than the array itself.
     """
 
     kind: str
@@ -62,11 +62,13 @@ class Checkpoint(NamedTuple):
     read: Read
     notes: tuple[str, ...] = ()
     about: Mapping[str, Any] = {}
-    needs: Callable[[str], int] | None = None
+    memory_of: Callable[[str], int] | None = None
 
     def memory(self, path: str) -> int:
         """Bytes that reading one array takes."""
-        return self.tensors[path].nbytes if self.needs is None else self.needs(path)
+        if self.memory_of is None:
+            return self.tensors[path].nbytes
+        return self.memory_of(path)
 
 
 def by_path(tensors: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from ..streams import banks
+from ..streams.context_stream import num_symbols
 from . import words as f
 from .json_text import parse_json
 from .nodes import Nodes, grids, integer
@@ -88,7 +88,7 @@ def _banks(found: Nodes, lengths: list[int]) -> list[Bank]:
     """The banks, which follow the leaves."""
     offset, made = found.offset, []
     for number, (rows, length) in enumerate(zip(found.banks, lengths)):
-        size, crc = banks.symbols(rows), next(found.crcs, None)
+        size, crc = num_symbols(rows), next(found.crcs, None)
         if not f.LEAST_BANK <= size <= (f.MOST_BANK if len(rows) > 1 else f.MOST_OF_ONE) or crc is None:
             raise FormatError(f"bank {number} has {len(rows)} arrays of {size} symbols, or no checksum")
         made.append(Bank(rows, offset, length, crc))

@@ -1,307 +1,278 @@
 """One array as bytes, by the codec that makes the fewest (the first of equals):
 
-    0 raw    the words, little endian
-    1 bits   base, u8 width, then each symbol in `width` bits, lowest bit first; the last byte is padded with zeros
-    2 rans   base, lanes, 2 (k − 1) + d, the k frequencies (of 4096), then the stream of `numerics.rans`
-    4 planes    words of 16 bits and more: see `planes`
-    5 lzma      what repeats itself: see `repeats`
-    6 escape    integers of which a few lie far from the others: see `escape`
+    0 raw       the words, little endian
+    1 bits      base, then `bit_packing`
+    2 rans      base, then `rans_stream`
+    4 planes    words of 16 bits and more: `planes`
+    5 lzma      words that repeat: `lzma_stream`
+    6 escape    integers of which a few lie far from the others: `escape`
 
-Symbols are the words less `base`, their smallest. In streams, integers are varints (7 bits a byte, the lowest first;
-`base` is zigzagged), and the table is deflated when d = 1. Floats of 16 bits and more have bits of width 0 only (all
-alike, bit for bit), no rans, and codecs of their own. An empty array is raw. NumPy and the standard library only.
+Symbols are the words less `base`, their smallest, which is a zigzagged varint. Floats of 16 bits
+and more have bits of width 0 only (all alike, bit for bit), no rans, and codecs of their own. An
+empty array is raw. NumPy and the standard library only.
 """
 
-import zlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ...coding import code_lengths as codes
-from ...coding import lanes as coder
-from ...coding import rans
-from ..format.words import BITS, DTYPES, ESCAPE, LZMA, MAX_ALPHABET, MAX_WIDTH, PLANES, RANS, RAW, Dtype, FormatError
-from . import escape, planes, repeats
-from .integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
+from ..format.words import (
+    BITS,
+    DTYPES,
+    ESCAPE,
+    LZMA,
+    MAX_ALPHABET,
+    MAX_WIDTH,
+    PLANES,
+    RANS,
+    RAW,
+    Dtype,
+    FormatError,
+)
+from . import bit_packing, escape, lzma_stream, planes, rans_stream
+from .repeats import promises_gain
+from .varints import Buffer, decode_varint, encode_varint, unzigzag, zigzag
 
-LEAST_ESCAPED = 1 << 8  # range of words from which escapes are tried
-CHUNK = 1 << 16  # symbols packed at a time: whole bytes, and little memory
-ABOUT = (RANS, ESCAPE)  # codecs whose plans' sizes are predictions
-NAMED = 8  # bytes that a manifest takes to name a codec and a length: what planes have to save at least
+CHUNK = 1 << 16  # words shifted at a time, to take little memory
+PREDICTED = (RANS, ESCAPE)  # codecs whose plans' sizes are predictions, good to some bytes
+PREDICTION_ERROR = (1.02, 16)  # factor and bytes within which such a prediction is
+NAME_BYTES = 8  # of a manifest that names a codec and a length: what planes have to save at least
+SMALL = 1 << 8  # bytes of a stream that need no better codec
 
 
 class Plan(NamedTuple):
-    """One way to write an array, and how long it will be: for rans a prediction, good to some bytes; for planes of many
-    words one from a sample."""
+    """One way to write an array, and its size: exact, or a prediction for rans, escapes and many
+    planes.
+    """
 
     codec: int
     size: int
-    write: Callable[[], Buffer | Iterable[Buffer]]
+    write: Callable[[], Iterable[Buffer]]
 
 
-def encode(words: np.ndarray, dtype: Dtype) -> tuple[int, Iterable[Buffer], int]:
-    """(codec, bytes in pieces, predicted length) of the words of one array; large pieces come one by one."""
+class Encoded(NamedTuple):
+    """The stream of an array: its codec, its bytes in pieces, and the size that was predicted."""
+
+    codec: int
+    pieces: Iterable[Buffer]
+    predicted: int
+
+
+def encode(words: np.ndarray, dtype: Dtype) -> Encoded:
+    """The smallest stream of the words of one array; large pieces are made one by one."""
     plans = _plans(words, dtype)
-    codec, written, predicted = _smallest(plans)
-    return codec, [written] if isinstance(written, bytes | memoryview) else written, predicted
+    predicted = smallest_of(plans).size
+    best = smallest_of(plan for plan in plans if plan.codec not in PREDICTED)
+    factor, margin = PREDICTION_ERROR
+    candidates = [plan for plan in plans if plan.codec in PREDICTED]
+    for plan in sorted(candidates, key=lambda plan: plan.size):
+        if plan.size > factor * predicted + margin:
+            continue
+        pieces = list(plan.write())
+        if sum(map(len, pieces)) < best.size:
+            return Encoded(plan.codec, pieces, predicted)
+    return Encoded(best.codec, best.write(), predicted)
 
 
-def _smallest(plans: list[Plan]) -> tuple[int, Any, int]:
-    """The smallest of the streams, those whose sizes are predictions being written to know theirs."""
-    predicted = min(plan.size for plan in plans)
-    best = min((plan for plan in plans if plan.codec not in ABOUT), key=lambda plan: plan.size)
-    for plan in sorted((plan for plan in plans if plan.codec in ABOUT), key=lambda plan: plan.size):
-        if plan.size <= 1.02 * predicted + 16:
-            octets: Any = plan.write()
-            if len(octets) < best.size:
-                return plan.codec, octets, predicted
-    return best.codec, best.write(), predicted
+def predict_size(words: np.ndarray, dtype: Dtype) -> int:
+    """The size that `encode` will come to, from counts alone."""
+    return smallest_of(_plans(words, dtype)).size
 
 
-def predict(words: np.ndarray, dtype: Dtype) -> int:
-    """The length that `encode` will come to, from counts alone."""
-    return min(plan.size for plan in _plans(words, dtype))
+def decode(stream: Buffer, num_words: int, codec: int, dtype: Dtype) -> np.ndarray:
+    """The words of a stream.
 
-
-def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
-    """The n words of a stream."""
-    if n == 0 or codec == RAW:
-        if codec != RAW or len(buffer) != n * dtype.itemsize or (n and not dtype.may_be_raw):
-            raise FormatError(f"{len(buffer)} bytes with the codec {codec} cannot be {n} raw elements of {dtype.name}")
-        return np.frombuffer(buffer, "<" + dtype.word).astype(dtype.word, copy=False)
+    Raises:
+      FormatError: not what `encode` writes for so many words of this dtype.
+    """
+    if num_words == 0 or codec == RAW:
+        return _read_raw(stream, num_words, codec, dtype)
     if codec == PLANES and dtype.itemsize > 1:
-        return planes.decode(buffer, n, f"u{dtype.itemsize}").view(dtype.word)
+        return planes.decode(stream, num_words, f"u{dtype.itemsize}").view(dtype.word)
     if codec == LZMA:
-        return _read_lzma(buffer, n, dtype)
+        return _read_lzma(stream, num_words, dtype)
     if codec == ESCAPE and dtype.discrete:
-        return _read_escape(buffer, n, dtype)
+        return _read_escape(stream, num_words, dtype)
     if codec not in (BITS, RANS):
         raise FormatError(f"the codec {codec} is none of one array of {dtype.name}")
-    base, at = varint(buffer, 0)
-    rest, base = memoryview(buffer)[at:], unzigzag(base)
-    if not dtype.discrete and (codec, bytes(rest[:1])) != (BITS, b"\0"):
+    zigzagged, end = decode_varint(stream, 0)
+    base = unzigzag(zigzagged)
+    rest = memoryview(stream)[end:]
+    constant = codec == BITS and bytes(rest[:1]) == b"\0"
+    if not dtype.discrete and not constant:
         raise FormatError(f"elements of {dtype.name} are raw, in planes, or all alike in 0 bits")
-    return _shifted(_read_bits(rest, n), base, dtype) if codec == BITS else _read_rans(rest, n, base, dtype)
+    if codec == BITS:
+        return _add_base(bit_packing.unpack(rest, num_words), base, dtype)
+    num_lanes, frequencies, coded = rans_stream.read_head(rest, num_words)
+    word_of = _add_base(np.arange(frequencies.size), base, dtype)
+    return rans_stream.decode(coded, num_words, frequencies, num_lanes, word_of)
 
 
-# --- plans -----------------------------------------------------------------------------------------------------------
+def smallest_of(plans: Iterable[Plan]) -> Plan:
+    """The plan of the fewest bytes, the first of equals."""
+    return min(plans, key=lambda plan: plan.size)
+
+
+# --- plans ---------------------------------------------------------------------------------------
 
 
 def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
     plans = _word_plans(words, dtype)
-    return plans + _repeats(words, min(plan.size for plan in plans), dtype)
+    best_size = smallest_of(plans).size
+    if best_size > SMALL and promises_gain(words, best_size, discrete=dtype.discrete):
+        pieces = lzma_stream.encode(words, best_size)
+        if pieces is not None:
+            plans.append(_written(LZMA, pieces))
+    return plans
 
 
 def _word_plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
     """The plans that look at each word by itself."""
     plans = []
     if dtype.may_be_raw or not words.size:
-        plans.append(Plan(RAW, words.size * dtype.itemsize, lambda: _raw(words)))
+        plans.append(Plan(RAW, words.size * dtype.itemsize, lambda: [_little_endian(words)]))
     if not words.size:
         return plans
     base = int(words.min())
-    top = int(words.max()) - base
-    if dtype.discrete or not top:
-        plans += _integer_plans(words, base, top, dtype, plans)
-    if dtype.itemsize > 1 and top and (not dtype.discrete or top >= MAX_ALPHABET):
-        plans += _plane_plans(words.view(f"u{dtype.itemsize}"))
+    span = int(words.max()) - base
+    if (dtype.discrete or span == 0) and span < 1 << MAX_WIDTH:
+        plans += _integer_plans(words, base, span, dtype, plans)
+    many_values = span > 0 and (not dtype.discrete or span >= MAX_ALPHABET)
+    if dtype.itemsize > 1 and many_values:
+        plan = _plane_plan(words.view(f"u{dtype.itemsize}"))
+        if plan.size + NAME_BYTES < words.nbytes:
+            plans.append(plan)
     return plans
 
 
-def _integer_plans(words: np.ndarray, base: int, top: int, dtype: Dtype, raw: list[Plan]) -> list[Plan]:
-    """Bits, rans and escapes of words from `base` to `base + top`."""
-    if top >= 1 << MAX_WIDTH:
-        return []
-    head = leb(zigzag(base))
-    symbols = _less(words, base, top)
-    width = top.bit_length()
-    plans = [Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
-    if 0 < top < MAX_ALPHABET:
-        plans += _rans(head, symbols, top, min(plan.size for plan in raw + plans))
-    if LEAST_ESCAPED <= top < escape.MOST_RANGE:
-        plans += _escape(words, symbols, base, top, dtype, min(plan.size for plan in raw + plans))
+def _integer_plans(words: np.ndarray, base: int, span: int, dtype: Dtype, raw: list[Plan]) -> list[Plan]:
+    """Bits, rans and escapes of words from `base` to `base + span`."""
+    head = encode_varint(zigzag(base))
+    symbols = _subtract_base(words, base, span)
+    width = span.bit_length()
+
+    def write_bits() -> list[Buffer]:
+        return [head + bit_packing.pack(symbols, width)]
+
+    size = len(head) + bit_packing.packed_size(words.size, width)
+    plans = [Plan(BITS, size, write_bits)]
+    if 0 < span < MAX_ALPHABET:
+        best_size = smallest_of(raw + plans).size
+        coded = rans_stream.plan(symbols, span + 1, best_size)
+        if coded is not None:
+            plans.append(_rans_plan(head, coded))
+    if escape.MIN_RANGE <= span < escape.MAX_RANGE:
+        counts = rans_stream.count_symbols(symbols, span + 1)
+        best_size = smallest_of(raw + plans).size
+        chosen = escape.choose_words(counts, base)
+        if chosen is not None and chosen.bits / 8 < best_size:
+            plans.append(_escape_plan(words, chosen.words, dtype))
     return plans
 
 
-def _plane_plans(words: np.ndarray) -> list[Plan]:
-    """Planes, where they save more than their name takes."""
+def _rans_plan(head: bytes, coded: rans_stream.RansStream) -> Plan:
+    return Plan(RANS, len(head) + coded.size, lambda: [head + coded.write()])
+
+
+def _escape_plan(words: np.ndarray, listed: np.ndarray, dtype: Dtype) -> Plan:
+    head = escape.write_list(listed)
+    symbols, escaped = escape.split_words(words, listed)
+    coded = rans_stream.plan(symbols, listed.size + 1)
+    assert coded is not None  # without a limit there is a stream
+    symbol_plan = _rans_plan(encode_varint(0), coded)
+    word_plans = _word_plans(escaped, dtype)
+    escaped_plan = smallest_of(plan for plan in word_plans if plan.codec in (RAW, BITS))
+
+    def write() -> list[Buffer]:
+        stream = b"".join(symbol_plan.write())
+        codec = bytes([escaped_plan.codec])
+        return [head + encode_varint(len(stream)) + stream + codec, *escaped_plan.write()]
+
+    return Plan(ESCAPE, len(head) + 4 + symbol_plan.size + escaped_plan.size, write)
+
+
+def _plane_plan(words: np.ndarray) -> Plan:
     if words.size <= planes.EXACT_SIZE:
-        pieces = list(planes.encode(words))
-        plan = Plan(PLANES, sum(map(len, pieces)), lambda: pieces)
-    else:
-        plan = Plan(PLANES, planes.size(words), lambda: planes.encode(words))
-    return [plan] if plan.size + NAMED < words.nbytes else []
+        return _written(PLANES, list(planes.encode(words)))
+    return Plan(PLANES, planes.size(words), lambda: planes.encode(words))
 
 
-def _repeats(words: np.ndarray, best: int, dtype: Dtype) -> list[Plan]:
-    """The plan for LZMA, if it is smaller by far than the best without. Of integers, which entropy coders know well,
-    only copies promise that."""
-    if best <= repeats.SMALL:
-        return []
-    promising = repeats.found_again(words) or (not dtype.discrete and repeats.sample_gains(words, best))
-    pieces = repeats.encode(words, best) if promising else None
-    if pieces is None:
-        return []
-    stream = b"".join(pieces)
-    return [Plan(LZMA, len(stream), lambda: stream)]
+def _written(codec: int, pieces: list[bytes]) -> Plan:
+    """The plan of a stream that is known already."""
+    return Plan(codec, sum(map(len, pieces)), lambda: pieces)
 
 
-def _read_lzma(buffer: Buffer, n: int, dtype: Dtype) -> np.ndarray:
-    words = repeats.decode(buffer, n, dtype.word)
+# --- words and symbols ---------------------------------------------------------------------------
+
+
+def _subtract_base(words: np.ndarray, base: int, span: int) -> np.ndarray:
+    """words − base, at most `span`, in as few bytes as hold it; a view where it can be one.
+
+    Unsigned and modular, so that no word overflows, and in chunks: words may be wide and many.
+    """
+    unsigned = np.dtype(f"u{words.itemsize}")
+    smallest_dtype = bit_packing.smallest_unsigned(span.bit_length())
+    if base == 0 and smallest_dtype == unsigned:
+        return words.view(unsigned)
+    symbols = np.empty(words.size, smallest_dtype)
+    offset = _modular(base, unsigned)
+    for start in range(0, words.size, CHUNK):
+        end = start + CHUNK
+        symbols[start:end] = words[start:end].view(unsigned) - offset
+    return symbols
+
+
+def _add_base(symbols: np.ndarray, base: int, dtype: Dtype) -> np.ndarray:
+    low, high = dtype.words
+    if base < low or base + int(symbols.max()) > high:
+        raise FormatError(f"symbols from {base} leave the range of {dtype.name}")
+    unsigned = np.dtype(f"u{dtype.itemsize}")
+    return (symbols.astype(unsigned) + _modular(base, unsigned)).view(dtype.word)
+
+
+def _modular(number: int, unsigned: np.dtype) -> np.ndarray:
+    """An integer of either sign as an unsigned word."""
+    return np.array(number % (1 << 8 * unsigned.itemsize), unsigned)
+
+
+def _little_endian(words: np.ndarray) -> Buffer:
+    little = words.astype(words.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little).data.cast("B") if words.size else b""
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _read_raw(stream: Buffer, num_words: int, codec: int, dtype: Dtype) -> np.ndarray:
+    fits = codec == RAW and len(stream) == num_words * dtype.itemsize
+    if not fits or (num_words and not dtype.may_be_raw):
+        raise FormatError(
+            f"{len(stream)} bytes with the codec {codec} cannot be {num_words} raw elements of {dtype.name}"
+        )
+    return np.frombuffer(stream, "<" + dtype.word).astype(dtype.word, copy=False)
+
+
+def _read_lzma(stream: Buffer, num_words: int, dtype: Dtype) -> np.ndarray:
+    words = lzma_stream.decode(stream, num_words, dtype.word)
     low, high = dtype.words
     if words.min() < low or words.max() > high:
         raise FormatError(f"elements from {words.min()} to {words.max()} leave the range of {dtype.name}")
     return words
 
 
-def _less(words: np.ndarray, base: int, top: int) -> np.ndarray:
-    """words − base, at most `top`, in as few bytes as hold it; a view where it can be one.
-
-    Unsigned and modular, so that no word overflows, and in chunks: words may be wide and many.
-    """
-    unsigned = np.dtype(f"u{words.itemsize}")
-    least = np.dtype("u1" if top < 1 << 8 else "u2" if top < 1 << 16 else "u4")
-    if not base and least == unsigned:
-        return words.view(unsigned)
-    symbols, less = np.empty(words.size, least), np.array(base % (1 << 8 * words.itemsize), unsigned)
-    for i in range(0, words.size, CHUNK):
-        symbols[i : i + CHUNK] = words[i : i + CHUNK].view(unsigned) - less
-    return symbols
-
-
-def _shifted(symbols: np.ndarray, base: int, dtype: Dtype) -> np.ndarray:
-    low, high = dtype.words
-    if base < low or base + int(symbols.max()) > high:
-        raise FormatError(f"symbols from {base} leave the range of {dtype.name}")
-    unsigned = np.dtype(f"u{dtype.itemsize}")
-    return (symbols.astype(unsigned) + np.array(base % (1 << 8 * dtype.itemsize), unsigned)).view(dtype.word)
-
-
-def _raw(words: np.ndarray) -> Buffer:
-    little = np.ascontiguousarray(words.astype(words.dtype.newbyteorder("<"), copy=False))
-    return little.data.cast("B") if little.size else b""
-
-
-def _rans(head: bytes, symbols: np.ndarray, top: int, best: int) -> list[Plan]:
-    """The plan for rans, unless its entropy alone is more than the best without."""
-    counts = _counts(symbols, top + 1)
-    entropy = codes.entropy_bits(counts)
-    if entropy / 8 + np.count_nonzero(counts) // 4 + 8 >= best:
-        return []
-    freqs, lanes = rans.normalise(counts), rans.lanes_for(symbols.size, entropy)
-    head += leb(lanes) + _table(freqs)
-    used = counts > 0
-    information = float(counts[used] @ (rans.BITS - np.log2(freqs[used].astype(np.float64))))
-    # A lane's state of 32 bits starts with 16 that say nothing, and ends with 8 on average that filled no word.
-    size = len(head) + 4 * lanes + round(max(0.0, information - 8 * lanes) / 8)
-    return [Plan(RANS, size, lambda: head + coder.encode(symbols, freqs, lanes))]
-
-
-def _escape(words: np.ndarray, symbols: np.ndarray, base: int, top: int, dtype: Dtype, best: int) -> list[Plan]:
-    """The plan for escapes, unless it takes more than the best without."""
-    listed = escape.listed(_counts(symbols, top + 1), base)
-    if listed is None or listed.bits / 8 >= best:
-        return []
-    head = escape.write_list(listed.words)
-    symbols, escaped = escape.split(words, listed.words)
-    coded = _rans(leb(0), symbols, listed.words.size, 1 << 62)[0]
-    apart = min((plan for plan in _word_plans(escaped, dtype) if plan.codec in (RAW, BITS)), key=lambda plan: plan.size)
-
-    def write() -> bytes:
-        stream: Any = coded.write()
-        rest: Any = apart.write()
-        return head + leb(len(stream)) + bytes(stream) + bytes([apart.codec]) + bytes(rest)
-
-    return [Plan(ESCAPE, len(head) + 4 + coded.size + apart.size, write)]
-
-
-def _read_escape(buffer: Buffer, n: int, dtype: Dtype) -> np.ndarray:
-    listed, rest = escape.read_list(buffer, *dtype.words)
-    length, at = varint(rest, 0)
-    stream, rest = rest[at : at + length], rest[at + length :]
+def _read_escape(stream: Buffer, num_words: int, dtype: Dtype) -> np.ndarray:
+    listed, rest = escape.read_list(stream, *dtype.words)
+    length, start = decode_varint(rest, 0)
+    end = start + length
+    symbol_stream = rest[start:end]
+    rest = rest[end:]
     if not len(rest) or rest[0] not in (RAW, BITS):
         raise FormatError("the stream of escaped words is truncated, or neither raw nor bits")
-    symbols = decode(stream, n, RANS, DTYPES["u2"])
+    symbols = decode(symbol_stream, num_words, RANS, DTYPES["u2"])
     if symbols.max(initial=0) > listed.size:
         raise FormatError(f"the symbol {symbols.max()} of {listed.size} words and an escape")
     words = np.append(listed, 0).astype(dtype.word)[symbols]
-    outside = symbols == listed.size
-    words[outside] = decode(rest[1:], int(np.count_nonzero(outside)), rest[0], dtype)
+    escaped = symbols == listed.size
+    words[escaped] = decode(rest[1:], int(np.count_nonzero(escaped)), rest[0], dtype)
     return words
-
-
-def _counts(symbols: np.ndarray, k: int) -> np.ndarray:
-    """How often each symbol occurs; in chunks, of which `bincount` makes intp."""
-    counts = np.zeros(k, np.intp)
-    for i in range(0, symbols.size, CHUNK):
-        counts += np.bincount(symbols[i : i + CHUNK], minlength=k)
-    return counts
-
-
-# --- bits ------------------------------------------------------------------------------------------------------------
-
-
-def _bits(symbols: np.ndarray, width: int) -> bytes:
-    parts = [bytes([width])]
-    for i in range(0, symbols.size if width else 0, CHUNK):
-        octets = symbols[i : i + CHUNK].astype("<u4").view(np.uint8).reshape(-1, 4)
-        each = np.unpackbits(octets, axis=1, count=width, bitorder="little")
-        parts.append(np.packbits(each, bitorder="little").tobytes())
-    return b"".join(parts)
-
-
-def _read_bits(rest: memoryview, n: int) -> np.ndarray:
-    width = rest[0] if len(rest) else 255
-    if width > MAX_WIDTH or len(rest) != 1 + -(-n * width // 8):
-        raise FormatError(f"{len(rest)} bytes cannot hold {n} symbols of {width} bits")
-    if n * width % 8 and rest[-1] >> (n * width % 8):
-        raise FormatError("the padding of the last byte is not zero")
-    kind = "u1" if width <= 8 else "u2" if width <= 16 else "u4"
-    out = np.zeros(n, kind)
-    octets = np.frombuffer(rest, np.uint8, offset=1)
-    for i in range(0, n if width else 0, CHUNK):
-        m = min(CHUNK, n - i)
-        each = np.unpackbits(octets[i * width // 8 :][: -(-m * width // 8)], count=m * width, bitorder="little")
-        wide = np.zeros((m, 8 * int(kind[1:])), np.uint8)
-        wide[:, :width] = each.reshape(m, width)
-        out[i : i + m] = np.packbits(wide, bitorder="little").view("<" + kind)
-    return out
-
-
-# --- rans ------------------------------------------------------------------------------------------------------------
-
-
-def _table(freqs: np.ndarray) -> bytes:
-    plain = b"".join(leb(int(f)) for f in freqs)
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    small = deflate.compress(plain) + deflate.flush()
-    k = 2 * (len(freqs) - 1)
-    return leb(k + 1) + small if len(small) < len(plain) else leb(k) + plain
-
-
-def _read_table(rest: memoryview, at: int) -> tuple[np.ndarray, memoryview]:
-    head, at = varint(rest, at)
-    k, rest = head // 2 + 1, rest[at:]
-    if k > MAX_ALPHABET:
-        raise FormatError(f"a table of {k} symbols; at most {MAX_ALPHABET} are allowed")
-    plain, after = inflated_first(rest, 2 * k) if head & 1 else (rest, None)
-    freqs, at = np.zeros(k, np.int64), 0
-    for i in range(k):
-        freqs[i], at = varint(plain, at, 2)
-    if after is None:
-        return freqs, rest[at:]
-    if at != len(plain):
-        raise FormatError("bytes are left over after the table")
-    return freqs, after
-
-
-def _read_rans(rest: memoryview, n: int, base: int, dtype: Dtype) -> np.ndarray:
-    lanes, at = varint(rest, 0)
-    freqs, stream = _read_table(rest, at)
-    if not 1 <= lanes <= n:
-        raise FormatError(f"{lanes} lanes for {n} symbols")
-    try:
-        return coder.decode(stream, n, freqs, lanes, _shifted(np.arange(freqs.size), base, dtype))
-    except rans.StreamError as e:
-        raise FormatError(str(e)) from None
