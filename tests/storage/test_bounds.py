@@ -196,7 +196,7 @@ def test_hostile_metadata_of_orbax(metadata, message, tmp_path):
 def test_msgpack_of_many_values_or_of_no_map(tmp_path, monkeypatch):
     (tmp_path / "x.msgpack").write_bytes(b"\x93\x01\x02\x03")
     refused(tmp_path / "x.msgpack", "no map of names")
-    monkeypatch.setattr("jaxprune.storage.checkpoints.walker.MAX_VALUES", 1000)
+    monkeypatch.setattr("jaxprune.storage.checkpoints.msgpack_walker.MAX_VALUES", 1000)
     (tmp_path / "y.msgpack").write_bytes(b"\x81\xa1a\xdc\x0f\xff" + b"\x01" * 4095)
     refused(tmp_path / "y.msgpack", "more than 1000 values")
 

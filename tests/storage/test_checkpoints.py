@@ -187,7 +187,7 @@ def test_blocks_cover_an_array_in_order(monkeypatch):
             np.arange(np.prod(shape, dtype=int)).reshape(shape[::-1]).T,
         ):
             octets = io.BytesIO()
-            tensors.write(x, octets.write)
+            tensors.write_array(x, octets.write)
             assert octets.getvalue() == x.tobytes("C")
             octets.seek(0)
             assert (tensors.fill(np.empty_like(x), octets.read) == x).all()

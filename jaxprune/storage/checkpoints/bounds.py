@@ -34,9 +34,11 @@ def quoted(x: Any, width: int = 80) -> str:
     if isinstance(x, str):
         return repr(shortened(x, width - 2))
     if isinstance(x, list | tuple | dict):
+        if not x:
+            return _size(x)
+        first = ", ".join(_item(item) for item in itertools.islice(x, 8))  # of a dict, its keys
         more = ", …" if len(x) > 8 else ""
-        first = ", ".join(_item(y) for y in itertools.islice(x, 8))  # of a dict, its keys
-        return f"{_size(x)}: {shortened(first + more, width)}" if x else _size(x)
+        return f"{_size(x)}: {shortened(first + more, width)}"
     return shortened(repr(x), width)
 
 
@@ -106,7 +108,7 @@ def all_of(file: BinaryIO, most: int, what: str) -> bytes:
     size = os.fstat(file.fileno()).st_size
     if size > most:
         raise FormatError(f"the {what} has {size} bytes; at most {most} are read")
-    octets = file.read(most + 1)
-    if len(octets) > most:
+    data = file.read(most + 1)
+    if len(data) > most:
         raise FormatError(f"the {what} grew while it was read")
-    return octets
+    return data

@@ -5,7 +5,10 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxprune.storage import atomic, limits
+import numpy as np
+
+from jaxprune.storage import limits
+from jaxprune.storage.atomic import replacing
 from jaxprune.storage.checkpoints import foreign, msgpack, npy, npz, orbax, own, safetensors, shards
 from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
@@ -22,6 +25,7 @@ READ = {
     "orbax": orbax.opened,
 }
 WRITE = {".safetensors": safetensors.write, ".npz": npz.write, ".msgpack": msgpack.write}
+MAP_HEADS = {0xDE: 3, 0xDF: 5}  # tag of a map of msgpack -> bytes before its first key
 KNOWN = (
     "a .safetensors file, a folder of them or its index, a .npz, .npy or Flax .msgpack file, an Orbax folder, or a "
     "file of jaxprune's"
@@ -51,11 +55,12 @@ def open_checkpoint(path: Any, max_bytes: int | None = None) -> Iterator[Checkpo
     with contextlib.ExitStack() as stack:
         with _naming(path):
             checkpoint = stack.enter_context(READ[kind_of(path)](path))
-        most = limits.allowance(_size_on_disk(path)) if max_bytes is None else max_bytes
+        if max_bytes is None:
+            max_bytes = limits.allowance(_size_on_disk(path))
 
-        def read(leaf: str, into: Any = None) -> Any:
+        def read(leaf: str, into: np.ndarray | None = None) -> np.ndarray:
             with _naming(path):
-                limits.afford(f"{quoted(leaf)} takes", checkpoint.memory(leaf), most)
+                limits.afford(f"{quoted(leaf)} takes", checkpoint.memory(leaf), max_bytes)
                 return checkpoint.read(leaf, into)
 
         yield checkpoint._replace(read=read)
@@ -68,8 +73,13 @@ def _size_on_disk(path: Any) -> int:
         path = os.path.dirname(path) or "."
     if not os.path.isdir(path):
         return os.path.getsize(path)
-    files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-    return sum(os.path.getsize(file) for file in files if os.path.exists(file))
+    size = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = os.path.join(folder, name)
+            if os.path.exists(file):  # a link may lead nowhere
+                size += os.path.getsize(file)
+    return size
 
 
 @contextlib.contextmanager
@@ -87,7 +97,8 @@ def kind_of(path: Any) -> str:
     if name.endswith(shards.INDEX) and os.path.isfile(path):
         return "shards"
     if os.path.isdir(path):
-        return "shards" if not orbax.is_checkpoint(name) and shards.is_sharded(name) else "orbax"
+        is_sharded = not orbax.is_checkpoint(name) and shards.is_sharded(name)
+        return "shards" if is_sharded else "orbax"
     with open_regular(path) as file:
         first = file.read(foreign.FIRST)
         file.seek(max(0, os.fstat(file.fileno()).st_size - 8))
@@ -98,8 +109,9 @@ def kind_of(path: Any) -> str:
         return "npy"
     if first[8:9] == b"{" and first[6:8] == b"\0\0":
         return "jaxprune" if own.is_own(first) else "safetensors"
-    if reason := foreign.of_file(first, last):
-        raise FormatError(reason)
+    foreign_kind = foreign.of_file(first, last)
+    if foreign_kind:
+        raise FormatError(foreign_kind)
     if _is_map(first):
         return "msgpack"
     if name.endswith(".msgpack"):
@@ -109,10 +121,18 @@ def kind_of(path: Any) -> str:
 
 def _is_map(first: bytes) -> bool:
     """Whether these are the first bytes of a map of msgpack that has texts for keys, or of an empty one."""
-    if not first or not (first[0] & 0xF0 == 0x80 or first[0] in (0xDE, 0xDF)):
+    if not first:
         return False
-    key = first[{0xDE: 3, 0xDF: 5}.get(first[0], 1) :][:1]
-    return not key or key[0] & 0xE0 == 0xA0 or key[0] in (0xD9, 0xDA, 0xDB)
+    if 0x80 <= first[0] <= 0x8F:
+        head = 1
+    elif first[0] in MAP_HEADS:
+        head = MAP_HEADS[first[0]]
+    else:
+        return False
+    if len(first) <= head:
+        return True
+    key = first[head]
+    return 0xA0 <= key <= 0xBF or 0xD9 <= key <= 0xDB
 
 
 def write_checkpoint(
@@ -144,7 +164,7 @@ def write_checkpoint(
     if not suffix:
         orbax.write(path, tensors, read, about)
         return
-    with atomic.replacing(path) as file:
+    with replacing(path) as file:
         WRITE[suffix](file, tensors, read, about)
 
 

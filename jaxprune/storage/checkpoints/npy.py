@@ -16,9 +16,8 @@ import numpy as np
 
 from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints import bounds
-from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import UnsupportedArray, quoted
-from jaxprune.storage.checkpoints.tensors import Checkpoint
+from jaxprune.storage.checkpoints.tensors import Checkpoint, Shape, Tensor, fill, read_exactly, size_of
 from jaxprune.storage.format.manifest import open_regular
 from jaxprune.storage.format.words import FormatError
 
@@ -26,6 +25,7 @@ MAGIC = b"\x93NUMPY"
 MAX_HEADER = 1 << 16
 NAME = "array"  # the key of the one array of an .npy file
 BFLOAT16 = np.dtype("bfloat16")
+NAMELESS_BFLOAT16 = "|V2"
 
 TEXT = r"'([^'\\\n]*)'|\"([^\"\\\n]*)\""
 SHAPE = r"\(\s*((?:\d{1,19}L?\s*,\s*)*(?:\d{1,19}L?)?)\s*\)"
@@ -37,7 +37,7 @@ DESCR = re.compile(r"([<>|=]?)([?bBiufcVSUaOmM])(\d{0,9})(\[\w{1,9}\])?")
 class Head(NamedTuple):
     """What a header says, and its own size in bytes."""
 
-    shape: t.Shape
+    shape: Shape
     fortran: bool
     dtype: np.dtype  # of the array
     stored: np.dtype  # of the file: in its order of bytes
@@ -45,7 +45,13 @@ class Head(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether NumPy wrote the array without its dtype's name, bfloat16."""
+        return self.stored.str == NAMELESS_BFLOAT16
 
 
 def read_head(read: Callable[[int], bytes], name: str) -> Head:
@@ -55,18 +61,18 @@ def read_head(read: Callable[[int], bytes], name: str) -> Head:
       UnsupportedArray: a sound header of an array that JAX has nothing like.
       FormatError: anything else.
     """
-    magic = t.exactly(read, 8)
+    magic = read_exactly(read, 8)
     if magic[:6] != MAGIC:
         raise FormatError("it does not begin as an .npy array")
     version = (magic[6], magic[7])
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise FormatError(f"its header has the version {version[0]}.{version[1]}; 1.0, 2.0 and 3.0 are read")
     width = 2 if version == (1, 0) else 4
-    length = int.from_bytes(t.exactly(read, width), "little")
+    length = int.from_bytes(read_exactly(read, width), "little")
     if length > MAX_HEADER:
         raise FormatError(f"its header says that it is {length} bytes long; at most {MAX_HEADER} are read")
     try:
-        text = t.exactly(read, length).decode("utf-8" if version == (3, 0) else "latin-1")
+        text = read_exactly(read, length).decode("utf-8" if version == (3, 0) else "latin-1")
     except UnicodeDecodeError:
         raise FormatError("its header is not UTF-8") from None
     return _head(text, name, 8 + width + length)
@@ -76,11 +82,16 @@ def _head(text: str, name: str, size: int) -> Head:
     fields = _fields(text, name)
     if fields.keys() != {"descr", "fortran_order", "shape"}:
         raise FormatError(f"its header has the entries {quoted(sorted(fields))}, not descr, fortran_order and shape")
-    shape = bounds.check_shape(name, fields["shape"]) if type(fields["shape"]) is tuple else None
-    if shape is None or type(fields["fortran_order"]) is not bool or type(fields["descr"]) is not str:
+    shape = fields["shape"]
+    fortran = fields["fortran_order"]
+    descr = fields["descr"]
+    if type(shape) is tuple:
+        bounds.check_shape(name, shape)
+    if type(shape) is not tuple or type(fortran) is not bool or type(descr) is not str:
         raise FormatError(f"its header is {quoted(text)}: descr is a text, fortran_order a truth, shape a tuple")
-    stored = _dtype(fields["descr"], name)
-    return Head(shape, fields["fortran_order"], bounds.check_dtype(name, _named(stored, name)), stored, size)
+    stored = _dtype(descr)
+    dtype = bounds.check_dtype(name, _named(stored, name))
+    return Head(shape, fortran, dtype, stored, size)
 
 
 def _fields(text: str, name: str) -> dict[str, Any]:
@@ -89,7 +100,8 @@ def _fields(text: str, name: str) -> dict[str, Any]:
     if not (body.startswith("{") and body.endswith("}")):
         raise FormatError(f"its header is {quoted(text)}, which is no dict")
     fields: dict[str, Any] = {}
-    place, end = 1, len(body) - 1
+    place = 1
+    end = len(body) - 1
     while body[place:end].strip():
         entry = ENTRY.match(body, place, end)
         if entry is None:
@@ -118,15 +130,15 @@ def _value(entry: re.Match[str]) -> Any:
     return entry["text"][1:-1]
 
 
-def _dtype(descr: str, name: str) -> np.dtype:
+def _dtype(descr: str) -> np.dtype:
     """The dtype of a word of NumPy's, as "<f4"."""
-    match = DESCR.fullmatch(descr)
-    if match is None:
-        raise FormatError(f"its header says that the dtype is {quoted(descr)}")
+    refusal = FormatError(f"its header says that the dtype is {quoted(descr)}")
+    if not DESCR.fullmatch(descr):
+        raise refusal
     try:
         return np.dtype(descr)
     except (TypeError, ValueError):
-        raise FormatError(f"its header says that the dtype is {quoted(descr)}") from None
+        raise refusal from None
 
 
 def _named(stored: np.dtype, name: str) -> np.dtype:
@@ -136,16 +148,16 @@ def _named(stored: np.dtype, name: str) -> np.dtype:
             f"{quoted(name)} is |V1, as NumPy writes float8 and int4 without their name: save it as .safetensors or "
             f".msgpack"
         )
-    return BFLOAT16 if stored.str == "|V2" else stored
+    return BFLOAT16 if stored.str == NAMELESS_BFLOAT16 else stored
 
 
 def read_array(read: Callable[[int], bytes], head: Head, into: np.ndarray) -> np.ndarray:
     """`into`, with the array behind a header."""
     target = into.T if head.fortran else into
     if head.stored.byteorder == ">":
-        target[...] = t.fill(empty(target.shape, target.dtype), read).view(head.stored)
+        target[...] = fill(empty(target.shape, target.dtype), read).view(head.stored)
     else:
-        t.fill(target, read)
+        fill(target, read)
     if read(1):
         raise FormatError("bytes are left over after the array")
     return into
@@ -162,14 +174,16 @@ def opened(path: Any) -> Iterator[Checkpoint]:
     """The checkpoint of an .npy file: one array, named `array`."""
     with open_regular(path) as file:
         head = read_head(file.read, NAME)
-        if head.size + head.nbytes != t.size_of(file):
+        if head.size + head.nbytes != size_of(file):
             raise FormatError(
-                f"its header speaks of {head.nbytes} bytes, {t.size_of(file) - head.size} follow: truncated or extended"
+                f"its header speaks of {head.nbytes} bytes, {size_of(file) - head.size} follow: truncated or extended"
             )
-        tensors = {NAME: t.Tensor((NAME,), head.shape, head.dtype)}
+        tensors = {NAME: Tensor((NAME,), head.shape, head.dtype)}
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             file.seek(head.size)
-            return read_array(file.read, head, empty(head.shape, head.dtype) if into is None else into)
+            array = empty(head.shape, head.dtype) if into is None else into
+            return read_array(file.read, head, array)
 
-        yield Checkpoint("npy", tensors, read, (note([NAME]),) if head.stored.str == "|V2" else ())
+        notes = (note([NAME]),) if head.is_nameless else ()
+        yield Checkpoint("npy", tensors, read, notes)

@@ -16,10 +16,19 @@ from numpy.lib import format as numpy_format
 
 from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints import bounds, foreign, npy
-from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import UnsupportedArray, quoted
 from jaxprune.storage.checkpoints.npy import Head
-from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
+from jaxprune.storage.checkpoints.tensors import (
+    Checkpoint,
+    Read,
+    Tensor,
+    by_path,
+    check_names,
+    leads_out,
+    size_of,
+    split_names,
+    write_array,
+)
 from jaxprune.storage.format.manifest import open_regular
 from jaxprune.storage.format.words import FormatError
 
@@ -46,7 +55,7 @@ BROKEN = (
 def opened(path: Any) -> Iterator[Checkpoint]:
     """The checkpoint of an .npz archive."""
     with open_regular(path) as file, _archive(file) as archive:
-        members = _members(archive, t.size_of(file))
+        members = _members(archive, size_of(file))
         heads: dict[str, Head] = {}
         notes = [f"{quoted(name)} is no array, and is left out" for name in _others(archive)]
         for name, info in members.items():
@@ -56,17 +65,20 @@ def opened(path: Any) -> Iterator[Checkpoint]:
                 notes.append(f"{e}; it is left out")
         if notes and not heads:
             raise FormatError(f"none of its members can be read. {notes[0]}")
-        keys = t.split_names(heads)
-        tensors = t.by_path(Tensor(keys[name], head.shape, head.dtype) for name, head in heads.items())
+        keys = split_names(heads)
+        tensors = by_path(Tensor(keys[name], head.shape, head.dtype) for name, head in heads.items())
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             tensor = tensors[path]
-            into = empty(tensor.shape, tensor.dtype) if into is None else into
+            array = empty(tensor.shape, tensor.dtype) if into is None else into
             with _member(archive, tensor.name, members[tensor.name]) as stream:
-                return npy.read_array(stream.read, npy.read_head(stream.read, tensor.name), into)
+                head = npy.read_head(stream.read, tensor.name)
+                return npy.read_array(stream.read, head, array)
 
-        voids = [name for name, head in heads.items() if head.stored.str == "|V2"]
-        yield Checkpoint("npz", tensors, read, (*notes, *([npy.note(voids)] if voids else [])))
+        nameless = [name for name, head in heads.items() if head.is_nameless]
+        if nameless:
+            notes.append(npy.note(nameless))
+        yield Checkpoint("npz", tensors, read, tuple(notes))
 
 
 def _archive(file: BinaryIO) -> zipfile.ZipFile:
@@ -75,8 +87,9 @@ def _archive(file: BinaryIO) -> zipfile.ZipFile:
     except BROKEN as e:
         reason = f"{type(e).__name__}: {str(e)[:80]}"
         raise FormatError(f"it is no whole zip archive ({reason}): the file is truncated or damaged") from None
-    if reason := foreign.of_archive(archive.namelist()):
-        raise FormatError(reason)
+    foreign_kind = foreign.of_archive(archive.namelist())
+    if foreign_kind:
+        raise FormatError(foreign_kind)
     return archive
 
 
@@ -92,7 +105,8 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     if sum(info.compress_size for info in infos) > size:
         raise FormatError("its members overlap, or are longer than the file")
     for name, info in members.items():
-        if reason := _why_not_read(info):
+        reason = _why_not_read(info)
+        if reason:
             raise FormatError(f"member {quoted(name)} {reason}")
     return members
 
@@ -137,22 +151,24 @@ def _member(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> Itera
 
 def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
     """Writes an .npz archive, uncompressed as `np.savez` does, reading one tensor at a time."""
-    t.check_names(tensors.values(), _why_not)
+    check_names(tensors.values(), _why_not)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for path, tensor in tensors.items():
-            x = read(path)  # before its member is begun: an error of reading leaves no half of one open
-            with archive.open(zipfile.ZipInfo(f"{tensor.name}{SUFFIX}"), "w", force_zip64=True) as member:
-                descr = numpy_format.dtype_to_descr(tensor.dtype)
-                head = {"descr": descr, "fortran_order": False, "shape": tensor.shape}
+            # Read before its member is begun: an error of reading leaves no half of one open.
+            array = read(path)
+            descr = numpy_format.dtype_to_descr(tensor.dtype)
+            head = {"descr": descr, "fortran_order": False, "shape": tensor.shape}
+            info = zipfile.ZipInfo(f"{tensor.name}{SUFFIX}")
+            with archive.open(info, "w", force_zip64=True) as member:
                 numpy_format.write_array_header_1_0(member, head)
-                t.write(x, member.write)
-            del x
+                write_array(array, member.write)
+            del array  # before the next one is read
 
 
 def _why_not(tensor: Tensor) -> str:
     if tensor.dtype.kind == "V":
         return f".npz cannot hold {tensor.dtype.name}: restore to .safetensors, .msgpack or a folder"
-    if t.leads_out(tensor):
+    if leads_out(tensor):
         return "the name leads out of a folder, where the archive is unpacked: restore to .safetensors or .msgpack"
     if len(tensor.name.encode()) + len(SUFFIX) > MAX_MEMBER:
         return f"the name is longer than the {MAX_MEMBER} bytes of a zip archive"

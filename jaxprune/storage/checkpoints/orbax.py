@@ -13,9 +13,18 @@ import jax
 import numpy as np
 
 from jaxprune.storage.checkpoints import bounds, foreign
-from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import quoted
-from jaxprune.storage.checkpoints.tensors import Checkpoint, Keys, Read, Tensor
+from jaxprune.storage.checkpoints.tensors import (
+    Checkpoint,
+    Keys,
+    Read,
+    Tensor,
+    by_path,
+    check_tensor,
+    check_tree,
+    leads_out,
+    placed,
+)
 from jaxprune.storage.format.json_text import parse_json
 from jaxprune.storage.format.trees import plain_key
 from jaxprune.storage.format.words import CODE_OF, MAX_DEPTH, FormatError
@@ -39,13 +48,13 @@ def opened(path: Any) -> Iterator[Checkpoint]:
             arrays, notes = _arrays(tree)
             boxed = _boxed([_plain(keys) for keys, _ in arrays])
             places = {_plain(keys): keys for keys, _ in arrays}
-            tensors = t.by_path(_tensor(_plain(keys), x, boxed) for keys, x in arrays)
+            tensors = by_path(_tensor(_plain(keys), x, boxed) for keys, x in arrays)
             _check_places(places)
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
-            keys = tensors[path].keys + (BOX,) * tensors[path].boxed
+            keys = _stored_keys(tensors[path])
             with _own_words(path):
-                return t.placed(_leaf(store, folder, tree, places[keys]), into)
+                return placed(_leaf(store, folder, tree, places[keys]), into)
 
         yield Checkpoint("orbax", tensors, read, tuple(notes))
 
@@ -62,18 +71,28 @@ def _folder(path: str) -> str:
     """The folder of a tree: this one, or the one item of the step that this is."""
     if is_checkpoint(path):
         return path
-    below = sorted((name for name in os.listdir(path) if os.path.isdir(os.path.join(path, name))), key=_by_number)
-    items = [name for name in below if is_checkpoint(os.path.join(path, name)) and not name[-1:].isdigit()]
-    if DEFAULT in items or len(items) == 1:
-        return os.path.join(path, DEFAULT if DEFAULT in items else items[0])
-    steps = [name for name in below if name not in items and _is_step(os.path.join(path, name))]
-    what, names = ("items", items) if items else ("steps", steps)
-    if names:
-        listed = ", ".join(quoted(name)[1:-1] for name in names[-8:]) + (" and older ones" if len(names) > 8 else "")
-        raise FormatError(
-            f"the folder has the {what} {listed}: name one, as {os.path.join(path, names[0 if items else -1])}"
-        )
-    raise FormatError(foreign.of_folder(os.listdir(path)) or "the folder is no checkpoint of Orbax (no _METADATA)")
+    folders = [name for name in os.listdir(path) if os.path.isdir(os.path.join(path, name))]
+    folders.sort(key=_by_number)
+    items = [name for name in folders if is_checkpoint(os.path.join(path, name)) and not name[-1:].isdigit()]
+    if DEFAULT in items:
+        return os.path.join(path, DEFAULT)
+    if len(items) == 1:
+        return os.path.join(path, items[0])
+    if items:
+        raise FormatError(_name_one(path, "items", items, items[0]))
+    steps = [name for name in folders if _is_step(os.path.join(path, name))]
+    if steps:
+        raise FormatError(_name_one(path, "steps", steps, steps[-1]))
+    foreign_kind = foreign.of_folder(os.listdir(path))
+    raise FormatError(foreign_kind or "the folder is no checkpoint of Orbax (no _METADATA)")
+
+
+def _name_one(path: str, what: str, names: list[str], example: str) -> str:
+    """The error about a folder that holds several trees."""
+    listed = ", ".join(quoted(name)[1:-1] for name in names[-8:])
+    if len(names) > 8:
+        listed += " and older ones"
+    return f"the folder has the {what} {listed}: name one, as {os.path.join(path, example)}"
 
 
 def _is_step(path: str) -> bool:
@@ -123,7 +142,14 @@ def _arrays(tree: Any) -> tuple[list[tuple[Any, Any]], list[str]]:
 
 def _tensor(keys: Keys, x: Any, boxed: set[Keys]) -> Tensor:
     dtype = np.dtype(x.dtype)
-    return t.checked(keys[:-1], x.shape, dtype, boxed=True) if keys in boxed else t.checked(keys, x.shape, dtype)
+    if keys in boxed:
+        return check_tensor(keys[:-1], x.shape, dtype, boxed=True)
+    return check_tensor(keys, x.shape, dtype)
+
+
+def _stored_keys(tensor: Tensor) -> Keys:
+    """The keys that a tensor has in Orbax's tree."""
+    return (*tensor.keys, BOX) if tensor.boxed else tensor.keys
 
 
 def _boxed(leaves: list[Keys]) -> set[Keys]:
@@ -183,12 +209,13 @@ def _leaf(store: Any, folder: str, tree: Any, keys: Any) -> np.ndarray:
     """One leaf: what the item leaves out, Orbax does not read."""
     import orbax.checkpoint as ocp
 
-    chosen = jax.tree_util.tree_map_with_path(
-        lambda at, x: 0 if at == keys else ocp.PLACEHOLDER, tree, is_leaf=lambda x: hasattr(x, "shape")
-    )
-    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), chosen)
-    found = store.restore(folder, ocp.args.PyTreeRestore(item=chosen, restore_args=plain))
-    return next(np.asarray(x) for x in jax.tree.leaves(found) if x is not ocp.PLACEHOLDER)
+    def wanted(leaf_keys: Any, _: Any) -> Any:
+        return 0 if leaf_keys == keys else ocp.PLACEHOLDER
+
+    item = jax.tree_util.tree_map_with_path(wanted, tree, is_leaf=lambda x: hasattr(x, "shape"))
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    restored = store.restore(folder, ocp.args.PyTreeRestore(item=item, restore_args=as_numpy))
+    return next(np.asarray(x) for x in jax.tree.leaves(restored) if x is not ocp.PLACEHOLDER)
 
 
 def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
@@ -200,11 +227,11 @@ def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[s
         raise ValueError(f"{path} exists; a folder is not replaced: remove it, or choose another name")
     tree: dict[str, Any] = {}
     for leaf, tensor in tensors.items():
-        *keys, last = tensor.keys + (BOX,) * tensor.boxed
-        place = tree
+        *keys, last = _stored_keys(tensor)
+        parent = tree
         for key in keys:
-            place = place.setdefault(key, {})
-        place[last] = read(leaf)
+            parent = parent.setdefault(key, {})
+        parent[last] = read(leaf)
     try:
         with ocp.StandardCheckpointer() as store:
             store.save(os.path.abspath(path), tree)
@@ -225,11 +252,11 @@ def remove_leftovers(path: Any) -> None:
 
 def check(tensors: Mapping[str, Tensor]) -> None:
     """Refuses what Orbax cannot hold, or would lose."""
-    t.check_tree(tensors.values(), _why_not)
+    check_tree(tensors.values(), _why_not)
     seen: dict[str, str] = {}
     for tensor in tensors.values():
-        other = seen.setdefault(".".join(tensor.keys + (BOX,) * tensor.boxed), tensor.name)
-        if other is not tensor.name and other != tensor.name:
+        other = seen.setdefault(".".join(_stored_keys(tensor)), tensor.name)
+        if other != tensor.name:
             raise ValueError(
                 f"{quoted(tensor.name)}: Orbax joins keys by dots, and would write it over {quoted(other)}: "
                 f"restore to .safetensors or .msgpack"
@@ -237,7 +264,7 @@ def check(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _why_not(tensor: Tensor) -> str:
-    if t.leads_out(Tensor(tensor.keys, (), tensor.dtype)) or any("/" in key for key in tensor.keys):
+    if leads_out(Tensor(tensor.keys, (), tensor.dtype)) or any("/" in key for key in tensor.keys):
         return "a folder cannot hold this name, which leads out of it: restore to .safetensors or .msgpack"
     if not tensor.size:
         return f"Orbax refuses arrays without elements, as this of shape {list(tensor.shape)}: restore to .safetensors"

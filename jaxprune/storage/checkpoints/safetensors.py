@@ -13,13 +13,32 @@ import numpy as np
 
 from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints import bounds
-from jaxprune.storage.checkpoints import tensors as t
-from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
+from jaxprune.storage.checkpoints.tensors import (
+    Checkpoint,
+    Read,
+    Tensor,
+    by_path,
+    check_names,
+    check_tensor,
+    fill,
+    read_exactly,
+    size_of,
+    split_names,
+    write_array,
+)
 from jaxprune.storage.format.json_text import parse_json
 from jaxprune.storage.format.manifest import open_regular
 from jaxprune.storage.format.words import FormatError
 
-DTYPES = {f"{'IU'[unsigned]}{n}": f"{'u' * unsigned}int{n}" for n in (8, 16, 32, 64) for unsigned in (0, 1)} | {
+DTYPES = {
+    "I8": "int8",
+    "U8": "uint8",
+    "I16": "int16",
+    "U16": "uint16",
+    "I32": "int32",
+    "U32": "uint32",
+    "I64": "int64",
+    "U64": "uint64",
     "BOOL": "bool",
     "F16": "float16",
     "BF16": "bfloat16",
@@ -54,7 +73,8 @@ class File(NamedTuple):
         """One tensor, in `into` if that is given."""
         tensor = self.names[name]
         self.file.seek(self.places[name])
-        return t.fill(empty(tensor.shape, tensor.dtype) if into is None else into, self.file.read)
+        array = empty(tensor.shape, tensor.dtype) if into is None else into
+        return fill(array, self.file.read)
 
 
 @contextlib.contextmanager
@@ -67,16 +87,17 @@ def opened_file(path: Any) -> Iterator[File]:
             raise FormatError("its __metadata__ is not an object of strings")
         bounds.check_names(header)
         names = {name: _tensor(name, entry) for name, entry in header.items()}
-        places = _places(header, names, t.size_of(file) - start)
-        yield File(file, names, {name: start + place for name, place in places.items()}, about)
+        offsets = _offsets(header, names, size_of(file) - start)
+        places = {name: start + offset for name, offset in offsets.items()}
+        yield File(file, names, places, about)
 
 
 @contextlib.contextmanager
 def opened(path: Any) -> Iterator[Checkpoint]:
     """The checkpoint of a safetensors file."""
     with opened_file(path) as file:
-        keys = t.split_names(file.names)
-        tensors = t.by_path(tensor._replace(keys=keys[name]) for name, tensor in file.names.items())
+        keys = split_names(file.names)
+        tensors = by_path(tensor._replace(keys=keys[name]) for name, tensor in file.names.items())
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             return file.read(tensors[path].name, into)
@@ -85,10 +106,10 @@ def opened(path: Any) -> Iterator[Checkpoint]:
 
 
 def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    (length,) = struct.unpack("<Q", t.exactly(file.read, 8))
-    if length > min(bounds.MAX_JSON, t.size_of(file) - 8):
+    (length,) = struct.unpack("<Q", read_exactly(file.read, 8))
+    if length > min(bounds.MAX_JSON, size_of(file) - 8):
         raise FormatError(f"its header says that it is {length} bytes long: no safetensors file, or a truncated one")
-    header = parse_json(t.exactly(file.read, length), "header", bounds.MAX_TOKENS)
+    header = parse_json(read_exactly(file.read, length), "header", bounds.MAX_TOKENS)
     if type(header) is not dict:
         raise FormatError("its header is not an object")
     return header, 8 + length
@@ -96,36 +117,47 @@ def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
 
 def _tensor(name: str, entry: Any) -> Tensor:
     fields = entry if type(entry) is dict else {}
-    dtype, shape = fields.get("dtype"), fields.get("shape")
+    dtype = fields.get("dtype")
+    shape = fields.get("shape")
     if type(shape) is not list or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{bounds.quoted(name)} is {bounds.quoted(entry)}; it must say dtype, shape and data_offsets")
     if type(dtype) is not str or dtype not in DTYPES:
         raise FormatError(
             f"{bounds.quoted(name)} has the dtype {bounds.quoted(dtype, 20)}; read are {', '.join(DTYPES)}"
         )
-    return t.checked((name,), shape, np.dtype(DTYPES[dtype]))
+    return check_tensor((name,), shape, np.dtype(DTYPES[dtype]))
 
 
-def _places(header: dict[str, Any], found: Mapping[str, Tensor], room: int) -> dict[str, int]:
-    """Where each tensor begins; they must lie one after another, without gaps, to the end of the file."""
-    places: dict[str, int] = {}
+def _offsets(header: dict[str, Any], names: Mapping[str, Tensor], size: int) -> dict[str, int]:
+    """Where each tensor begins; they must lie one after another, without gaps, to the end of the file.
+
+    Args:
+      header: name -> entry.
+      names: name -> tensor.
+      size: bytes of all tensors.
+    """
+    spans = {name: _span(name, header[name]) for name in names}
+    offsets: dict[str, int] = {}
     end = 0
-    for name, (first, last) in sorted(((n, _span(n, header[n])) for n in found), key=lambda item: item[1]):
-        if first != end or last - first != found[name].nbytes or last > room:
+    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        tensor = names[name]
+        if first != end or last - first != tensor.nbytes or last > size:
             raise FormatError(
-                f"{bounds.quoted(name)}, {found[name].dtype.name}{list(found[name].shape)} of {found[name].nbytes} "
-                f"bytes, says that it lies from byte {first} to {last} of {room}, after {end}: a gap, an overlap, or a "
-                f"truncated file"
+                f"{bounds.quoted(name)}, {tensor.dtype.name}{list(tensor.shape)} of {tensor.nbytes} bytes, "
+                f"says that it lies from byte {first} to {last} of {size}, after {end}: "
+                f"a gap, an overlap, or a truncated file"
             )
-        places[name], end = first, last
-    if end != room:
-        raise FormatError(f"its header speaks of {end} bytes of tensors; there are {room}: truncated or extended")
-    return places
+        offsets[name] = first
+        end = last
+    if end != size:
+        raise FormatError(f"its header speaks of {end} bytes of tensors; there are {size}: truncated or extended")
+    return offsets
 
 
 def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
     span = entry["data_offsets"]
-    if type(span) is not list or len(span) != 2 or not all(type(x) is int and 0 <= x < 2**63 for x in span):
+    is_pair = type(span) is list and len(span) == 2
+    if not is_pair or not all(type(offset) is int and 0 <= offset < 2**63 for offset in span):
         raise FormatError(f"{bounds.quoted(name)} has the data_offsets {bounds.quoted(span)}")
     return span[0], span[1]
 
@@ -138,7 +170,7 @@ def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapp
 
 def check(tensors: Mapping[str, Tensor]) -> None:
     """Refuses what the format cannot hold."""
-    t.check_names(tensors.values(), _why_not)
+    check_names(tensors.values(), _why_not)
 
 
 def write_checked(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
@@ -155,7 +187,7 @@ def write_checked(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, abo
         raise ValueError(f"{len(tensors)} names make a header of {len(raw)} bytes; safetensors takes {bounds.MAX_JSON}")
     file.write(struct.pack("<Q", len(raw)) + raw)
     for path in tensors:
-        t.write(read(path), file.write)
+        write_array(read(path), file.write)
 
 
 def texts(about: Mapping[str, Any]) -> dict[str, str]:

@@ -15,11 +15,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxprune.storage import atomic
+from jaxprune.storage.atomic import new_folder
 from jaxprune.storage.checkpoints import bounds, safetensors
-from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import quoted
-from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor
+from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor, by_path, split_names
 from jaxprune.storage.format.json_text import parse_json
 from jaxprune.storage.format.words import FormatError
 
@@ -39,20 +38,25 @@ def is_sharded(folder: str) -> bool:
 def opened(path: Any) -> Iterator[Checkpoint]:
     """The checkpoint of a folder of shards, or of its index."""
     folder, index = _index_of(os.fspath(path))
-    weight_map = None if index is None else _weight_map(os.path.join(folder, index))
-    shards = _shards_of(folder) if weight_map is None else sorted(set(weight_map.values()))
+    if index is None:
+        weight_map = None
+        shards = _shards_of(folder)
+    else:
+        weight_map = _weight_map(os.path.join(folder, index))
+        shards = sorted(set(weight_map.values()))
     if len(shards) > MAX_SHARDS:
         raise FormatError(f"it has {len(shards)} shards; at most {MAX_SHARDS} are read")
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(_shard(folder, name)) for name in shards}
-        place_of = _places(files, weight_map)
-        keys = t.split_names(place_of)
-        tensors = t.by_path(files[shard].names[name]._replace(keys=keys[name]) for name, shard in place_of.items())
+        shard_of = _shard_of_each(files, weight_map)
+        keys = split_names(shard_of)
+        tensors = by_path(files[shard].names[name]._replace(keys=keys[name]) for name, shard in shard_of.items())
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             name = tensors[path].name
-            with _naming(place_of[name]):
-                return files[place_of[name]].read(name, into)
+            shard = shard_of[name]
+            with _naming(shard):
+                return files[shard].read(name, into)
 
         yield Checkpoint("safetensors shards", tensors, read, _notes(folder, files, weight_map), _about(files))
 
@@ -84,8 +88,9 @@ def _weight_map(path: str) -> WeightMap:
 
 def _is_plain(name: str) -> bool:
     """Whether a name is that of a shard in the same folder, on every system."""
-    no_file = not name.endswith(SHARD) or len(name) > 255 or name[1:2] == ":"
-    return not no_file and not any(letter in "/\\\0" or "\ud800" <= letter <= "\udfff" for letter in name)
+    if not name.endswith(SHARD) or len(name) > 255 or name[1:2] == ":":
+        return False
+    return not any(letter in "/\\\0" or "\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _shards_of(folder: str) -> list[str]:
@@ -112,24 +117,24 @@ def _naming(shard: str) -> Iterator[None]:
         raise FormatError(f"shard {quoted(shard)}: {e}") from None
 
 
-def _places(files: Mapping[str, safetensors.File], weight_map: WeightMap | None) -> WeightMap:
+def _shard_of_each(files: Mapping[str, safetensors.File], weight_map: WeightMap | None) -> WeightMap:
     """The shard of each tensor, by what the shards hold; the index must agree."""
-    place_of: WeightMap = {}
+    shard_of: WeightMap = {}
     for shard, file in files.items():
         for name in file.names:
-            if name in place_of:
+            if name in shard_of:
                 raise FormatError(
-                    f"{quoted(name)} is in {place_of[name]} and in {shard}: give one of the files, or an index"
+                    f"{quoted(name)} is in {shard_of[name]} and in {shard}: give one of the files, or an index"
                 )
-            place_of[name] = shard
+            shard_of[name] = shard
     for name, shard in (weight_map or {}).items():
-        if place_of.get(name) != shard:
-            elsewhere = f"it is in {place_of[name]}" if name in place_of else "no shard has it"
+        if shard_of.get(name) != shard:
+            elsewhere = f"it is in {shard_of[name]}" if name in shard_of else "no shard has it"
             raise FormatError(f"the index says that {quoted(name)} is in {quoted(shard)}; {elsewhere}")
-    if weight_map is not None and place_of.keys() != weight_map.keys():
-        name = next(name for name in place_of if name not in weight_map)
-        raise FormatError(f"{quoted(name)} is in the shard {place_of[name]}, and the index does not list it")
-    return place_of
+    if weight_map is not None and shard_of.keys() != weight_map.keys():
+        name = next(name for name in shard_of if name not in weight_map)
+        raise FormatError(f"{quoted(name)} is in the shard {shard_of[name]}, and the index does not list it")
+    return shard_of
 
 
 def _notes(folder: str, files: Mapping[str, safetensors.File], weight_map: WeightMap | None) -> tuple[str, ...]:
@@ -160,16 +165,24 @@ def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[s
     names = [f"{NAME}-{i + 1:05}-of-{len(shards):05}{SHARD}" for i in range(len(shards))]
     if len(shards) == 1:
         names = [NAME + SHARD]
-    with atomic.new_folder(path) as folder:
+    with new_folder(path) as folder:
         for name, paths in zip(names, shards):
+            shard = {path: tensors[path] for path in paths}
             with _new_file(os.path.join(folder, name)) as file:
-                safetensors.write_checked(file, {path: tensors[path] for path in paths}, read, about)
+                safetensors.write_checked(file, shard, read, about)
         if len(shards) > 1:
-            weight_map = {tensors[path].name: name for name, paths in zip(names, shards) for path in paths}
-            total = sum(tensor.nbytes for tensor in tensors.values())
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             with _new_file(os.path.join(folder, NAME + INDEX)) as file:
-                file.write((json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode())
+                file.write(_index(tensors, names, shards))
+
+
+def _index(tensors: Mapping[str, Tensor], names: list[str], shards: list[list[str]]) -> bytes:
+    weight_map = {}
+    for name, paths in zip(names, shards):
+        for path in paths:
+            weight_map[tensors[path].name] = name
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return (json.dumps(index, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ BLOCK = 1 << 22  # bytes read or written at a time
 Keys = tuple[str, ...]
 Shape = tuple[int, ...]
 Read = Callable[..., np.ndarray]  # (path, into=None) -> the array, in `into` if that is given
+ReadBytes = Callable[[int], bytes]
 
 
 class Tensor(NamedTuple):
@@ -29,14 +30,16 @@ class Tensor(NamedTuple):
     keys: Keys
     shape: Shape
     dtype: np.dtype
-    boxed: bool = False  # on disk the array is the one child of its last key, `value`, as NNX's variables are
+    boxed: bool = False  # on disk it is the one child, `value`, of its last key, as NNX's variables are
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the array."""
         return self.size * self.dtype.itemsize
 
     @property
@@ -50,7 +53,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       kind: the name of the format.
-      tensors: path -> what is there.
+      tensors: path -> shape, dtype and keys.
       read: (path, into=None) -> the array; `into`, of its shape and dtype, may be a transposed view.
       notes: what was assumed or left out, in words.
       about: what the format says about the whole, to be written back: the metadata of a safetensors file.
@@ -70,12 +73,17 @@ class Checkpoint(NamedTuple):
             return self.tensors[path].nbytes
         return self.memory_of(path)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, dense."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
 
 def by_path(tensors: Iterable[Tensor]) -> dict[str, Tensor]:
     """Tensors by path, sorted by keys: the order in which a file of nested dicts has them."""
-    found = sorted(tensors, key=lambda t: t.keys)
-    named = {join(t.keys): t for t in found}
-    if len(named) != len(found):
+    ordered = sorted(tensors, key=lambda tensor: tensor.keys)
+    named = {join(tensor.keys): tensor for tensor in ordered}
+    if len(named) != len(ordered):
         raise FormatError("two of its arrays have one path")
     return named
 
@@ -85,111 +93,140 @@ def split_names(names: Iterable[str]) -> dict[str, Keys]:
     names = list(names)
     bounds.check_names(names)
     split = {name: tuple(name.split("/")) for name in names}
-    return split if _is_tree(split.values()) else {name: (name,) for name in split}
+    if _is_tree(split.values()):
+        return split
+    return {name: (name,) for name in names}
 
 
 def _is_tree(leaves: Collection[Keys]) -> bool:
-    """Whether keys are those of the leaves of nested dicts: none is empty, and none leads to another leaf."""
+    """Whether keys are those of the leaves of nested dicts: none is empty, none leads to another leaf."""
     # Whatever begins with a leaf's keys stands right behind it when all are sorted.
     ordered = sorted(leaves)
-    below = any(after[: len(keys)] == keys for keys, after in itertools.pairwise(ordered))
-    return not below and all(key for keys in ordered for key in keys)
+    for keys, next_keys in itertools.pairwise(ordered):
+        if next_keys[: len(keys)] == keys:
+            return False
+    return all(key for keys in ordered for key in keys)
 
 
-# --- arrays in blocks ------------------------------------------------------------------------------------------------
+# --- arrays in blocks --------------------------------------------------------------------------------
 
 
-def blocks(x: np.ndarray) -> Iterator[np.ndarray]:
-    """Views of at most some megabytes that cover x in C order, whatever its strides."""
-    if x.nbytes <= BLOCK or x.ndim == 0:
-        yield x
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of at most some megabytes that cover an array in C order, whatever its strides."""
+    if array.nbytes <= BLOCK or array.ndim == 0:
+        yield array
         return
-    step = BLOCK * len(x) // x.nbytes
-    parts = (x[i : i + step] for i in range(0, len(x), step)) if step else (y for row in x for y in blocks(row))
-    yield from parts
+    step = BLOCK * len(array) // array.nbytes
+    if step == 0:
+        for row in array:
+            yield from blocks(row)
+        return
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
 
 
-def fill(into: np.ndarray, read: Callable[[int], bytes]) -> np.ndarray:
-    """`into`, with the next bytes of a stream in C order, little endian."""
-    for block in blocks(into):
-        octets = exactly(read, block.nbytes)
-        stored = block.dtype.newbyteorder("<") if block.dtype.kind not in "Vb" else block.dtype
-        block[...] = np.frombuffer(octets, stored).reshape(block.shape)
-    return into
+def fill(array: np.ndarray, read: ReadBytes) -> np.ndarray:
+    """The array, with the next bytes of a stream in C order, little endian."""
+    for block in blocks(array):
+        data = read_exactly(read, block.nbytes)
+        block[...] = np.frombuffer(data, _little_endian(block.dtype)).reshape(block.shape)
+    return array
 
 
-def write(x: np.ndarray, into: Callable[[Any], Any]) -> None:
-    """The bytes of x in C order, little endian."""
-    for block in blocks(x):
-        little = block.astype(block.dtype.newbyteorder("<"), copy=False) if block.dtype.kind not in "Vb" else block
-        into(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+def write_array(array: np.ndarray, write: Callable[[Any], Any]) -> None:
+    """Writes the bytes of an array in C order, little endian."""
+    for block in blocks(array):
+        little = block.astype(_little_endian(block.dtype), copy=False)
+        write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
 
 
-def placed(x: np.ndarray, into: np.ndarray | None) -> np.ndarray:
-    """x, or `into` with the values of x."""
+def _little_endian(dtype: np.dtype) -> np.dtype:
+    """A dtype in the files' order of bytes; ml_dtypes' and bool have none."""
+    return dtype if dtype.kind in "Vb" else dtype.newbyteorder("<")
+
+
+def placed(array: np.ndarray, into: np.ndarray | None) -> np.ndarray:
+    """The array, or `into` with its values."""
     if into is None:
-        return x
-    into[...] = x
+        return array
+    into[...] = array
     return into
 
 
-def exactly(read: Callable[[int], bytes], n: int) -> bytes:
-    """n bytes of a stream."""
-    octets = read(n)
-    if len(octets) != n:
-        raise FormatError(f"it ends {n - len(octets)} bytes early: the file is truncated")
-    return octets
+def read_exactly(read: ReadBytes, count: int) -> bytes:
+    """The next bytes of a stream."""
+    data = read(count)
+    if len(data) != count:
+        raise FormatError(f"it ends {count - len(data)} bytes early: the file is truncated")
+    return data
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+def size_of(file: BinaryIO) -> int:
+    """Bytes of an open file."""
+    position = file.tell()
+    size = file.seek(0, 2)
+    file.seek(position)
+    return size
 
 
-def checked(keys: Keys, shape: Any, dtype: np.dtype, boxed: bool = False) -> Tensor:
+# --- refusals ----------------------------------------------------------------------------------------
+
+
+def check_tensor(keys: Keys, shape: Any, dtype: np.dtype, boxed: bool = False) -> Tensor:
     """The tensor, if this library can hold it."""
     name = "/".join(keys)
     return Tensor(keys, bounds.check_shape(name, shape), bounds.check_dtype(name, dtype), boxed)
 
 
-def check_tree(tensors: Iterable[Tensor], holds: Callable[[Tensor], str]) -> None:
-    """Refuses what a format of nested dicts cannot hold, before it is written; `holds` gives the reason, or ""."""
+def check_tree(tensors: Iterable[Tensor], why_not: Callable[[Tensor], str]) -> None:
+    """Refuses what a format of nested dicts cannot hold, before it is written.
+
+    Args:
+      tensors: all that are to be written.
+      why_not: the reason why the format cannot hold one, or "".
+    """
     for tensor in tensors:
-        reason = "" if tensor.keys else "it is one array without a name: put it in a dict"
-        for key in tensor.keys:
-            reason = reason or bounds.why_bad_name(key.replace("/", "|"))
-        if len(tensor.keys) > MAX_DEPTH:
-            reason = f"it has more than {MAX_DEPTH} keys"
-        if reason := reason or holds(tensor):
+        reason = _why_no_leaf(tensor) or why_not(tensor)
+        if reason:
             raise ValueError(f"{bounds.quoted(tensor.name)}: {reason}")
 
 
-def check_names(tensors: Collection[Tensor], holds: Callable[[Tensor], str]) -> None:
+def _why_no_leaf(tensor: Tensor) -> str:
+    """Why no format can hold a tensor; "" when some can."""
+    if not tensor.keys:
+        return "it is one array without a name: put it in a dict"
+    if len(tensor.keys) > MAX_DEPTH:
+        return f"it has more than {MAX_DEPTH} keys"
+    for key in tensor.keys:
+        reason = bounds.why_bad_name(key.replace("/", "|"))
+        if reason:
+            return reason
+    return ""
+
+
+def check_names(tensors: Collection[Tensor], why_not: Callable[[Tensor], str]) -> None:
     """The same for a format whose arrays have one name each: read back, the names must give the same keys."""
-    check_tree(tensors, holds)
+    check_tree(tensors, why_not)
     names = [tensor.name for tensor in tensors]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        raise ValueError(f"two arrays are named {bounds.quoted(twice)}: restore to .msgpack, which has nested keys")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"two arrays are named {bounds.quoted(name)}: restore to .msgpack, which has nested keys")
     try:
-        back = split_names(names)
+        keys_read_back = split_names(names)
     except FormatError as e:
         raise ValueError(f"{e}: restore to another format") from None
     for tensor in tensors:
-        if back[tensor.name] != tensor.keys:
+        keys = keys_read_back[tensor.name]
+        if keys != tensor.keys:
             raise ValueError(
                 f"{bounds.quoted(tensor.name)}: its keys {bounds.quoted(tensor.keys)} would come back as "
-                f"{bounds.quoted(back[tensor.name])}: restore to .msgpack, which has nested keys"
+                f"{bounds.quoted(keys)}: restore to .msgpack, which has nested keys"
             )
 
 
 def leads_out(tensor: Tensor) -> bool:
     """Whether a name is no plain path below a folder: it has "..", a root, a backslash or a NUL."""
-    parts = tensor.name.split("/")
-    return any(p in ("", ".", "..") or "\\" in p or "\0" in p or p[1:2] == ":" for p in parts)
-
-
-def size_of(file: BinaryIO) -> int:
-    """Bytes of an open file."""
-    here = file.tell()
-    end = file.seek(0, 2)
-    file.seek(here)
-    return end
+    for part in tensor.name.split("/"):
+        if part in ("", ".", "..") or "\\" in part or "\0" in part or part[1:2] == ":":
+            return True
+    return False
