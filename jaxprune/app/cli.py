@@ -7,7 +7,7 @@ import typer
 from jaxprune.app.commands import compress, experiment, files
 
 app = typer.Typer(
-    help="Compress neural networks in JAX.",
+    help="Compress checkpoints of neural networks, and run experiments.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -25,10 +25,11 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Compress neural networks in JAX."""
+    """Compress checkpoints of neural networks, and run experiments."""
 
 
 def main() -> None:
@@ -36,5 +37,13 @@ def main() -> None:
     app()
 
 
-for command in (compress.compress, files.inspect, files.restore, files.diff, files.verify, experiment.run):
+COMMANDS = (
+    compress.compress,
+    files.inspect,
+    files.restore,
+    files.diff,
+    files.verify,
+    experiment.run,
+)
+for command in COMMANDS:
     app.command()(command)

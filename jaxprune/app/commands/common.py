@@ -1,7 +1,6 @@
 """What all commands share: --json, --force, errors as one message, signals, and what an output may be.
 
-Exit codes: 0 all is well; 1 a difference or damage was found; 2 the user can mend it; 130 stopped by Ctrl-C, 143 by
-SIGTERM.
+Exit codes: 0 success; 1 a difference or damage; 2 a bad input or option; 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 import contextlib
@@ -18,23 +17,37 @@ import typer
 
 from jaxprune.app.commands.ending import Stopped, ends_at_once
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it exists.")]
 MaxMemory = Annotated[
     str | None,
     typer.Option(
         "--max-memory",
         metavar="SIZE",
-        help="The most that one array may take, as 8GB; by default 1 GiB and 1,024 times the file.",
+        help="The most memory that reading one array may take, as 8GB. "
+        "Default: 1 GiB plus 1,024 bytes for each byte of the checkpoint.",
     ),
 ]
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-FOUND, BAD, STOPPED = 1, 2, 130
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+SIZE = r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?((?:[kmgt]i?)?)b?"
+DIFFERENT = 1  # exit codes: a difference or damage
+BAD_INPUT = 2
+STOPPED = 130
 
 
 @contextlib.contextmanager
 def plain_errors(stopped: str = "stopped: nothing was written", out: Path | None = None) -> Iterator[None]:
-    """What the user can mend is one message and exit code 2; anything else keeps its traceback.
+    """An error that the user can fix is one message and exit code 2; any other keeps its traceback.
 
     Args:
       stopped: what a signal prints before the process ends.
@@ -47,16 +60,16 @@ def plain_errors(stopped: str = "stopped: nothing was written", out: Path | None
         print(stopped, file=sys.stderr)
         raise typer.Exit(e.exit_code) from None
     except BrokenPipeError:
-        # Whoever read the output has seen enough. Python would say so once more when it closes stdout.
+        # The reader of the output has closed the pipe. Python would report it again when it closes stdout.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except FileNotFoundError as e:
         print(f"error: {_missing(e)}", file=sys.stderr)
-        raise typer.Exit(BAD) from None
+        raise typer.Exit(BAD_INPUT) from None
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
-        raise typer.Exit(BAD) from None
+        raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         raise typer.Exit(STOPPED) from None
@@ -70,10 +83,10 @@ def _missing(error: FileNotFoundError) -> str:
     if not path.parent.is_dir():
         return f"{path} does not exist, nor does its folder {path.parent}"
     names = difflib.get_close_matches(path.name, os.listdir(path.parent), n=3)
-    hint = ", ".join(str(path.with_name(name)) for name in names)
-    return f"{path} does not exist" + (
-        f". Nearest: {hint}" if hint else f"; {path.parent} holds nothing of a like name"
-    )
+    if not names:
+        return f"{path} does not exist; {path.parent} holds nothing of a like name"
+    nearest = ", ".join(str(path.with_name(name)) for name in names)
+    return f"{path} does not exist. Nearest: {nearest}"
 
 
 def _remove_half_written(out: Path | None) -> None:
@@ -94,16 +107,19 @@ def bytes_of(text: str | None, option: str) -> int | None:
     """
     if text is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?((?:[kmgt]i?)?)b?", text.strip().lower())
-    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    match = re.fullmatch(SIZE, text.strip().lower())
+    size = 0
+    if match:
+        number, unit = match.groups()
+        size = int(float(number) * UNITS[unit])
     if size < 1:
         raise ValueError(f"{option} {text[:40]}: give a size above 0, as 500MB, 8GB or 2GiB")
     return size
 
 
-def print_json(found: Any) -> None:
-    """JSON on stdout, and nothing else."""
-    print(json.dumps(found, indent=2, allow_nan=False))
+def print_json(report: Any) -> None:
+    """Prints JSON on stdout, and nothing else."""
+    print(json.dumps(report, indent=2, allow_nan=False))
 
 
 def check_target(out: Path, inputs: dict[str, Path], force: bool = False) -> None:
@@ -121,8 +137,10 @@ def check_target(out: Path, inputs: dict[str, Path], force: bool = False) -> Non
     if not folder.is_dir():
         raise ValueError(f"{out}: the folder {folder} does not exist. Make it first")
     for name, path in inputs.items():
-        if relation := _overlap(out, path):
-            raise ValueError(f"{out} {relation} {name}{'' if path == out else f' ({path})'}: choose another name")
+        relation = _overlap(out, path)
+        if relation:
+            other_name = "" if path == out else f" ({path})"
+            raise ValueError(f"{out} {relation} {name}{other_name}: choose another name")
     if out.is_dir():
         raise ValueError(f"{out} is a folder, and is not replaced: remove it, or choose another name")
     if os.path.lexists(out) and not force:
@@ -139,7 +157,8 @@ def _overlap(out: Path, source: Path) -> str:
         return "is a file inside"
     if is_inside(source, out):
         return "is a folder that contains"
-    if source.is_dir() and out.is_file() and out.stat().st_nlink > 1 and _is_linked_inside(out, source):
+    has_other_names = out.is_file() and out.stat().st_nlink > 1
+    if source.is_dir() and has_other_names and _is_linked_inside(out, source):
         return "is a hard link to a file inside"
     return ""
 
@@ -154,4 +173,7 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 def _is_linked_inside(file: Path, folder: Path) -> bool:
     """Whether a file has another name below a folder."""
-    return any(os.path.samefile(file, os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names)
+    for root, _, names in os.walk(folder):
+        if any(os.path.samefile(file, os.path.join(root, name)) for name in names):
+            return True
+    return False

@@ -10,29 +10,34 @@ from jaxprune.app.commands.common import Json, is_inside, plain_errors, print_js
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.batch=32. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config, as train.batch=32. Repeatable."),
 ]
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
+    config: Annotated[Path, typer.Argument(help="The experiment: a TOML file.")],
     set: Set = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
-    runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing.")] = False,
+    runs: Annotated[Path, typer.Option(help="The folder of all run folders.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Run an experiment. A killed run goes on where it stopped; a finished one prints its table again."""
+    """Run an experiment. A stopped run resumes from its last checkpoint; a finished one prints its results."""
     with plain_errors("stopped: the same command goes on from the last checkpoint"):
         from jaxprune.app.experiments.config import grid, load_config, run_name
 
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
-        todo = grid(load_config(config, set or []))
-        for _, one in todo:
-            _check_folder(runs / run_name(one), config)
-        shown = [_plan(c, runs, as_json) if dry_run else _run(c, runs, as_json, chosen) for chosen, c in todo]
+        points = grid(load_config(config, set or []))
+        for _, settings in points:
+            _check_folder(runs / run_name(settings), config)
+        reports = []
+        for chosen, settings in points:
+            if dry_run:
+                reports.append(_plan(settings, runs, as_json))
+            else:
+                reports.append(_run(settings, runs, as_json, chosen))
         if as_json:
-            print_json(shown[0] if len(shown) == 1 else shown)
+            print_json(reports[0] if len(reports) == 1 else reports)
 
 
 def _check_folder(folder: Path, config: Path) -> None:

@@ -57,15 +57,17 @@ def check(path: Any, max_bytes: int | None = None) -> Checked:
         except FormatError as e:
             return Checked(name, 0, 0, {"": str(e)})
         memory = LeafMemory(contents)
-        most = limits.allowance(os.path.getsize(path)) if max_bytes is None else max_bytes
+        if max_bytes is None:
+            max_bytes = limits.allowance(os.path.getsize(path))
         for leaf, _ in leaves(contents.tree):
             # A file that asks for too much is refused as a whole, before any of it is decoded.
-            limits.afford(f"{name}: leaf {quoted(leaf.path)} takes", memory.decoded(leaf), most)
+            limits.afford(f"{name}: leaf {quoted(leaf.path)} takes", memory.decoded(leaf), max_bytes)
         decoder = Decoder(file, contents)
         damaged = {}
         with Bytes("verify", contents.data) as tick:
             for leaf, group in leaves(contents.tree):
-                if reason := _reason(decoder, leaf, group):
+                reason = _why_damaged(decoder, leaf, group)
+                if reason:
                     damaged[leaf.path] = reason
                 tick(leaf.path, leaf.length)
         return Checked(name, len(contents.leaves), contents.data, damaged)
@@ -80,7 +82,7 @@ def _is_ours(path: Any) -> bool:
     return own.is_own(first) or b'"jp.manifest"' in first or b'"jp.data"' in first
 
 
-def _reason(decoder: Decoder, leaf: Any, group: Group | None) -> str:
+def _why_damaged(decoder: Decoder, leaf: Any, group: Group | None) -> str:
     try:
         decoder.read(leaf, shared(group))
     except FormatError as e:

@@ -18,13 +18,15 @@ def compare(a: Checkpoint, b: Checkpoint, tick: Callable[[str, int], Any]) -> It
 
 
 def _leaf(path: str, a: Checkpoint, b: Checkpoint) -> Difference:
-    was, now = a.tensors[path], b.tensors.get(path)
-    if now is None:
-        return Difference(path, was.size, compared=False, note="only in the first")
-    if was.shape != now.shape:
-        return Difference(path, was.size, compared=False, note=other_shape(was, now))
-    y = b.read(path)  # before the other: where this one is compressed, reading it takes more than the leaf
-    return difference(path, a.read(path), y)
+    first = a.tensors[path]
+    second = b.tensors.get(path)
+    if second is None:
+        return Difference(path, first.size, compared=False, note="only in the first")
+    if first.shape != second.shape:
+        return Difference(path, first.size, compared=False, note=other_shape(first, second))
+    # The second is read first: where it is compressed, reading it takes more memory than the leaf.
+    second_array = b.read(path)
+    return difference(path, a.read(path), second_array)
 
 
 def total_of_different(rows: list[Difference]) -> Difference:

@@ -31,14 +31,20 @@ from jaxprune.storage.format.words import FormatError
 from jaxprune.storage.streaming import nested, streamed
 
 Tick = Callable[[str, int], Any]  # (path of a leaf, bytes of it that were read)
-Meant = dict[str, bytes]
+Fingerprints = dict[str, bytes]  # path -> digest of the dense array, as it should be read back
 BY_BLOCKS = {"prune", "cluster", "quantize"}  # verbs that take arrays of NumPy's and make no copies
 SEED = 0  # of rules that draw: the same checkpoint gives the same file
 
 
 def compress(
-    checkpoint: Checkpoint, plan: Plan, out: Any, tick: Tick, *, in_memory: bool = False, meant: Meant | None = None
-) -> None:
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: Any,
+    tick: Tick,
+    *,
+    in_memory: bool = False,
+    fingerprint: bool = False,
+) -> Fingerprints | None:
     """Writes the jaxprune file of a checkpoint.
 
     Args:
@@ -47,61 +53,70 @@ def compress(
       out: the file's path; it appears whole or not at all.
       tick: is told of each leaf that is done.
       in_memory: hold the whole tree, as some rules need.
-      meant: is filled with the fingerprint of each leaf's dense array, as it should be read back.
+      fingerprint: whether to return the fingerprints of the dense arrays, for `read_back`.
 
     Raises:
       ValueError: a rule needs the whole tree and `in_memory` is False.
     """
     if plan.whole and not in_memory:
         raise ValueError(f"{plan.whole}: that needs all of them in memory at once; add --in-memory")
-    note = lambda leaf, code: None if meant is None else meant.update({leaf.path: _digest_of(code, plan, leaf)})
+    fingerprints: Fingerprints = {}
+    metadata = checkpoint_metadata(checkpoint, plan)
     if in_memory:
-        tree = whole_tree(checkpoint, plan, tick)
+        tree = encode_tree(checkpoint, plan, tick)
+        if fingerprint:
+            for leaf in plan.leaves:
+                fingerprints[leaf.path] = _code_digest(_code_at(tree, leaf), plan, leaf)
+        save(out, tree, metadata=metadata)
+        return fingerprints if fingerprint else None
+    allocations = shared_budgets(checkpoint, plan)
+    with streamed(out, metadata) as file:
         for leaf in plan.leaves:
-            note(leaf, _code_at(tree, leaf))
-        save(out, tree, metadata=about(checkpoint, plan))
-        return
-    counts = shared_budgets(checkpoint, plan)
-    with streamed(out, about(checkpoint, plan)) as file:
-        for leaf in plan.leaves:
-            code = encoded(checkpoint, plan, leaf, counts)
-            _let_go()
+            allocation = None if leaf.rule is None else allocations.get(leaf.rule)
+            code = encode_leaf(checkpoint, plan, leaf, allocation)
+            _free_arrays()
             file.add(leaf.tensor.keys, code)
-            note(leaf, code)
+            if fingerprint:
+                fingerprints[leaf.path] = _code_digest(code, plan, leaf)
             del code  # before the next leaf is read
-            _let_go()
+            _free_arrays()
             tick(leaf.path, leaf.tensor.nbytes)
+    return fingerprints if fingerprint else None
 
 
-def _let_go() -> None:
+def _free_arrays() -> None:
     """Frees the leaf that was read: JAX drops a buffer of NumPy's at its next call, or when Python collects garbage."""
     gc.collect(0)
 
 
-def encoded(checkpoint: Checkpoint, plan: Plan, leaf: Planned, counts: Any) -> Any:
-    """One leaf as its rule writes it."""
+def encode_leaf(checkpoint: Checkpoint, plan: Plan, leaf: Planned, allocation: Any) -> Any:
+    """One leaf as its rule writes it; `allocation` is the rule's, where its leaves share a budget."""
     with wide(leaf.tensor):
-        verbs = plan.rules[leaf.rule].verbs if leaf.rule is not None else {}
-        x = read(checkpoint, plan, leaf) if verbs.keys() <= BY_BLOCKS else _to_jax(read(checkpoint, plan, leaf))
-        tree = nested(leaf.tensor.keys, x)
-        if leaf.rule is not None and verbs:
-            rule = one(plan.rules[leaf.rule], allocate=counts.get(leaf.rule), layout={re.escape(leaf.path): leaf.axes})
-            tree = at(taken_by(plan.rules, leaf.rule), rule).init(tree, key=jax.random.key(SEED))
+        rule = None if leaf.rule is None else plan.rules[leaf.rule]
+        array: Any = read(checkpoint, plan, leaf)
+        if rule is None or leaf.rule is None or not rule.verbs:
+            return _to_jax(array)
+        if not rule.verbs.keys() <= BY_BLOCKS:
+            array = _to_jax(array)
+        layout = {re.escape(leaf.path): leaf.axes}
+        compression = at(taken_by(plan.rules, leaf.rule), one(rule, allocate=allocation, layout=layout))
+        tree = compression.init(nested(leaf.tensor.keys, array), key=jax.random.key(SEED))
         return jax.tree.map(_to_jax, pick(tree, leaf.tensor.keys))
 
 
-def whole_tree(checkpoint: Checkpoint, plan: Plan, tick: Tick) -> Any:
+def encode_tree(checkpoint: Checkpoint, plan: Plan, tick: Tick) -> Any:
     """All leaves, encoded together."""
     tree: dict[str, Any] = {}
     for leaf in plan.leaves:
-        place = tree
+        parent = tree
         for key in leaf.tensor.keys[:-1]:
-            place = place.setdefault(key, {})
+            parent = parent.setdefault(key, {})
         with wide(leaf.tensor):
-            place[leaf.tensor.keys[-1]] = _to_jax(read(checkpoint, plan, leaf))
+            parent[leaf.tensor.keys[-1]] = _to_jax(read(checkpoint, plan, leaf))
         tick(leaf.path, leaf.tensor.nbytes)
-    taken = [leaf.tensor for leaf in plan.leaves if leaf.rule is not None]
-    with wide(max(taken, key=lambda tensor: tensor.dtype.itemsize)):
+    tensors = [leaf.tensor for leaf in plan.leaves if leaf.rule is not None]
+    widest = max(tensors, key=lambda tensor: tensor.dtype.itemsize)
+    with wide(widest):
         return recipe(plan.rules, layout=plan.axes).init(tree, key=jax.random.key(SEED))
 
 
@@ -115,14 +130,17 @@ def _to_jax(x: Any) -> Any:
     return jax.device_put(x, may_alias=True)
 
 
-def about(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """What restoring needs to know."""
-    said: dict[str, Any] = {"layout": plan.layout} if plan.layout != "jax" else {}
-    said |= {"about": dict(checkpoint.about)} if checkpoint.about else {}
+def checkpoint_metadata(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """What restoring needs to know, as the metadata of the file."""
+    origin: dict[str, Any] = {}
+    if plan.layout != "jax":
+        origin["layout"] = plan.layout
+    if checkpoint.about:
+        origin["about"] = dict(checkpoint.about)
     boxed = [path for path, tensor in checkpoint.tensors.items() if tensor.boxed]
     if boxed:
-        said["boxed"] = True if len(boxed) == len(checkpoint.tensors) else boxed
-    return {"checkpoint": said} if said else {}
+        origin["boxed"] = True if len(boxed) == len(checkpoint.tensors) else boxed
+    return {"checkpoint": origin} if origin else {}
 
 
 # --- budgets that leaves share ---------------------------------------------------------------------------------------
@@ -130,41 +148,49 @@ def about(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
 
 def shared_budgets(checkpoint: Checkpoint, plan: Plan) -> dict[int, Any]:
     """For each rule that spreads one sparsity over its leaves, the allocation that gives each its number."""
-    return {
-        i: _constant(_counts(checkpoint, plan, [leaf for leaf in plan.leaves if leaf.rule == i], rule.prune))
-        for i, rule in enumerate(plan.rules)
-        if isinstance(rule.prune, Prune) and rule.prune.allocate != "uniform"
-    }
+    allocations = {}
+    for i, rule in enumerate(plan.rules):
+        if isinstance(rule.prune, Prune) and rule.prune.allocate != "uniform":
+            leaves = [leaf for leaf in plan.leaves if leaf.rule == i]
+            num_removed = _num_removed(checkpoint, plan, leaves, rule.prune)
+            allocations[i] = _fixed_allocation(num_removed)
+    return allocations
 
 
-def _constant(counts: dict[str, int]) -> Any:
-    return lambda params, units, sparsity: {path: counts[path] for path in params}
+def _fixed_allocation(num_removed: dict[str, int]) -> Any:
+    def allocation(params: Any, units: Any, sparsity: Any) -> dict[str, int]:
+        return {path: num_removed[path] for path in params}
+
+    return allocation
 
 
-def _counts(checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], p: Prune) -> dict[str, int]:
+def _num_removed(checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], settings: Prune) -> dict[str, int]:
+    """How many weights of each leaf a rule prunes."""
     shapes = {leaf.path: jax.ShapeDtypeStruct(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves}
-    if p.allocate == "erk":
-        return allocate.erk(shapes, None, p.sparsity)
-    remove = allocate.total(p.sparsity, sum(x.size for x in shapes.values()))
-    parts = [lambda leaf=leaf: blocks(read(checkpoint, plan, leaf)) for leaf in leaves]
-    return dict(zip(shapes, split_magnitudes(parts, remove, key_dtype(list(shapes.values())))))
+    if settings.allocate == "erk":
+        return allocate.erk(shapes, None, settings.sparsity)
+    total = allocate.total(settings.sparsity, sum(x.size for x in shapes.values()))
+    # Each leaf is read again for each pass over the magnitudes: it is not held.
+    readers = [lambda leaf=leaf: blocks(read(checkpoint, plan, leaf)) for leaf in leaves]
+    counts = split_magnitudes(readers, total, key_dtype(list(shapes.values())))
+    return dict(zip(shapes, counts))
 
 
-# --- what was meant --------------------------------------------------------------------------------------------------
+# --- fingerprints ----------------------------------------------------------------------------------------------------
 
 
 def digest(x: np.ndarray) -> bytes:
     """A fingerprint of an array's bits, dtype and shape."""
-    found = hashlib.blake2b(f"{x.dtype.name}{x.shape}".encode(), digest_size=16)
+    fingerprint = hashlib.blake2b(f"{x.dtype.name}{x.shape}".encode(), digest_size=16)
     for block in blocks(x):
-        found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-    return found.digest()
+        fingerprint.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+    return fingerprint.digest()
 
 
-def _digest_of(code: Any, plan: Plan, leaf: Planned) -> bytes:
+def _code_digest(code: Any, plan: Plan, leaf: Planned) -> bytes:
     with wide(leaf.tensor):
-        x = np.asarray(materialize(code))
-    return digest(layouts.from_jax(x, plan.layout, leaf.tensor.keys))
+        array = np.asarray(materialize(code))
+    return digest(layouts.from_jax(array, plan.layout, leaf.tensor.keys))
 
 
 def _code_at(tree: Any, leaf: Planned) -> Any:
@@ -173,12 +199,16 @@ def _code_at(tree: Any, leaf: Planned) -> Any:
     return pick(tree, leaf.tensor.keys)
 
 
-def read_back(checkpoint: Checkpoint, out: Any, meant: Meant, tick: Tick) -> tuple[list[Difference], list[str]]:
-    """How each leaf of a written file differs from the checkpoint, and the paths of those that are not as meant."""
-    rows, damaged = [], []
-    with open_checkpoint(out, max_bytes=2**63) as written:  # what this process wrote asks for no more than it held
+def read_back(
+    checkpoint: Checkpoint, out: Any, fingerprints: Fingerprints, tick: Tick
+) -> tuple[list[Difference], list[str]]:
+    """How each leaf of a written file differs from the checkpoint, and the paths of the damaged ones."""
+    rows = []
+    damaged = []
+    # Without a limit: what this process wrote asks for no more memory than it held.
+    with open_checkpoint(out, max_bytes=2**63) as written:
         for path, tensor in checkpoint.tensors.items():
-            row, intact = _read_back(checkpoint, written, path, meant[path])
+            row, intact = _read_leaf_back(checkpoint, written, path, fingerprints[path])
             rows.append(row)
             if not intact:
                 damaged.append(path)
@@ -187,10 +217,13 @@ def read_back(checkpoint: Checkpoint, out: Any, meant: Meant, tick: Tick) -> tup
     return rows, damaged
 
 
-def _read_back(checkpoint: Checkpoint, written: Checkpoint, path: str, meant: bytes) -> tuple[Difference, bool]:
-    """How one leaf differs, and whether it is as meant."""
+def _read_leaf_back(
+    checkpoint: Checkpoint, written: Checkpoint, path: str, fingerprint: bytes
+) -> tuple[Difference, bool]:
+    """How one leaf differs, and whether it has the fingerprint that it should have."""
     try:
-        x = written.read(path)
+        array = written.read(path)
     except (FormatError, KeyError) as e:
-        return Difference(path, checkpoint.tensors[path].size, compared=False, note=f"cannot be read: {e}"), False
-    return difference(path, checkpoint.read(path), x), digest(x) == meant
+        size = checkpoint.tensors[path].size
+        return Difference(path, size, compared=False, note=f"cannot be read: {e}"), False
+    return difference(path, checkpoint.read(path), array), digest(array) == fingerprint
