@@ -145,12 +145,12 @@ def look_up(tree: Any, chosen: Sequence[Slot], what: str, shapes: bool = True) -
     return found
 
 
-def refuse_word(call: str, score: Any) -> None:
+def refuse_word(call: str, curvature: Any) -> None:
     """Refuses a word for the weights h of a distortion: they are a curvature, which needs data."""
-    if isinstance(score, str):
+    if isinstance(curvature, str):
         raise ValueError(
-            f"{call}(score={score!r}): the weights of the error are no ranking: give a tree like the params, as "
-            "score=jp.scores.diagonal_fisher(loss, params, batches)"
+            f"{call}(curvature={curvature!r}): a curvature needs data: give a tree like the params, as "
+            "curvature=jp.scores.diagonal_fisher(loss, params, batches)"
         )
 
 

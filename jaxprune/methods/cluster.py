@@ -32,7 +32,7 @@ def cluster(
     bits: int | None = None,
     scope: Literal["leaf", "tree"] | Sequence[int] = "leaf",
     init: Init = "optimal",
-    score: Any = None,
+    curvature: Any = None,
     where: Any = None,
 ) -> Compression:
     """Shares k values among the weights of a leaf, a tile or the tree.
@@ -46,7 +46,7 @@ def cluster(
       init: how the centroids start: "optimal" (quantiles of density^(1/3), Panter & Dite 1951: the least distortion
         found), "linear" (min to max, Han et al.'s choice: large weights keep a centroid near), "density" (quantiles),
         "random" (needs `key=`).
-      score: weights hᵢ >= 0 of the distortion (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params
+      curvature: weights hᵢ >= 0 of the distortion (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params
         -> tree. Where all that share a codebook are 0 they say nothing, and count as 1.
       where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
 
@@ -55,7 +55,7 @@ def cluster(
 
     Raises:
       ValueError: for k < 1 or k above the number of weights (kept weights, when the mask is concrete), a tile that does
-        not divide, a score that is NaN, infinite or negative.
+        not divide, a curvature that is NaN, infinite or negative.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -66,20 +66,20 @@ def cluster(
     k = _num_values(k, bits)
     choice("cluster(init={})", init, get_args(Init))
     tile = _tile(scope)
-    refuse_word("cluster", score)
+    refuse_word("cluster", curvature)
     rule = where
 
     def start(params: Any, *, key: Any = None, where: Any = None, **extra: Any) -> Any:
         where = rule if where is None else where
-        scores = call(score, params, key=key, **extra) if callable(score) else score
+        h = call(curvature, params, key=key, **extra) if callable(curvature) else curvature
         if isinstance(scope, str) and scope == "tree":
-            return _together(params, where, scores, k, init, key)
+            return _together(params, where, h, k, init, key)
         one = _encode if tile is None else partial(_tiled, tile=tile)
 
         def encode(chosen: list[Slot]) -> list[Clustered]:
             for slot in chosen:
                 check_finite(slot)
-            return [one(s, h, _fit(s, k), init, _fold(key, s)) for s, h in zip(chosen, _weights(chosen, scores, False))]
+            return [one(s, weights, _fit(s, k), init, _fold(key, s)) for s, weights in zip(chosen, _weights(chosen, h, False))]
 
         return rewrite(encode, params, where)
 
@@ -112,11 +112,11 @@ def _fit(slot: Slot, k: int) -> int:
     return k
 
 
-def _weights(chosen: list[Slot], scores: Any, together: bool) -> list[Any]:
-    """h of the distortion: the score where there is one, 0 under a mask. `together`: all share one codebook."""
-    if scores is None:
+def _weights(chosen: list[Slot], curvature: Any, together: bool) -> list[Any]:
+    """h of the distortion: the curvature where there is one, 0 under a mask. `together`: all share one codebook."""
+    if curvature is None:
         return [slot.mask for slot in chosen]
-    weights = look_up_curvature(scores, chosen, "score")
+    weights = look_up_curvature(curvature, chosen, "curvature")
     if together:
         return in_common_units(weights, chosen)
     return [in_common_units([h], [slot])[0] for slot, h in zip(chosen, weights)]
@@ -162,7 +162,7 @@ def _untile(rows: Any, counts: tuple[int, ...], tile: tuple[int, ...], shape: tu
     return jnp.moveaxis(cut, range(n), [2 * i for i in range(n)]).reshape(shape)
 
 
-def _together(params: Any, where: Any, scores: Any, k: int, init: Init, key: Any) -> Common:
+def _together(params: Any, where: Any, curvature: Any, k: int, init: Init, key: Any) -> Common:
     """One codebook for all selected leaves."""
     found: list[Any] = []
 
@@ -172,7 +172,7 @@ def _together(params: Any, where: Any, scores: Any, k: int, init: Init, key: Any
         total = sum(s.value.size for s in chosen)
         if k > total:
             raise ValueError(f"cluster(k={k}, scope='tree'): the selected leaves have only {total} weights")
-        weights = _weights(chosen, scores, True)
+        weights = _weights(chosen, curvature, True)
         codebook = kmeans.codebook([s.value for s in chosen], k, weights=weights, init=init, key=key)
         codebook = codebook.astype(jnp.result_type(*(s.value.dtype for s in chosen)))
         found.append(codebook)

@@ -27,7 +27,7 @@ def factorize(
     *,
     rank: int | tuple[int, int] | None = None,
     energy: float | None = None,
-    score: Any = None,
+    curvature: Any = None,
     layout: Any = None,
     where: Any = None,
 ) -> Compression:
@@ -41,7 +41,7 @@ def factorize(
       rank: of the factors; for convolutions the rank of inputs and outputs, one number or a pair. More than a side
         counts as the side.
       energy: instead, the fraction of the squared singular values to keep, in (0, 1]; concrete arrays only.
-      score: weights hᵢ >= 0 of the error (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params ->
+      curvature: weights hᵢ >= 0 of the error (`jp.scores.diagonal_fisher`): a tree shaped like the params, or params ->
         tree; summed over the outputs to one weight an input, for which the weighted problem has a closed form.
       layout: which axes are the outputs, instead: "jax" (last), "torch" (first), or a dict of path regex -> axis.
       where: which leaves, as in `jp.prune`; `jp.where.weights` by default.
@@ -51,7 +51,7 @@ def factorize(
       array. Zeros stay zero under a mask alone (`prune` first): the product of the factors has none.
 
     Raises:
-      ValueError: for a rank < 1, an energy outside (0, 1], `energy` under trace, a score that is NaN, infinite or
+      ValueError: for a rank < 1, an energy outside (0, 1], `energy` under trace, a curvature that is NaN, infinite or
         negative, a convolution whose inputs and outputs are not its last two axes (OIHW).
 
     Example:
@@ -65,7 +65,7 @@ def factorize(
         raise ValueError("factorize takes one of rank= and energy=, as factorize(rank=16) or factorize(energy=0.95)")
     if energy is not None:
         energy = share("factorize(energy={})", energy)
-    refuse_word("factorize", score)
+    refuse_word("factorize", curvature)
     ranks = None if rank is None else _pair(rank)
     check_layout(layout, "factorize")
     rule = where
@@ -89,12 +89,12 @@ def factorize(
         return code
 
     def init(params: Any, *, where: Any = None, **extra: Any) -> Any:
-        scores = call(score, params, **extra) if callable(score) else score
+        tree = call(curvature, params, **extra) if callable(curvature) else curvature
 
         def all_of(chosen: list[Slot]) -> list[CompressedArray]:
-            if scores is None:
+            if tree is None:
                 return [encode(slot, None) for slot in chosen]
-            weights = look_up_curvature(scores, chosen, "score")
+            weights = look_up_curvature(tree, chosen, "curvature")
             return [encode(slot, in_common_units([h], [slot])[0]) for slot, h in zip(chosen, weights)]
 
         return rewrite(all_of, params, rule if where is None else where)

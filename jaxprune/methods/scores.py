@@ -162,7 +162,7 @@ def obd(
 
 
 def diagonal_fisher(loss: Callable[..., Any], params: Any, batches: Iterable[tuple[Any, ...]]) -> Any:
-    """E[g²] over batches: the weights h of a weighted code, as `cluster(k, score=diagonal_fisher(…))`.
+    """E[g²] over batches: the weights h of a weighted code, as `cluster(k, curvature=diagonal_fisher(…))`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -16,7 +16,7 @@ from jaxprune.core.words import nearest
 from jaxprune.report.differences import difference, together
 
 
-def distortion(params: Any, tree: Any, weights: Any = None) -> Any:
+def distortion(params: Any, tree: Any, curvature: Any = None) -> Any:
     """What the code loses: Σᵢ hᵢ (wᵢ − Δᵢ)², over all float leaves.
 
     Unlike the sizes it may be traced, so that a `vmap` over sparsities is a rate-distortion curve.
@@ -24,7 +24,7 @@ def distortion(params: Any, tree: Any, weights: Any = None) -> Any:
     Args:
       params: the dense params w.
       tree: their code; Δ = `materialize(tree)`.
-      weights: h, a tree of arrays that broadcast against the leaves of the same path; 1 where it has none.
+      curvature: h, a tree of arrays that broadcast against the leaves of the same path; 1 where it has none.
 
     Returns:
       A float (float64 sums); a float32 scalar under trace. Equal infinities, and NaN in both, lose nothing; an entry
@@ -40,7 +40,7 @@ def distortion(params: Any, tree: Any, weights: Any = None) -> Any:
       1.25
     """
     w, code = _named(params, tree)
-    h = {} if weights is None else by_path(weights, "weights")
+    h = {} if curvature is None else by_path(curvature, "curvature")
     _same_leaves(w, code, h)
     traced = _traced(w, code, h)
     wide = _wide_dtype(w) if traced else np.float64
@@ -150,7 +150,7 @@ def _errors(w: Any, code: Any) -> Any:
 
 def _same_leaves(w: dict[str, Any], code: dict[str, Any], h: dict[str, Any]) -> None:
     for name in sorted({*code, *h} - {*w}):
-        which = "compressed tree" if name in code else "weights"
+        which = "compressed tree" if name in code else "curvature"
         raise ValueError(f"the {which} has a leaf {name!r} that params lacks. Nearest: {nearest(name, w)}")
     for name in w:
         if name not in code:
