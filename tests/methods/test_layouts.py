@@ -12,7 +12,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.core.factors import Tucker
 from jaxprune.core.leaves.layout import Axes
-from jaxprune.methods.quantize import Kind
+from jaxprune.methods.quantize_arguments import Kind
 from tests.helpers import normal
 
 SHAPES = {"dense": (8, 6), "convolution": (3, 3, 4, 8)}

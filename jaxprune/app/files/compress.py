@@ -18,7 +18,7 @@ from jaxprune.app.files.compression_plan import Plan, Planned, pick, wide
 from jaxprune.app.recipes.recipe import one, recipe, taken_by
 from jaxprune.app.recipes.rules import Prune
 from jaxprune.core.arrays import Common, fill_codebooks, materialize
-from jaxprune.core.compression import at
+from jaxprune.core.combinators import at
 from jaxprune.methods import allocate
 from jaxprune.numerics.select import key_dtype
 from jaxprune.numerics.streamed import split_magnitudes
@@ -143,6 +143,7 @@ def _constant(counts: dict[str, int]) -> Any:
 
 def _counts(checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], p: Prune) -> dict[str, int]:
     shapes = {leaf.path: jax.ShapeDtypeStruct(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves}
+    assert p.sparsity is not None
     if p.allocate == "erk":
         return allocate.erk(shapes, None, p.sparsity)
     remove = allocate.total(p.sparsity, sum(x.size for x in shapes.values()))
