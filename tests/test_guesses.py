@@ -142,11 +142,11 @@ def test_masked_arrays_are_not_saved(path):
 
 
 def test_weights_of_an_error_are_finite_and_not_negative():
-    for make in (lambda h: jp.cluster(2, score=h), lambda h: jp.factorize(rank=1, score=h)):
+    for make in (lambda h: jp.cluster(2, curvature=h), lambda h: jp.factorize(rank=1, curvature=h)):
         for bad, words in ((jnp.nan, "3 NaN or infinite"), (jnp.inf, "3 NaN or infinite"), (-1.0, "3 negative")):
             h = {"kernel": jnp.ones((8, 8)).at[0, :3].set(bad)}
-            with pytest.raises(ValueError, match=rf"the score of kernel.*has {words} entries"):
+            with pytest.raises(ValueError, match=rf"the curvature of kernel.*has {words} entries"):
                 make(h).init({"kernel": PARAMS["kernel"]})
     hidden = jp.prune(0.5).init({"kernel": PARAMS["kernel"]})
     h = {"kernel": jnp.where(hidden["kernel"].mask, 1.0, jnp.nan)}
-    assert jp.cluster(2, score=h).init(hidden)["kernel"].values.codebook.shape == (2,)
+    assert jp.cluster(2, curvature=h).init(hidden)["kernel"].values.codebook.shape == (2,)

@@ -1,6 +1,7 @@
 """Numbers that are given as arguments: checked whatever their type, Python's, NumPy's or a JAX scalar.
 
-Each check takes what the error calls the argument, with `{}` in the place of the value, as "cluster(k={})".
+Each check takes what the error calls the argument, with `{}` in the place of the value, as
+"cluster(k={})".
 """
 
 import math
@@ -32,7 +33,9 @@ def fraction(what: str, x: Any) -> Any:
     if isinstance(x, Tracer):
         return x
     if not (_is_finite(x) and 0 <= float(x) < 1):
-        raise ValueError(f"{what.format(_shown(x))}: give one number in [0, 1), the fraction of weights to remove")
+        raise ValueError(
+            f"{what.format(_shown(x))}: give one number in [0, 1), the fraction of weights to remove"
+        )
     return x
 
 
@@ -103,7 +106,8 @@ def whole(what: str, x: Any, least: int | None = 1, most: int | None = None) -> 
     """x as a Python integer, if it is a whole number of at least `least` and at most `most` (None: no bound).
 
     Raises:
-      ValueError: text, a boolean, a float (even 4.0), an array with axes, a traced value, or a number out of bounds.
+      ValueError: text, a boolean, a float (even 4.0), an array with axes, a traced value, or a
+        number out of bounds.
 
     Example:
       >>> import numpy as np
@@ -114,14 +118,18 @@ def whole(what: str, x: Any, least: int | None = 1, most: int | None = None) -> 
       ValueError: cluster(k=4.0): give an integer of at least 1
     """
     try:
-        number = None if isinstance(x, bool | np.bool_ | Tracer) or _is_bool(x) else operator.index(x)
+        number = (
+            None if isinstance(x, bool | np.bool_ | Tracer) or _is_bool(x) else operator.index(x)
+        )
     except TypeError:
         number = None
     too_small = number is not None and least is not None and number < least
     too_large = number is not None and most is not None and number > most
     if number is None or too_small or too_large:
         low = "" if least is None else f" of at least {least}"
-        technical = most is not None and most >= 2**31 and not too_large  # nobody has to be told of 64 bits
+        technical = (
+            most is not None and most >= 2**31 and not too_large
+        )  # nobody has to be told of 64 bits
         high = "" if most is None or technical else f" and at most {most}"
         traced = " that is known when the program is traced" if isinstance(x, Tracer) else ""
         raise ValueError(f"{what.format(_shown(x))}: give an integer{low}{high}{traced}")
@@ -147,7 +155,9 @@ def _is_number(x: Any) -> bool:
     if isinstance(x, int | float):
         return True
     kind = getattr(x, "dtype", None)
-    real = kind is not None and (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer))
+    real = kind is not None and (
+        jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+    )
     return real and np.ndim(x) == 0
 
 

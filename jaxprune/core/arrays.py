@@ -196,8 +196,12 @@ def _look_up(codebook: Array, indices: Array) -> Array:
     runs = split_axes(indices, {0: indices.shape[0] // codebook.shape[0]})
     where = spec_of(runs)
     if where is not None:
-        codebook = jax.sharding.reshard(codebook, sharding_on(runs, where[0], *(None,) * (codebook.ndim - 1)))
-    return merge_axes(jax.vmap(jax.vmap(_look_up, in_axes=(None, 0)))(codebook, runs), indices.shape, spec)
+        codebook = jax.sharding.reshard(
+            codebook, sharding_on(runs, where[0], *(None,) * (codebook.ndim - 1))
+        )
+    return merge_axes(
+        jax.vmap(jax.vmap(_look_up, in_axes=(None, 0)))(codebook, runs), indices.shape, spec
+    )
 
 
 @code

@@ -14,8 +14,8 @@ def refuse_no_tree(tree: Any) -> None:
     Classes are told by what they can do, so no framework is imported.
 
     Raises:
-      ValueError: a method (a `Compression`, an optimizer), a module without its params, a function; a masked array of
-        NumPy among the leaves.
+      ValueError: a method (a `Compression`, an optimizer), a module without its params, a function;
+        a masked array of NumPy among the leaves.
 
     Example:
       >>> import jaxprune as jp

@@ -51,7 +51,10 @@ def _zeroed(x: CompressedArray, mask: Any, host: bool) -> CompressedArray:
     aligned = ALIGNED.get(type(x))
     fields = {name: getattr(x, name) for name in x.fields()}
     return x.replace(
-        **{name: zero_hidden(value, mask if name == aligned else None, host=host) for name, value in fields.items()}
+        **{
+            name: zero_hidden(value, mask if name == aligned else None, host=host)
+            for name, value in fields.items()
+        }
     )
 
 

@@ -27,7 +27,7 @@ from jaxprune.core.factors import Shared
 from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.leaves.where import Slot, is_float, leaf_slots
 from jaxprune.core.quantized import Packed, Quantized
-from jaxprune.core.tree import no_match, selector
+from jaxprune.core.trees.selection import no_match, selector
 
 ALIGNED = ("values", "indices", "q", "signs", "each")
 
@@ -90,7 +90,9 @@ def check_concrete(tree: Any) -> None:
     """Refuses arrays whose numbers are not known."""
     for x in jax.tree.leaves(tree):
         if isinstance(x, Tracer | jax.ShapeDtypeStruct):
-            raise ValueError(f"measuring needs concrete arrays, not {x}: call it outside jit, vmap and eval_shape")
+            raise ValueError(
+                f"measuring needs concrete arrays, not {x}: call it outside jit, vmap and eval_shape"
+            )
 
 
 def host(x: Any) -> np.ndarray:
@@ -132,13 +134,17 @@ def _pieces(
     elif isinstance(x, Masked):
         mask = host(x.mask)
         yield _piece(mask, (*fields, "mask"), there, 1)
-        yield from _pieces(x.values, (*fields, "values"), mask if there is None else mask & there, None, codebook)
+        yield from _pieces(
+            x.values, (*fields, "values"), mask if there is None else mask & there, None, codebook
+        )
     elif is_code(x):
         if isinstance(x, Stacked) and there is not None:
             there = np.moveaxis(there, x.axis, -x.rank)
         for name in (n for n in x.fields() if getattr(x, n) is not None):
             below = there if name in ALIGNED else None
-            yield from _pieces(getattr(x, name), (*fields, name), below, _bits(x, name, codebook), codebook)
+            yield from _pieces(
+                getattr(x, name), (*fields, name), below, _bits(x, name, codebook), codebook
+            )
     else:
         yield _piece(host(x), fields, there, bits)
 
@@ -156,7 +162,9 @@ def _piece(x: Any, fields: tuple[str, ...], there: np.ndarray | None, bits: int 
     x = np.asarray(x)
     width = dtype_bits(x.dtype)
     integer = jnp.issubdtype(x.dtype, jnp.integer)
-    coded = integer or x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.floating) and not is_float(x))
+    coded = (
+        integer or x.dtype == bool or (jnp.issubdtype(x.dtype, jnp.floating) and not is_float(x))
+    )
     if coded and x.dtype.kind == "V":  # int4 as a byte, the bits of a float8
         x = x.astype(np.int8) if integer else x.view(np.uint8)
     symbols = x.ravel() if there is None or there.shape != x.shape else x[there]
@@ -173,7 +181,11 @@ def select(tree: Any, where: Any = None) -> list[Leaf]:
     if where is None:
         return found
     test = selector(where, tree)
-    chosen = [leaf for leaf in found if leaf.slot is not None and test(leaf.slot._replace(value=dense(leaf)))]
+    chosen = [
+        leaf
+        for leaf in found
+        if leaf.slot is not None and test(leaf.slot._replace(value=dense(leaf)))
+    ]
     if not chosen:
         raise no_match(where, tree)
     return chosen

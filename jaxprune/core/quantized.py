@@ -47,7 +47,11 @@ def pack(codes: Array, bits: int) -> Any:
     """The integers packed when they have fewer than 8 bits, else as they are."""
     if bits >= 8:
         return codes
-    return Packed(packing.pack(codes, bits), codes.shape[-1], bool(jnp.issubdtype(codes.dtype, jnp.signedinteger)))
+    return Packed(
+        packing.pack(codes, bits),
+        codes.shape[-1],
+        bool(jnp.issubdtype(codes.dtype, jnp.signedinteger)),
+    )
 
 
 @code

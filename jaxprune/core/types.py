@@ -23,8 +23,8 @@ Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]
 """A number by step, as optax's schedules."""
 
 WhereLike: TypeAlias = Any
-"""A selection of leaves: a regular expression of whole paths, a rule of `jp.where`, a tree of booleans, or a
-function that makes one of the params."""
+"""A selection of leaves: a regular expression of whole paths, a rule of `jp.where`, a tree of
+booleans, or a function that makes one of the params."""
 
 Batch: TypeAlias = Any
 """A pytree of arrays whose leading axis counts examples."""

@@ -58,7 +58,9 @@ def compiled(what: str, pattern: Any) -> re.Pattern[str]:
       ValueError: where='*kernel' is no regular expression: nothing to repeat at position 0
     """
     if not isinstance(pattern, str):
-        raise ValueError(f"{what}={pattern!r}: give a regular expression for whole paths, as {what}='(.*/)?kernel'")
+        raise ValueError(
+            f"{what}={pattern!r}: give a regular expression for whole paths, as {what}='(.*/)?kernel'"
+        )
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:

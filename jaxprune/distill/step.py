@@ -18,7 +18,7 @@ from jax import Array
 
 from jaxprune.core.arguments import at_least_zero, ratio
 from jaxprune.core.arrays import materialize
-from jaxprune.core.tree import combine, partition
+from jaxprune.core.trees.partition import combine, partition
 from jaxprune.distill.diagnostics import COMPARED, compared
 from jaxprune.distill.guesses import check_batch, check_teacher, checked_network
 from jaxprune.distill.losses.common import label_cost, masked_mean

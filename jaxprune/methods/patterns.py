@@ -1,7 +1,8 @@
 """What goes together: single weights, N of every M, blocks, whole units.
 
-A pattern is three functions. `pool` turns a score into one score a unit, `spread` turns a mask of units into a mask of
-weights, and `select`, where there is one, chooses by itself and leaves no budget to give (N:M).
+A pattern is three functions. `pool` turns scores of weights into one score a unit, `spread` turns a
+mask of units into a mask of weights, and `select`, where there is one, chooses by itself and leaves
+no budget to give (N:M).
 """
 
 import re
@@ -9,41 +10,48 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from jax import Array
+from jaxtyping import Bool, Float
 
 from jaxprune.core.arguments import flag, whole
 from jaxprune.core.leaves.layout import Axes
 from jaxprune.core.words import choice
 from jaxprune.numerics import patterns as groups
 
+Scores = Float[Array, "..."]
+Mask = Bool[Array, "..."]
+Shape = tuple[int, ...]
+
 
 class Pattern(NamedTuple):
     """How weights are grouped for pruning.
 
     Attributes:
-      pool: score -> a score for each unit.
+      pool: scores -> a score for each unit.
       spread: (mask of units, shape of the weights) -> mask of weights.
-      select: (score, magnitude) -> mask of weights with no budget given, or None.
-      siblings: whether units that are gone take their entries of the bias and the batch norm along (`companions`).
+      select: (scores, whether they are magnitudes) -> mask of weights with no budget given, or
+        None.
+      siblings: whether units that are gone take their entries of the bias and the batch norm along
+        (`core.leaves.companions`).
       axes: of those units, which are outputs where biases belong to them.
       at: the axes of a weight -> the pattern for it, where that depends on them.
     """
 
-    pool: Callable[[Array], Array]
-    spread: Callable[[Array, tuple[int, ...]], Array]
-    select: Callable[[Array, bool], Array] | None = None
+    pool: Callable[[Scores], Scores]
+    spread: Callable[[Mask, Shape], Mask]
+    select: Callable[[Scores, bool], Mask] | None = None
     siblings: bool = False
     axes: tuple[int, ...] = (-1,)
     at: "Callable[[Axes], Pattern] | None" = None
 
 
 def n_m(n: int, m: int, axis: int | None = None) -> Pattern:
-    """N of every M weights along `axis` are kept (the contraction axis by default, as 2:4 hardware wants).
+    """Keeps N of every M weights along an axis, the contraction by default, as hardware has it.
 
     Args:
       n: weights kept in each run.
       m: length of a run; it must divide the axis.
-      axis: −2 is the contraction axis of Flax kernels (in, out) and HWIO, −1 that of PyTorch's (out, in); by default
-        names and biases tell (docs/layers.md).
+      axis: −2 is the contraction axis of Flax kernels (in, out) and HWIO, −1 that of PyTorch's
+        (out, in); by default names and biases tell (docs/layers.md).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -56,37 +64,38 @@ def n_m(n: int, m: int, axis: int | None = None) -> Pattern:
     if n > m:
         raise ValueError(f"n_m(n={n}, m={m}): it keeps n of every m weights, with 0 < n <= m")
     if axis is not None:
-        axis = whole("n_m(axis={})", axis, None)
+        return _n_m_along(n, m, whole("n_m(axis={})", axis, None))
 
-    if axis is None:
-        return n_m(n, m, -2)._replace(at=_n_m_along(n, m))
-
-    def choose(score: Array, magnitude: bool) -> Array:
-        if not -score.ndim <= axis < score.ndim or score.shape[axis] % m:
-            size = score.shape[axis] if -score.ndim <= axis < score.ndim else "missing"
-            raise ValueError(
-                f"n_m({n}, {m}, axis={axis}): that axis of the shape {score.shape} is {size}, not a multiple of {m}; "
-                "choose another axis, or exclude the leaf with `where`"
-            )
-        return groups.n_m(score, n, m, axis, magnitude=magnitude)
-
-    return Pattern(alone, _as_is, choose)
-
-
-def _n_m_along(n: int, m: int) -> Callable[[Axes], Pattern]:
     def at(axes: Axes) -> Pattern:
-        return n_m(n, m, axes.contraction)
+        return _n_m_along(n, m, axes.contraction)
 
-    return at
+    return _n_m_along(n, m, -2)._replace(at=at)
+
+
+def _n_m_along(n: int, m: int, axis: int) -> Pattern:
+    """N of every M along one axis."""
+
+    def select(scores: Scores, magnitude: bool) -> Mask:
+        has_axis = -scores.ndim <= axis < scores.ndim
+        if not has_axis or scores.shape[axis] % m:
+            size = scores.shape[axis] if has_axis else "missing"
+            raise ValueError(
+                f"n_m({n}, {m}, axis={axis}): that axis of the shape {scores.shape} is {size}, "
+                f"not a multiple of {m}; choose another axis, or exclude the leaf with `where`"
+            )
+        return groups.n_m(scores, n, m, axis, magnitude=magnitude)
+
+    return Pattern(_alone, _as_is, select)
 
 
 def block(*shape: int) -> Pattern:
-    """Blocks of (inputs, outputs), scored by the sum of their weights' scores: `block(4, 2)` is 4 inputs by 2 outputs.
+    """Blocks of (inputs, outputs), scored by their sum: `block(4, 2)` is 4 inputs by 2 outputs.
 
     Args:
-      shape: the sides of a block, the outputs' last and the inputs' before it; a third side, before them, is of the
-        last axis of a convolution's window, and so on. Which axes these are names and biases tell
-        (docs/layers.md): the last two of a `kernel`, the first two of a `weight`, whose blocks are (2, 4).
+      shape: the sides of a block, the outputs' last and the inputs' before it; a third side, before
+        them, is of the last axis of a convolution's window, and so on. Which axes these are names
+        and biases tell (docs/layers.md): the last two of a `kernel`, the first two of a `weight`,
+        whose blocks are (2, 4).
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -105,43 +114,47 @@ def block(*shape: int) -> Pattern:
     return _blocks(shape, shape)._replace(at=at)
 
 
-def _sides(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+def _sides(shape: Shape, axes: Axes) -> Shape:
     """The sides of a block on the last axes of a weight: 1 on each that the block does not have."""
     trailing = range(-1, -len(shape) - 2, -1)
-    order = list(dict.fromkeys((axes.output, axes.contraction, *trailing)))[: len(shape)]
-    sides = dict(zip(order, reversed(shape)))
-    return tuple(sides.get(axis, 1) for axis in range(min(order), 0))
+    outputs_first = dict.fromkeys((axes.output, axes.contraction, *trailing))
+    block_axes = list(outputs_first)[: len(shape)]
+    sides = dict(zip(block_axes, reversed(shape)))
+    return tuple(sides.get(axis, 1) for axis in range(min(block_axes), 0))
 
 
-def _blocks(shape: tuple[int, ...], sides: tuple[int, ...]) -> Pattern:
+def _blocks(shape: Shape, sides: Shape) -> Pattern:
     """Blocks of some sides on the last axes; `shape` is what the user calls them."""
 
-    def pool(score: Array) -> Array:
-        lengths = score.shape[-len(sides) :] if score.ndim >= len(sides) else ()
-        if len(lengths) != len(sides) or any(n % side for n, side in zip(lengths, sides)):
-            on_axes = "" if sides == shape else f", {sides} on the last axes as these are stored,"
+    def pool(scores: Scores) -> Scores:
+        lengths = scores.shape[-len(sides) :] if scores.ndim >= len(sides) else ()
+        fits = len(lengths) == len(sides) and all(n % side == 0 for n, side in zip(lengths, sides))
+        if not fits:
+            stored = "" if sides == shape else f", {sides} on the last axes as these are stored,"
             raise ValueError(
-                f"block{shape}{on_axes} does not divide the last axes of {score.shape}; choose sizes that do, or "
-                "exclude the leaf with `where`"
+                f"block{shape}{stored} does not divide the last axes of {scores.shape}; "
+                "choose sizes that do, or exclude the leaf with `where`"
             )
-        return groups.pool_blocks(score, sides)
+        return groups.pool_blocks(scores, sides)
 
-    def spread(mask: Array, _: tuple[int, ...]) -> Array:
+    def spread(mask: Mask, shape: Shape) -> Mask:
         return groups.spread_blocks(mask, sides)
 
     return Pattern(pool, spread)
 
 
 def channel(axis: int | Literal["outputs"] = "outputs", *, bias: bool | None = None) -> Pattern:
-    """Whole units along `axis`, scored by the sum over the unit (Σ|w| for magnitudes): zeroed, not yet cut out.
+    """Whole units along an axis, scored by the sum over the unit: zeroed, not yet cut out.
 
     Args:
-      axis: the axis of the units. By default the outputs, as names and biases tell (docs/layers.md): the last
-        axis of a `kernel` or `w`, the first of a `weight`, (heads, dim) of an attention's queries. Of layers that a
-        scan has stacked the same units go in all; `jp.over(0, …)` prunes each layer by itself.
-      bias: whether an output unit without weights takes its entry in the bias beside the kernel along, and those of the
-        batch norm behind it where one is plainly that. Else a norm still gives beta − mean · gamma / sigma for it:
-        `jp.shrink` cuts by the function itself. The default is yes; other axes than the outputs' leave biases alone.
+      axis: the axis of the units. By default the outputs, as names and biases tell
+        (docs/layers.md): the last axis of a `kernel` or `w`, the first of a `weight`, (heads, dim)
+        of an attention's queries. Of layers that a scan has stacked the same units go in all;
+        `jp.over(0, …)` prunes each layer by itself.
+      bias: whether an output unit without weights takes its entry in the bias beside the kernel
+        along, and those of the batch norm behind it where one is plainly that. Else a norm still
+        gives beta − mean · gamma / sigma for it: `jp.shrink` cuts by the function itself. The
+        default is yes; other axes than the outputs' leave biases alone.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -169,22 +182,25 @@ def channel(axis: int | Literal["outputs"] = "outputs", *, bias: bool | None = N
 def _units(axes: tuple[int, ...], companions: bool) -> Pattern:
     """Units that some axes number together."""
 
-    def check(shape: tuple[int, ...]) -> None:
-        if any(not -len(shape) <= axis < len(shape) for axis in axes):
-            raise ValueError(f"channel({', '.join(map(str, axes))}): the shape {shape} has no such axis")
+    def pool(scores: Scores) -> Scores:
+        _check_axes(axes, scores.shape)
+        return groups.pool_units(scores, axes)
 
-    def pool(score: Array) -> Array:
-        check(score.shape)
-        return groups.pool_units(score, axes)
-
-    def spread(mask: Array, shape: tuple[int, ...]) -> Array:
+    def spread(mask: Mask, shape: Shape) -> Mask:
+        _check_axes(axes, shape)
         return groups.spread_units(mask, axes, shape)
 
     return Pattern(pool, spread, siblings=companions, axes=axes)
 
 
+def _check_axes(axes: tuple[int, ...], shape: Shape) -> None:
+    if any(not -len(shape) <= axis < len(shape) for axis in axes):
+        numbers = ", ".join(map(str, axes))
+        raise ValueError(f"channel({numbers}): the shape {shape} has no such axis")
+
+
 def from_words(words: "str | Pattern") -> Pattern:
-    """A pattern by its words, as recipes have them: "2:4", "block 4x4", "channel"; a pattern is taken as it is.
+    """A pattern by its words, which Python and recipes share; a pattern is taken as it is.
 
     Args:
       words: two numbers of `n_m`, the sizes of `block`, or `channel`, with an axis or without.
@@ -201,25 +217,32 @@ def from_words(words: "str | Pattern") -> Pattern:
     if isinstance(words, Pattern):
         return words
     text = words if isinstance(words, str) else ""
-    if match := re.fullmatch(r"(\d+):(\d+)", text):
-        return n_m(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"block (\d+(?:x\d+)*)", text):
-        return block(*map(int, match[1].split("x")))
-    if match := re.fullmatch(r"channel( -?\d+)?", text):
-        return channel(int(match[1]) if match[1] else "outputs")
+    ratio = re.fullmatch(r"(\d+):(\d+)", text)
+    if ratio:
+        return n_m(int(ratio[1]), int(ratio[2]))
+    sides = re.fullmatch(r"block (\d+(?:x\d+)*)", text)
+    if sides:
+        return block(*map(int, sides[1].split("x")))
+    axis = re.fullmatch(r"channel( -?\d+)?", text)
+    if axis:
+        return channel(int(axis[1]) if axis[1] else "outputs")
     choice("prune(pattern={})", words, ["2:4", "block 4x4", "channel", "channel -1"])
     raise AssertionError("these words are matched above")
 
 
 def unstructured() -> Pattern:
     """Every weight by itself: the default."""
-    return Pattern(alone, _as_is)
+    return Pattern(_alone, _as_is)
 
 
-def alone(score: Array) -> Array:
-    """Every weight is a unit."""
-    return score
+def is_unstructured(pattern: Pattern) -> bool:
+    """Whether every weight is a unit."""
+    return pattern.pool is _alone
 
 
-def _as_is(mask: Array, shape: tuple[int, ...]) -> Array:
+def _alone(scores: Scores) -> Scores:
+    return scores
+
+
+def _as_is(mask: Mask, shape: Shape) -> Mask:
     return mask

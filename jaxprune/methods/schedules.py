@@ -2,19 +2,23 @@
 
     s(t) = s_f + (s_i − s_f) (1 − (t − t₀) / (t₁ − t₀))³        for t₀ <= t <= t₁
 
-Zhu & Gupta (2017), arXiv:1710.01878: many weights go early, while the network can still recover, and few at the end.
+Zhu & Gupta (2017), arXiv:1710.01878: many weights go early, while the network can still recover,
+and few at the end.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from jaxprune.core.arguments import fraction, positive, whole
+from jaxprune.core.types import Schedule
 
 
-def cubic(final: float, begin: int, end: int, *, initial: float = 0.0, power: float = 3) -> Callable[[Any], Any]:
-    """The cubic sparsity schedule: `initial` up to step `begin`, exactly `final` from step `end` on.
+def cubic(
+    final: float, begin: int, end: int, *, initial: float = 0.0, power: float = 3
+) -> Schedule:
+    """The cubic sparsity schedule: `initial` up to step `begin`, exactly `final` from `end` on.
 
     Args:
       final: sparsity at the end, in [0, 1).
@@ -40,14 +44,14 @@ def cubic(final: float, begin: int, end: int, *, initial: float = 0.0, power: fl
     if end <= begin:
         raise ValueError(f"cubic(begin={begin}, end={end}): end must come after begin")
 
-    def schedule(step: Any) -> Any:
-        left = 1.0 - jnp.clip((jnp.asarray(step, jnp.float32) - begin) / (end - begin), 0.0, 1.0)
-        return final + (initial - final) * left**power
+    def schedule(step: ArrayLike) -> Float[Array, "..."]:
+        progress = jnp.clip((jnp.asarray(step, jnp.float32) - begin) / (end - begin), 0.0, 1.0)
+        return final + (initial - final) * (1.0 - progress) ** power
 
     return schedule
 
 
-def one_shot(final: float, at: int = 0) -> Callable[[Any], Any]:
+def one_shot(final: float, at: int = 0) -> Schedule:
     """Nothing before step `at`, `final` from then on.
 
     Example:
@@ -57,4 +61,9 @@ def one_shot(final: float, at: int = 0) -> Callable[[Any], Any]:
     """
     fraction("one_shot(final={})", final)
     at = whole("one_shot(at={})", at, 0)
-    return lambda step: jnp.where(jnp.asarray(step) >= at, jnp.float32(final), jnp.float32(0.0))
+
+    def schedule(step: ArrayLike) -> Float[Array, "..."]:
+        is_due = jnp.asarray(step) >= at
+        return jnp.where(is_due, jnp.float32(final), jnp.float32(0.0))
+
+    return schedule

@@ -11,7 +11,16 @@ import numpy as np
 
 from jaxprune.coding import code_lengths as codes
 from jaxprune.core.arguments import whole
-from jaxprune.core.arrays import Clustered, Dense, Masked, Stacked, dtype_bits, is_code, materialize, nbits
+from jaxprune.core.arrays import (
+    Clustered,
+    Dense,
+    Masked,
+    Stacked,
+    dtype_bits,
+    is_code,
+    materialize,
+    nbits,
+)
 from jaxprune.core.pieces import Leaf, Piece, dense, kept, leaves, pieces
 from jaxprune.core.quantized import Quantized
 
@@ -30,7 +39,9 @@ class DeepCompression(NamedTuple):
     huffman: int
 
 
-def deep_compression_bits(tree: Any, *, value_bits: int | None = None, gap_width: int | None = None) -> DeepCompression:
+def deep_compression_bits(
+    tree: Any, *, value_bits: int | None = None, gap_width: int | None = None
+) -> DeepCompression:
     """Bits of a tree as Deep Compression counts them (Han et al. 2016, arXiv:1510.00149).
 
     What is counted, leaf by leaf:
@@ -43,19 +54,20 @@ def deep_compression_bits(tree: Any, *, value_bits: int | None = None, gap_width
       one, once.
     * clustered but not pruned: an index a weight, no gaps.
     * pruned integers on a grid: as pruned indices, with the levels but 0 in the place of centroids, and scales in that
-      of the codebook. A weight of level 0 is pruned, and 0 is the filler's value, so that levels from a to b take
-      ⌈log2(b − a + 1)⌉ bits, where a <= 0 <= b. So are the levels of `entropy_quantize`, integers of 16 bits with one
-      scale, without a mask.
+      of the codebook. A weight of level 0 is pruned, and 0 is the filler's value, so that levels
+      from a to b take ⌈log2(b − a + 1)⌉ bits, where a <= 0 <= b. So are the levels of
+      `entropy_quantize`, integers of 16 bits with one scale, without a mask.
     * all other leaves in full: biases and unpruned layers, 32 bits a float32; of a `Quantized` its integers and scales.
 
     Huffman's tables are not counted, as in the paper; nor are names and shapes.
 
     Args:
-      tree: plain, `Quantized`, `Masked`, `Clustered`, masked `Clustered` and masked `Quantized` leaves of concrete
-        arrays.
-      value_bits: of an index or a level; by default ⌈log2(k + 1)⌉ in pruned leaves (k centroids and the filler's zero),
-        ⌈log2 k⌉ in others, and of levels as above.
-      gap_width: bits of a gap; by default the one that makes the leaf smallest. Han: 5, and 4 or 8 in some layers.
+      tree: plain, `Quantized`, `Masked`, `Clustered`, masked `Clustered` and masked `Quantized`
+        leaves of concrete arrays.
+      value_bits: of an index or a level; by default ⌈log2(k + 1)⌉ in pruned leaves (k centroids and
+        the filler's zero), ⌈log2 k⌉ in others, and of levels as above.
+      gap_width: bits of a gap; by default the one that makes the leaf smallest. Han: 5, and 4 or 8
+        in some layers.
 
     Raises:
       ValueError: a leaf has another code (see `sizes`), or k or the levels do not fit `value_bits`.
@@ -81,7 +93,11 @@ def _deep_compression(leaf: Leaf, value_bits: int | None, gap_width: int | None)
         code = code.each if isinstance(code, Stacked) else code.values
     if isinstance(code, Clustered):
         return _clustered(leaf, code, pruned, value_bits, gap_width)
-    if isinstance(code, Quantized) and _on_a_grid(code) and (pruned or (code.bits == ANY and code.scale.size == 1)):
+    if (
+        isinstance(code, Quantized)
+        and _on_a_grid(code)
+        and (pruned or (code.bits == ANY and code.scale.size == 1))
+    ):
         return _levels(leaf, value_bits, gap_width)
     if isinstance(code, Quantized) and not pruned:
         return _twice(nbits(leaf.code))
@@ -98,7 +114,9 @@ def _clustered(
 ) -> DeepCompression:
     k = (leaf.codebook if code.codebook is None else code.codebook).shape[-1]
     indices = _indices(leaf)
-    bits = codes.deep_compression_bits(kept(leaf) if pruned else None, indices, k, value_bits, gap_width)
+    bits = codes.deep_compression_bits(
+        kept(leaf) if pruned else None, indices, k, value_bits, gap_width
+    )
     centroids = _raw_bits([p for p in pieces(leaf) if "codebook" in p.fields]) - bits.codebook
     return DeepCompression(bits.fixed + centroids, bits.huffman + centroids)
 
@@ -124,7 +142,9 @@ def _indices(leaf: Leaf) -> np.ndarray:
     def inner(code: Any) -> Any:
         if isinstance(code, Clustered | Quantized):
             return code.indices if isinstance(code, Clustered) else code.q
-        return code.replace(each=inner(code.each)) if isinstance(code, Stacked) else inner(code.values)
+        return (
+            code.replace(each=inner(code.each)) if isinstance(code, Stacked) else inner(code.values)
+        )
 
     return dense(Leaf(leaf.path, inner(leaf.code)))
 
@@ -134,7 +154,9 @@ def _floats(leaf: Leaf, gap_width: int | None) -> DeepCompression:
     gap_width = codes.best_gap_width(kept(leaf), width) if gap_width is None else gap_width
     gaps = codes.gap_code(kept(leaf), gap_width)
     values = gaps.entries * width
-    return DeepCompression(values + gaps.entries * gap_width, values + codes.huffman_bits(np.bincount(gaps.symbols)))
+    return DeepCompression(
+        values + gaps.entries * gap_width, values + codes.huffman_bits(np.bincount(gaps.symbols))
+    )
 
 
 def _raw_bits(parts: list[Piece]) -> int:

@@ -3,9 +3,10 @@
     max error   max |a − b|              SQNR        10 log10(Σ a² / Σ (a − b)²)  dB
     relative    ‖a − b‖ / ‖a‖            new zeros   a ≠ 0, b = 0          lost zeros   a = 0, b ≠ 0
 
-These run over the entries that are finite in both arrays. NaN equals NaN, an infinity equals itself and −0 equals 0;
-an entry that is not finite in one array and another value in the other is a difference, and is counted apart. The sums
-of squares are kept as base-2 logarithms: no square of a large or a small entry leaves the range of float64.
+These run over the entries that are finite in both arrays. NaN equals NaN, an infinity equals itself
+and −0 equals 0; an entry that is not finite in one array and another value in the other is a
+difference, and is counted apart. The sums of squares are kept as base-2 logarithms: no square of a
+large or a small entry leaves the range of float64.
 """
 
 import math
@@ -16,7 +17,10 @@ import numpy as np
 
 BLOCK = 1 << 18  # entries compared at a time
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-SQUARES_FIT = (1e-140, 1e140)  # a sum of squares of numbers whose largest is between these is a float64
+SQUARES_FIT = (
+    1e-140,
+    1e140,
+)  # a sum of squares of numbers whose largest is between these is a float64
 
 
 class Difference(NamedTuple):
@@ -76,7 +80,11 @@ class Difference(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no infinity and no NaN: null."""
-        numbers = {"max_error": self.max_error, "relative_error": self.relative, "sqnr_db": self.sqnr}
+        numbers = {
+            "max_error": self.max_error,
+            "relative_error": self.relative,
+            "sqnr_db": self.sqnr,
+        }
         return {
             "path": self.path,
             "size": self.size,
@@ -153,7 +161,9 @@ def _block(path: str, was: np.ndarray, now: np.ndarray) -> Difference:
         was.size,
         changed=int(np.count_nonzero(~equal)),
         not_finite=0 if all_finite else int(np.count_nonzero(~equal & ~finite)),
-        other_bits=int(np.count_nonzero(equal & ~_same_bits(was, now))) if was.dtype == now.dtype else 0,
+        other_bits=int(np.count_nonzero(equal & ~_same_bits(was, now)))
+        if was.dtype == now.dtype
+        else 0,
         max_error=float(error.max()) * unit,
         log2_signal=_log2_squares(x if all_finite else np.where(finite, x, 0.0)),
         log2_noise=_log2_squares(error) + 2 * math.log2(unit),
@@ -162,11 +172,17 @@ def _block(path: str, was: np.ndarray, now: np.ndarray) -> Difference:
     )
 
 
-def _errors(was: np.ndarray, now: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+def _errors(
+    was: np.ndarray, now: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, float]:
     """|a − b| in some unit, and the unit."""
     if was.dtype == now.dtype and was.dtype.kind in "iu":
-        # 64-bit integers are not all floats: their difference, below 2⁶⁴, wraps around to the right one.
-        larger, smaller = np.maximum(was, now).astype(np.uint64), np.minimum(was, now).astype(np.uint64)
+        # 64-bit integers are not all floats: their difference, below 2⁶⁴, wraps around to the right
+        # one.
+        larger, smaller = (
+            np.maximum(was, now).astype(np.uint64),
+            np.minimum(was, now).astype(np.uint64),
+        )
         return (larger - smaller).astype(np.float64), 1.0
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(x - y)

@@ -11,12 +11,13 @@ from jax.core import Tracer
 
 from jaxprune.core.arrays import Common, is_code, materialize
 from jaxprune.core.leaves.where import is_float
-from jaxprune.core.tree import by_path, slots
+from jaxprune.core.trees.lookup import by_path
+from jaxprune.core.trees.walk import slots
 from jaxprune.core.words import nearest
 from jaxprune.report.differences import difference, together
 
 
-def distortion(params: Any, tree: Any, weights: Any = None) -> Any:
+def distortion(params: Any, tree: Any, curvature: Any = None) -> Any:
     """What the code loses: Σᵢ hᵢ (wᵢ − Δᵢ)², over all float leaves.
 
     Unlike the sizes it may be traced, so that a `vmap` over sparsities is a rate-distortion curve.
@@ -24,11 +25,13 @@ def distortion(params: Any, tree: Any, weights: Any = None) -> Any:
     Args:
       params: the dense params w.
       tree: their code; Δ = `materialize(tree)`.
-      weights: h, a tree of arrays that broadcast against the leaves of the same path; 1 where it has none.
+      curvature: h, a tree of arrays that broadcast against the leaves of the same path; 1 where it
+        has none.
 
     Returns:
-      A float (float64 sums); a float32 scalar under trace. Equal infinities, and NaN in both, lose nothing; an entry
-      that is not finite on one side and another value on the other makes it infinite.
+      A float (float64 sums); a float32 scalar under trace. Equal infinities, and NaN in both, lose
+      nothing; an entry that is not finite on one side and another value on the other makes it
+      infinite.
 
     Raises:
       ValueError: the trees have different leaves, or h has one that w does not.
@@ -40,7 +43,7 @@ def distortion(params: Any, tree: Any, weights: Any = None) -> Any:
       1.25
     """
     w, code = _named(params, tree)
-    h = {} if weights is None else by_path(weights, "weights")
+    h = {} if curvature is None else by_path(curvature, "curvature")
     _same_leaves(w, code, h)
     traced = _traced(w, code, h)
     wide = _wide_dtype(w) if traced else np.float64
@@ -58,17 +61,17 @@ def distortion(params: Any, tree: Any, weights: Any = None) -> Any:
 def sqnr(params: Any, tree: Any) -> Any:
     """Signal to quantisation noise in dB: 10 log10(Σ w² / Σ (w − Δ)²), over the leaves that were compressed.
 
-    Leaves that were kept would only make it look better: of them those count that differ. Where `tree` has no codes
-    (it was materialized), all its float leaves count.
+    Leaves that were kept would only make it look better: of them those count that differ. Where
+    `tree` has no codes (it was materialized), all its float leaves count.
 
     Args:
       params: the dense params w.
       tree: their code; Δ = `materialize(tree)`.
 
     Returns:
-      A float, or a scalar under trace. Infinite where no float leaf differs. −inf where only zeros became others, and
-      where an entry that is not finite on one side is another value on the other; equal infinities and NaNs are left
-      out of both sums.
+      A float, or a scalar under trace. Infinite where no float leaf differs. −inf where only zeros
+      became others, and where an entry that is not finite on one side is another value on the
+      other; equal infinities and NaNs are left out of both sums.
 
     Raises:
       ValueError: the trees have different leaves.
@@ -85,7 +88,9 @@ def sqnr(params: Any, tree: Any) -> Any:
     compressed = _compressed_paths(tree) or set(names)
     if _traced(w, code):
         wide = _wide_dtype(w)
-        return _traced_sqnr([(_cast(w[n], wide, True), _cast(code[n], wide, True), n in compressed) for n in names])
+        return _traced_sqnr(
+            [(_cast(w[n], wide, True), _cast(code[n], wide, True), n in compressed) for n in names]
+        )
     rows = [difference(name, np.asarray(w[name]), np.asarray(code[name])) for name in names]
     row = together("", [row for row in rows if row.path in compressed or row.changed])
     return -math.inf if row.not_finite else row.sqnr
@@ -102,7 +107,11 @@ def _float_names(named: dict[str, Any]) -> list[str]:
 
 def _wide_dtype(named: dict[str, Any]) -> Any:
     """The dtype that sums over all leaves are computed in, under trace."""
-    return jnp.float64 if any(x.dtype == jnp.float64 for x in named.values() if is_float(x)) else jnp.float32
+    return (
+        jnp.float64
+        if any(x.dtype == jnp.float64 for x in named.values() if is_float(x))
+        else jnp.float32
+    )
 
 
 def _cast(x: Any, dtype: Any, traced: bool) -> Any:
@@ -111,7 +120,7 @@ def _cast(x: Any, dtype: Any, traced: bool) -> Any:
 
 def _compressed_paths(tree: Any) -> set[str]:
     """The paths of the leaves that are codes."""
-    inside_common = slots(tree, whole=lambda code: not isinstance(code, Common))
+    inside_common = slots(tree, is_slot=lambda code: not isinstance(code, Common))
     return {slot.path for slot in inside_common if is_code(slot.value)}
 
 
@@ -150,11 +159,17 @@ def _errors(w: Any, code: Any) -> Any:
 
 def _same_leaves(w: dict[str, Any], code: dict[str, Any], h: dict[str, Any]) -> None:
     for name in sorted({*code, *h} - {*w}):
-        which = "compressed tree" if name in code else "weights"
-        raise ValueError(f"the {which} has a leaf {name!r} that params lacks. Nearest: {nearest(name, w)}")
+        which = "compressed tree" if name in code else "curvature"
+        raise ValueError(
+            f"the {which} has a leaf {name!r} that params lacks. Nearest: {nearest(name, w)}"
+        )
     for name in w:
         if name not in code:
-            raise ValueError(f"the compressed tree lacks the leaf {name!r} of params. Nearest: {nearest(name, code)}")
+            raise ValueError(
+                f"the compressed tree lacks the leaf {name!r} of params. Nearest: {nearest(name, code)}"
+            )
         shapes = np.shape(w[name]), np.shape(code[name])
         if shapes[0] != shapes[1]:
-            raise ValueError(f"{name or 'the array'} has the shape {shapes[0]} in params and {shapes[1]} in its code")
+            raise ValueError(
+                f"{name or 'the array'} has the shape {shapes[0]} in params and {shapes[1]} in its code"
+            )

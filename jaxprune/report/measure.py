@@ -6,8 +6,8 @@ Four sizes of one tree, each under another assumption:
     nonzero    the kept weights at their dtype, as if places were free: what pruning papers call the compression
     stored     what `save` writes: each array of the code raw, packed, or coded by itself or with others, as is least
     entropy    Σ n H(array) over masks, indices and integers, H the order-0 entropy, and floats as they are: no static
-               coder of single symbols goes below for the first; `save` may in large arrays, where it looks at
-               neighbours too, and in floats, whose exponents it codes
+               coder of single symbols goes below for the first; `save` may in large arrays, where
+               it looks at neighbours too, and in floats, whose exponents it codes
 
 All of it on the host, of concrete arrays.
 """
@@ -50,8 +50,8 @@ def sizes(tree: Any) -> Sizes:
       tree: any pytree of concrete arrays, compressed or not.
 
     Returns:
-      `Sizes`. In `nonzero` the mask decides what is kept, and where there is none, whether the value is 0. `stored` is
-      the payload, without the file's header, which names the leaves.
+      `Sizes`. In `nonzero` the mask decides what is kept, and where there is none, whether the
+      value is 0. `stored` is the payload, without the file's header, which names the leaves.
 
     Raises:
       ValueError: arrays are traced, or a leaf cannot be saved.
@@ -87,7 +87,11 @@ def _bytes(bits: float) -> int:
 
 def entropy_bits(piece: Piece) -> float:
     """n H of one array, H its order-0 entropy; of floats, their bits."""
-    return codes.entropy_bits(_counts(piece.symbols)) if piece.coded else piece.symbols.size * piece.bits
+    return (
+        codes.entropy_bits(_counts(piece.symbols))
+        if piece.coded
+        else piece.symbols.size * piece.bits
+    )
 
 
 def _counts(symbols: np.ndarray) -> np.ndarray:
@@ -96,7 +100,11 @@ def _counts(symbols: np.ndarray) -> np.ndarray:
     if x.size == 0:
         return np.zeros(1, np.int64)
     low = int(x.min())
-    return np.bincount(x - low) if int(x.max()) - low < 1 << 16 else np.unique(x, return_counts=True)[1]
+    return (
+        np.bincount(x - low)
+        if int(x.max()) - low < 1 << 16
+        else np.unique(x, return_counts=True)[1]
+    )
 
 
 def density(tree: Any, *, where: Any = None) -> float:

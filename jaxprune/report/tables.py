@@ -35,7 +35,8 @@ class Row(NamedTuple):
       stored: of the payload that `save` writes.
       entropy: the least of a coder of single symbols.
       note: why the leaf is dense; values that are not finite.
-      axes: which axes of a kernel are its outputs, as its name, shape and bias tell; "" of what is no kernel.
+      axes: which axes of a kernel are its outputs, as its name, shape and bias tell; "" of what is
+        no kernel.
     """
 
     path: str
@@ -71,7 +72,11 @@ class Summary(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Lists, dicts, strings and numbers only."""
         plain = lambda row: {**row._asdict(), "shape": list(row.shape)}
-        return {"rows": [plain(r) for r in self.rows], "totals": plain(self.totals), "ratio": self.ratio}
+        return {
+            "rows": [plain(r) for r in self.rows],
+            "totals": plain(self.totals),
+            "ratio": self.ratio,
+        }
 
     def to_json(self, **kw: Any) -> str:
         """`to_dict` as JSON; keywords go to `json.dumps`."""
@@ -92,8 +97,9 @@ def summary(tree: Any, *, where: Any = None) -> Summary:
       where: which leaves; all by default.
 
     Returns:
-      `Summary`, which prints as text and as a table in rich; its numbers are in `rows`, `totals`, `to_dict`, `to_json`.
-      A codebook for a whole tree has a row of its own, which stands for no weights.
+      `Summary`, which prints as text and as a table in rich; its numbers are in `rows`, `totals`,
+      `to_dict`, `to_json`. A codebook for a whole tree has a row of its own, which stands for no
+      weights.
 
     Raises:
       ValueError: arrays are traced, or `where` selects nothing.
@@ -122,7 +128,9 @@ def _row(leaf: Leaf, stored: int) -> Row:
         path=leaf.path,
         shape=array.shape,
         dtype=array.dtype.name,
-        code=" · ".join(filter(None, ("shared codebook" if leaf.side else "", describe(leaf.code)))),
+        code=" · ".join(
+            filter(None, ("shared codebook" if leaf.side else "", describe(leaf.code)))
+        ),
         density=float(here.mean()) if here.size else 1.0,
         bits=bits / max(array.size, 1),
         **size._asdict(),
@@ -161,7 +169,10 @@ def _total(rows: tuple[Row, ...]) -> Row:
     n = max(sum(weights), 1)
     density = sum(r.density * k for r, k in zip(rows, weights)) / n if sum(weights) else 1.0
     bits = sum(r.bits * math.prod(r.shape) for r in rows) / n
-    size = {name: sum(getattr(r, name) for r in rows) for name in ("dense", "nonzero", "stored", "entropy")}
+    size = {
+        name: sum(getattr(r, name) for r in rows)
+        for name in ("dense", "nonzero", "stored", "entropy")
+    }
     return Row("total", (sum(weights),), "", "", density, bits, **size, note="", axes="")
 
 
@@ -177,15 +188,31 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 
 def _text(table: Summary) -> str:
     columns = [c for c in COLUMNS if c[0] != "nonzero"]  # kept · dense: rich has the room to say so
-    numbers = [[name for name, _ in columns], *([show(r) for _, show in columns] for r in (*table.rows, table.totals))]
-    words = [["leaf", "array", "what"], *map(_words, table.rows), ["total", f"{table.totals.shape[0]} weights", ""]]
+    numbers = [
+        [name for name, _ in columns],
+        *([show(r) for _, show in columns] for r in (*table.rows, table.totals)),
+    ]
+    words = [
+        ["leaf", "array", "what"],
+        *map(_words, table.rows),
+        ["total", f"{table.totals.shape[0]} weights", ""],
+    ]
     right = [max(map(len, column)) for column in zip(*numbers)]
-    left = _fit([max(map(len, column)) for column in zip(*words)], WIDTH - sum(right) - len(right) - 2)
+    left = _fit(
+        [max(map(len, column)) for column in zip(*words)], WIDTH - sum(right) - len(right) - 2
+    )
     lines = [
-        " ".join([*(elide(x, n).ljust(n) for x, n in zip(word, left)), *(x.rjust(n) for x, n in zip(number, right))])
+        " ".join(
+            [
+                *(elide(x, n).ljust(n) for x, n in zip(word, left)),
+                *(x.rjust(n) for x, n in zip(number, right)),
+            ]
+        )
         for word, number in zip(words, numbers)
     ]
-    return "\n".join([*lines, _closing(table), *axes_lines({row.path: row.axes for row in table.rows})])
+    return "\n".join(
+        [*lines, _closing(table), *axes_lines({row.path: row.axes for row in table.rows})]
+    )
 
 
 def axes_lines(axes: dict[str, str], width: int = WIDTH) -> list[str]:

@@ -1,35 +1,41 @@
-"""Attraction: a spring pulls each weight towards what a code can say, until little is lost by encoding.
+"""Attraction: a spring pulls each weight towards what a code can say, until encoding loses little.
 
-∇L(w) + μ (w − Δ(Θ(w)))        the quadratic penalty of learning-compression, Carreira-Perpiñán 2017, arXiv:1707.01209
+∇L(w) + μ (w − Δ(Θ(w)))      the quadratic penalty of learning-compression, Carreira-Perpiñán 2017,
+                             arXiv:1707.01209
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
 from jaxprune.core.arguments import at_least_zero
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression, check_compression
+from jaxprune.core.types import Params, Schedule
+from jaxprune.training.steps import StepState, check_params, first_step, next_step, value_at
 from jaxprune.training.updating import map_updates
 
 if TYPE_CHECKING:
     import optax
 
 
-class AttractState(NamedTuple):
-    """Steps taken."""
-
-    count: Any
-
-
-def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> "optax.GradientTransformationExtraArgs":
+def attract(
+    compression: Compression, mu: float | Schedule
+) -> "optax.GradientTransformationExtraArgs":
     """An optax transform, first in its chain: adds μ (w − Δ(Θ(w))) to the gradient.
 
     Args:
-      compression: any compression that works under `jit`.
-      mu: strength of the spring, a number >= 0, or an optax schedule of it (learning-compression raises it step by
-        step).
+      compression: any compression that works under `jit`; encoded anew at each step.
+      mu: strength of the spring, a number >= 0, or an optax schedule of it (learning-compression
+        raises it step by step).
+
+    Returns:
+      A `GradientTransformation` on dense params.
+
+    Raises:
+      ValueError: what is no compression, a negative strength; an update without params.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
@@ -44,18 +50,22 @@ def attract(compression: Compression, mu: float | Callable[[Any], Any]) -> "opta
     check_compression("attract(compression, mu)", compression)
     at_least_zero("attract(mu={})", mu)
 
-    def init(params: Any) -> AttractState:
-        return AttractState(jnp.zeros((), jnp.int32))
+    def init(params: Params) -> StepState:
+        return first_step()
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, AttractState]:
-        if params is None:
-            raise ValueError("attract needs the params: tx.update(grads, state, params)")
-        strength = mu(state.count) if callable(mu) else mu
-        near = materialize(compression.init(params, **({"step": state.count} | extra)))
+    def update(
+        updates: Any, state: Any, params: Params = None, **extra: Any
+    ) -> tuple[Any, StepState]:
+        check_params("attract", params)
+        strength = value_at(mu, state)
+        decoded = materialize(compression.init(params, **{"step": state.count, **extra}))
 
-        def pull(g: Any, w: Any, h: Any) -> Any:
-            return g + jnp.asarray(strength, g.dtype) * (w - h).astype(g.dtype)
+        def add_pull(
+            gradient: Float[Array, "..."], w: Float[Array, "..."], target: Float[Array, "..."]
+        ) -> Float[Array, "..."]:
+            pull = (w - target).astype(gradient.dtype)
+            return gradient + jnp.asarray(strength, gradient.dtype) * pull
 
-        return map_updates(pull, updates, params, near), AttractState(optax.safe_increment(state.count))
+        return map_updates(add_pull, updates, params, decoded), next_step(state)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,29 +1,33 @@
-"""Any optax optimizer on a tree of codes: it sees the float arrays, and masks and integers stay as they are."""
+"""Any optax optimizer on a tree of codes: it sees the float arrays; masks and integers stay."""
 
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxprune.core.leaves.where import is_float
+from jaxprune.core.trees.partition import partition
+from jaxprune.core.types import Compressed
+
 if TYPE_CHECKING:
     import optax
 
-from jaxprune.core.leaves.where import is_float
-from jaxprune.core.tree import partition
 
-
-def floats_only(optimizer: "optax.GradientTransformation") -> "optax.GradientTransformationExtraArgs":
+def floats_only(
+    optimizer: "optax.GradientTransformation",
+) -> "optax.GradientTransformationExtraArgs":
     """The optimizer of a compressed tree's float arrays: values, codebooks, scales, factors.
 
-    An optimizer takes every leaf for a weight. Weight decay of an index would make it another index, and moments of a
-    mask take memory. Here the optimizer is given `partition(tree)[0]`, whose masks and integers are scalar zeros, and
-    their updates are zeros of their own dtype.
+    An optimizer takes every leaf for a weight. Weight decay of an index would make it another
+    index, and moments of a mask take memory. Here the optimizer is given `partition(tree)[0]`,
+    whose masks and integers are scalar zeros, and their updates are zeros of their own dtype.
 
     Args:
       optimizer: any optax transform.
 
     Returns:
-      An optax transform for trees that hold codes, and gradients of `jp.value_and_grad`. Its update needs the params.
+      An optax transform for trees that hold codes, and gradients of `jp.value_and_grad`. Its update
+      needs the params.
 
     Raises:
       ValueError: an update without params.
@@ -43,20 +47,27 @@ def floats_only(optimizer: "optax.GradientTransformation") -> "optax.GradientTra
 
     inner = optax.with_extra_args_support(optimizer)
 
-    def init(params: Any) -> Any:
-        return inner.init(partition(params)[0])
+    def init(params: Compressed) -> Any:
+        free, _ = partition(params)
+        return inner.init(free)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        updates: Any, state: Any, params: Compressed = None, **extra: Any
+    ) -> tuple[Any, Any]:
         if params is None:
-            raise ValueError("floats_only: give the params too, as optimizer.update(gradient, state, tree)")
-        updates, state = inner.update(partition(updates)[0], state, partition(params)[0], **extra)
-        return jax.tree.map(_update_of, params, updates), state
+            raise ValueError(
+                "floats_only: give the params too, as optimizer.update(gradient, state, tree)"
+            )
+        free_updates, _ = partition(updates)
+        free_params, _ = partition(params)
+        new_updates, state = inner.update(free_updates, state, free_params, **extra)
+        return jax.tree.map(_update_of, params, new_updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _update_of(param: Any, update: Any) -> Any:
-    """The update of a float array; of another array, a zero that changes neither its dtype nor its value."""
+    """The update of a float array; of another array, a zero of its dtype, which changes nothing."""
     if is_float(param) or not hasattr(param, "dtype"):
         return update
     return jnp.zeros((), param.dtype)

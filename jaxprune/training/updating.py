@@ -27,10 +27,10 @@ def updated(optimizer: Any, grads: Any, opt_state: Any, params: Any) -> tuple[An
 
 
 def map_updates(f: Callable[..., Any], updates: Any, *trees: Any) -> Any:
-    """f(update, leaves of the other trees) for every update that is a float array; all else is passed through.
+    """f(update, leaves of the other trees) for every float update; all others are passed through.
 
-    A module may hold functions, texts and numbers, for which there is nothing to update: its updates have None there,
-    or the same function. Codes are passed through as well.
+    A module may hold functions, texts and numbers, for which there is nothing to update: its
+    updates have None there, or the same function. Codes are passed through as well.
 
     Args:
       f: of an update, and the leaves of `trees` in its place.
@@ -40,11 +40,12 @@ def map_updates(f: Callable[..., Any], updates: Any, *trees: Any) -> Any:
     Example:
       >>> import jax.numpy as jnp
       >>> from jaxprune.training.updating import map_updates
-      >>> map_updates(lambda u, w: u + w, {"w": jnp.ones(1), "act": None}, {"w": jnp.ones(1), "act": print})
+      >>> updates, params = {"w": jnp.ones(1), "act": None}, {"w": jnp.ones(1), "act": print}
+      >>> map_updates(lambda u, w: u + w, updates, params)
       {'act': None, 'w': Array([2.], dtype=float32)}
     """
 
-    def one(update: Any, *leaves: Any) -> Any:
+    def map_update(update: Any, *leaves: Any) -> Any:
         return f(update, *leaves) if is_float(update) and not is_code(update) else update
 
-    return jax.tree.map(one, updates, *trees, is_leaf=lambda x: x is None or is_code(x))
+    return jax.tree.map(map_update, updates, *trees, is_leaf=lambda x: x is None or is_code(x))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.core.tree import slots
+from jaxprune.core.trees.walk import slots
 from tests.helpers import model, normal, same
 
 w = jp.where

@@ -60,7 +60,7 @@ def test_a_tile_has_a_codebook_of_its_own():
 
 def test_fisher_weights_pull_centroids():
     w = jnp.array([[1.0, 2.0, 11.0, 12.0]])
-    tree = jp.cluster(k=2, score=lambda p: jnp.array([[3.0, 1.0, 1.0, 1.0]])).init(w)
+    tree = jp.cluster(k=2, curvature=lambda p: jnp.array([[3.0, 1.0, 1.0, 1.0]])).init(w)
     np.testing.assert_allclose(tree.codebook, [1.25, 11.5], rtol=1e-6)
 
 

@@ -12,7 +12,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.core.factors import Tucker
 from jaxprune.core.leaves.layout import Axes
-from jaxprune.methods.quantize import Kind
+from jaxprune.methods.quantize_arguments import Kind
 from tests.helpers import normal
 
 SHAPES = {"dense": (8, 6), "convolution": (3, 3, 4, 8)}
@@ -151,8 +151,8 @@ def test_files_hold_groups_of_outputs_first(tmp_path):
 def test_a_score_weighs_the_inputs_of_each_order():
     last, first = trees((8, 6))
     h = jnp.linspace(0, 1, 8)[:, None] * jnp.ones((8, 6))
-    code = jp.factorize(rank=2, score={"conv": {"kernel": h, "bias": None}}).init(last)
-    turned = jp.factorize(rank=2, score={"conv": {"weight": h.T, "bias": None}}).init(first)
+    code = jp.factorize(rank=2, curvature={"conv": {"kernel": h, "bias": None}}).init(last)
+    turned = jp.factorize(rank=2, curvature={"conv": {"weight": h.T, "bias": None}}).init(first)
     assert turned["conv"]["weight"].u.shape == (6, 2)
     np.testing.assert_allclose(weight(jp.materialize(turned)), weight(jp.materialize(code)).T, atol=1e-5)
     plain = jp.materialize(jp.factorize(rank=2).init(last))

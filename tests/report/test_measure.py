@@ -216,7 +216,7 @@ def test_distortion_may_be_traced():
         ({"a": jnp.ones(2), "kernal": jnp.ones(2)}, None, "compressed tree has a leaf 'kernal'.*'kernel'"),
         ({"a": jnp.ones(2)}, None, "lacks the leaf 'kernel'"),
         ({"a": jnp.ones(3), "kernel": jnp.ones(2)}, None, r"a has the shape \(2,\) in params and \(3,\)"),
-        ({"a": jnp.ones(2), "kernel": jnp.ones(2)}, {"c": jnp.ones(2)}, "weights has a leaf 'c'"),
+        ({"a": jnp.ones(2), "kernel": jnp.ones(2)}, {"c": jnp.ones(2)}, "curvature has a leaf 'c'"),
     ],
 )
 def test_trees_that_differ(code, weights, match):

@@ -16,7 +16,7 @@ import numpy as np
 import jaxprune
 from jaxprune.app.recipes.strict import one_line, read_text
 from jaxprune.core.arrays import is_code, materialize
-from jaxprune.core.tree import slots
+from jaxprune.core.trees.walk import slots
 from jaxprune.report import measure
 from jaxprune.storage.atomic import replacing
 

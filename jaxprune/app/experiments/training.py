@@ -22,7 +22,7 @@ from jaxprune.app.experiments.settings import Distill, Phase, RatePenalty, Train
 from jaxprune.app.recipes.recipe import recipe
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression
-from jaxprune.core.tree import combine, partition, value_and_grad
+from jaxprune.core.trees.partition import combine, partition, value_and_grad
 from jaxprune.distill.losses import masked_mean, soft_and_hard
 from jaxprune.methods.schedules import cubic
 from jaxprune.training.rate_penalty import rate_penalty

@@ -18,7 +18,7 @@ from jaxprune.app.files.compression_plan import Plan, Planned, pick, wide
 from jaxprune.app.recipes.recipe import one, recipe, taken_by
 from jaxprune.app.recipes.rules import Prune
 from jaxprune.core.arrays import Common, fill_codebooks, materialize
-from jaxprune.core.compression import at
+from jaxprune.core.combinators import at
 from jaxprune.methods import allocate
 from jaxprune.numerics.select import key_dtype
 from jaxprune.numerics.streamed import split_magnitudes
@@ -167,6 +167,7 @@ def _fixed_allocation(num_removed: dict[str, int]) -> Any:
 def _num_removed(checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], settings: Prune) -> dict[str, int]:
     """How many weights of each leaf a rule prunes."""
     shapes = {leaf.path: jax.ShapeDtypeStruct(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves}
+    assert settings.sparsity is not None
     if settings.allocate == "erk":
         return allocate.erk(shapes, None, settings.sparsity)
     total = allocate.total(settings.sparsity, sum(x.size for x in shapes.values()))

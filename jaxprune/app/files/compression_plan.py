@@ -18,7 +18,7 @@ import jax
 from jaxprune.app.recipes.recipe import check, matched, one, taken_by, taker
 from jaxprune.app.recipes.rules import Cluster, EntropyQuantize, Factorize, Prune, Recipe, Rule, Share, words
 from jaxprune.core.arrays import Common, Masked, dtype_bits, fill_codebooks, is_code
-from jaxprune.core.compression import at
+from jaxprune.core.combinators import at
 from jaxprune.core.leaves.layout import Axes, axes_of
 from jaxprune.core.leaves.names import Surroundings
 from jaxprune.core.leaves.where import is_float

@@ -16,9 +16,10 @@ from jaxprune.app.recipes.rules import VERBS, Prune, Rule, read
 from jaxprune.app.recipes.strict import Settings
 from jaxprune.core.arguments import fraction
 from jaxprune.core.arrays import Common
-from jaxprune.core.compression import Compression, at, chain, identity
+from jaxprune.core.combinators import at, chain, identity
+from jaxprune.core.compression import Compression
 from jaxprune.core.leaves.where import Slot, Where, field, holds_floats
-from jaxprune.core.tree import slots
+from jaxprune.core.trees.walk import slots
 from jaxprune.core.words import compiled, nearest
 from jaxprune.methods.cluster import cluster
 from jaxprune.methods.entropy_quantize import entropy_quantize

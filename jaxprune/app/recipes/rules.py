@@ -16,7 +16,7 @@ import msgspec
 from jaxprune.app.recipes.strict import Settings, convert, parse_toml, read_toml
 from jaxprune.methods.allocate import Word as Allocation
 from jaxprune.methods.cluster import Init
-from jaxprune.methods.quantize import Kind, Range, Rounding
+from jaxprune.methods.quantize_arguments import Kind, Range, Rounding
 from jaxprune.methods.scores import Word as ScoreWord
 
 VERBS = ("prune", "factorize", "share", "cluster", "quantize", "entropy_quantize", "codebook_bits")

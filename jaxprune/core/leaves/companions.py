@@ -1,12 +1,14 @@
 """What goes with a removed unit: its entry in the bias beside the kernel, and in the batch norm right behind it.
 
-A unit whose weights are zero still gives its bias, and a batch norm of zeros gives beta − mean · gamma / sigma. So the
-bias's entry is zeroed, whatever its shape ((out,), (layers, out), (heads, dim), (C, 1, 1)), and so are scale and bias
-of the norm where it is plain which norm that is:
+A unit whose weights are zero still gives its bias, and a batch norm of zeros gives beta − mean ·
+gamma / sigma. So the bias's entry is zeroed, whatever its shape ((out,), (layers, out), (heads,
+dim), (C, 1, 1)), and so are scale and bias of the norm where it is plain which norm that is:
 
-    under one parent module there is one kernel with n outputs, none with n inputs, and one batch norm of n channels
+    under one parent module there is one kernel with n outputs, none with n inputs, and one batch
+    norm of n channels
 
-Everywhere else, as in a block of many convolutions of one width, norms stay: `jp.shrink` reads the function itself.
+Everywhere else, as in a block of many convolutions of one width, norms stay: `jp.shrink` reads the
+function itself.
 """
 
 import math
@@ -62,9 +64,15 @@ def norm_of(weight: Slot, others: list[Slot], layout: Any = None) -> list[Slot]:
         return []
     inside = [other for other in others if _block(other.path) == block and is_float(other.value)]
     kernels = [other for other in inside if other.value.ndim >= 2 and other.value.size > outputs]
-    rivals = [k for k in kernels if k.path != weight.path and _count(k, axes_of(k.place, layout).outputs) == outputs]
+    rivals = [
+        k
+        for k in kernels
+        if k.path != weight.path and _count(k, axes_of(k.place, layout).outputs) == outputs
+    ]
     readers = [k for k in kernels if _count(k, axes_of(k.place, layout).inputs[-1:]) == outputs]
-    norms = [other for other in inside if other.value.shape == (outputs,) and _is_batch_norm(other.path)]
+    norms = [
+        other for other in inside if other.value.shape == (outputs,) and _is_batch_norm(other.path)
+    ]
     modules = {_module(norm.path) for norm in norms}
     return norms if len(modules) == 1 and not rivals and not readers else []
 

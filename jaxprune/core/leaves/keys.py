@@ -1,6 +1,7 @@
 """Paths as text: keys joined by "/", such that different keys never have one path, and a path gives its keys back.
 
-Plain strings: nothing here needs JAX or NumPy, so files that are read without JAX have the same paths.
+Plain strings: nothing here needs JAX or NumPy, so files that are read without JAX have the same
+paths.
 """
 
 import re
@@ -44,7 +45,9 @@ def split(path: str) -> tuple[str, ...]:
     while True:
         match = KEY.match(path, place)
         if match is None:
-            raise ValueError(f"{path[:80]!r} is no path: it ends in a backslash that escapes nothing")
+            raise ValueError(
+                f"{path[:80]!r} is no path: it ends in a backslash that escapes nothing"
+            )
         keys.append(unescaped(match[1]))
         place = match.end()
         if not match[2]:

@@ -3,10 +3,11 @@
     outputs last     kernel, w, and any other name       I O      W I O      H W I O       Flax, Haiku, plain dicts
     outputs first    weight, in_proj_weight, weight_ih   O I      O I W      O I H W       PyTorch, Equinox
 
-A bias beside the weight has the shape of the outputs, so it decides where names mislead: transposed convolutions
-(H W O I in Haiku, I O H W in PyTorch), GPT-2's `Conv1D` (I O under the name `weight`), attention with heads (I heads
-dim), layers stacked by a scan (L I O). Where nothing tells a stack of dense layers from a convolution, the leading axes
-are `unsure`: a scale for each costs little and is right for both.
+A bias beside the weight has the shape of the outputs, so it decides where names mislead: transposed
+convolutions (H W O I in Haiku, I O H W in PyTorch), GPT-2's `Conv1D` (I O under the name `weight`),
+attention with heads (I heads dim), layers stacked by a scan (L I O). Where nothing tells a stack of
+dense layers from a convolution, the leading axes are `unsure`: a scale for each costs little and is
+right for both.
 
 Nothing here needs JAX.
 """
@@ -85,8 +86,8 @@ def axes_of(place: Place, layout: Any = None) -> Axes:
 
     Args:
       place: the leaf among its neighbours; with a path and a shape alone the name decides.
-      layout: instead of that, "jax" (outputs last), "torch" (outputs first), or a dict of path regex -> output axis (or
-        axes) for the leaves that it names.
+      layout: instead of that, "jax" (outputs last), "torch" (outputs first), or a dict of path
+        regex -> output axis (or axes) for the leaves that it names.
 
     Raises:
       ValueError: for another layout, and for an axis that the leaf lacks.
@@ -103,7 +104,9 @@ def axes_of(place: Place, layout: Any = None) -> Axes:
     if isinstance(layout, Mapping):
         given = layout.get(place.path)
         if given is None:
-            given = next((axes for rule, axes in layout.items() if re.fullmatch(rule, place.path)), None)
+            given = next(
+                (axes for rule, axes in layout.items() if re.fullmatch(rule, place.path)), None
+            )
         if given is not None:
             return given if isinstance(given, Axes) else _given(place, given)
     if rank < 2:
@@ -115,7 +118,11 @@ def axes_of(place: Place, layout: Any = None) -> Axes:
     first = layout == "torch" or (layout != "jax" and outputs_first(place))
     found = (_first if first else _last)(place, shape, bias, stack is not None)
     axes = Axes(*(tuple(core[axis] for axis in role) for role in found))
-    return axes if stack is None else axes._replace(stacked=tuple(sorted((stack - rank, *axes.stacked))))
+    return (
+        axes
+        if stack is None
+        else axes._replace(stacked=tuple(sorted((stack - rank, *axes.stacked))))
+    )
 
 
 def _given(place: Place, axes: int | tuple[int, ...]) -> Axes:
@@ -143,11 +150,26 @@ def outputs_first(place: Place) -> bool:
 
 QUERIES = {"query", "key", "value", "q", "k", "v", "qkv", "kv", "queries", "keys", "values"}
 MERGES = {"out", "o", "output", "post", "vec"}
-DENSE = {"dense", "linear", "fc", "mlp", "wi", "wo", "up", "down", "gate", "lin", "proj", "projection"}
+DENSE = {
+    "dense",
+    "linear",
+    "fc",
+    "mlp",
+    "wi",
+    "wo",
+    "up",
+    "down",
+    "gate",
+    "lin",
+    "proj",
+    "projection",
+}
 
 
 def _is_conv(place: Place) -> bool:
-    return any(word.startswith("conv") for name in (place.module, place.owner) for word in words_of(name))
+    return any(
+        word.startswith("conv") for name in (place.module, place.owner) for word in words_of(name)
+    )
 
 
 def _is_transposed(place: Place) -> bool:
@@ -167,7 +189,9 @@ def _merges_heads(place: Place) -> bool:
 
 # --- shapes ---
 
-Roles = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # outputs, inputs, stacked, unsure
+Roles = tuple[
+    tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]
+]  # outputs, inputs, stacked, unsure
 
 
 def _bias(place: Place, stack: int | None) -> Shape:
@@ -193,12 +217,21 @@ def _last(place: Place, shape: Shape, bias: Shape, inside_stack: bool) -> Roles:
     if _is_transposed(place) and place.name == "w":
         return _transposed()
     if len(bias) == 1:
-        return _transposed() if bias[0] == shape[-2] != shape[-1] else _merged(place, shape) or _plain()
+        return (
+            _transposed()
+            if bias[0] == shape[-2] != shape[-1]
+            else _merged(place, shape) or _plain()
+        )
     if len(bias) > 1:
         return _by_wide_bias(place, shape, bias)
     words = words_of(place.module)
     if "einsum" in words and not _merges_heads(place):
-        return (-1,), (-2,), tuple(range(-rank, -2)), ()  # Gemma's q_einsum and kv_einsum: heads, D, dim
+        return (
+            (-1,),
+            (-2,),
+            tuple(range(-rank, -2)),
+            (),
+        )  # Gemma's q_einsum and kv_einsum: heads, D, dim
     if rank == 3 or (rank == 4 and not inside_stack):
         heads = _split(place, shape) or _merged(place, shape)
         if heads is not None:
@@ -260,7 +293,15 @@ def _unsure(place: Place, shape: Shape) -> tuple[int, ...]:
     return tuple(range(-len(shape), -2))
 
 
-CLASS_RANKS = {"Linear": 2, "Embedding": 2, "LSTMCell": 2, "GRUCell": 2, "Conv1d": 3, "Conv2d": 4, "Conv3d": 5}
+CLASS_RANKS = {
+    "Linear": 2,
+    "Embedding": 2,
+    "LSTMCell": 2,
+    "GRUCell": 2,
+    "Conv1d": 3,
+    "Conv2d": 4,
+    "Conv3d": 5,
+}
 
 
 def _first(place: Place, shape: Shape, bias: Shape, inside_stack: bool) -> Roles:

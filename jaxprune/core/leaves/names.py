@@ -1,6 +1,7 @@
 """What the name of a leaf, and the names around it, say of its kind: kernel, bias, norm, embedding, statistic.
 
-Plain strings and shapes: nothing here needs JAX, so a file's tensors are judged by the same words as a tree's leaves.
+Plain strings and shapes: nothing here needs JAX, so a file's tensors are judged by the same words
+as a tree's leaves.
 """
 
 import re
@@ -40,17 +41,25 @@ def words_of(name: str) -> list[str]:
 # --- kinds of names ---
 
 BIAS = re.compile(r"(.*_)?bias(es|_.*)?|beta|offset|shift")
-MAYBE_BIAS = re.compile(r"b(\d+|_.*)?")  # or one matrix of several, as LoRA's b: the shapes beside it tell
+MAYBE_BIAS = re.compile(
+    r"b(\d+|_.*)?"
+)  # or one matrix of several, as LoRA's b: the shapes beside it tell
 GAIN = re.compile(r"(.*_)?scales?|gamma|gain")
 KERNEL = re.compile(r"kernel|weight|w")
-PART_OF_KERNEL = re.compile(r"(.*_)?(kernel|weight|w)(\d+|_.*)?")  # w_i, weight_hh_l0, in_proj_weight, w1
+PART_OF_KERNEL = re.compile(
+    r"(.*_)?(kernel|weight|w)(\d+|_.*)?"
+)  # w_i, weight_hh_l0, in_proj_weight, w1
 MATRIX = re.compile(PART_OF_KERNEL.pattern + r"|lora.*|.*proj|[ac-z]")
 STATISTIC = re.compile(r"(running_|moving_|batch_)?(mean|var|variance)|average")
 COLLECTIONS = ("batch_stats", "cache", "intermediates")
 EMBEDDING = re.compile(r"(.*_)?emb(ed(der|ding)?)?s?|w[tp]e|(.*_)?tokens?")
 POSITION = re.compile(r"(.*_)?(pos|positions?|positional)(_.*)?|pos_?emb.*")
-TABLE = re.compile(r"(.*_)?emb(ed(der|ding)?)?s?|embed_tokens|w[tp]e|shared|(.*_)?(attention|position)_bias")
-NORM = re.compile(r"(.*norm(alization)?|[lbg]n)(\d*d?)?")  # a word of a module's name, as layernorm, bn1, norm2d
+TABLE = re.compile(
+    r"(.*_)?emb(ed(der|ding)?)?s?|embed_tokens|w[tp]e|shared|(.*_)?(attention|position)_bias"
+)
+NORM = re.compile(
+    r"(.*norm(alization)?|[lbg]n)(\d*d?)?"
+)  # a word of a module's name, as layernorm, bn1, norm2d
 
 
 def is_norm(name: str) -> bool:
@@ -153,8 +162,8 @@ class Surroundings:
     def stacked_axis(self, path: str) -> int | None:
         """The axis on which a scan has stacked the layers that a leaf belongs to; None where nothing tells.
 
-        What tells are norms and biases with one axis too many, and that all leaves of a common ancestor have an axis of
-        this length there: 0 as `nn.scan` puts it, or 1 as MaxText does.
+        What tells are norms and biases with one axis too many, and that all leaves of a common
+        ancestor have an axis of this length there: 0 as `nn.scan` puts it, or 1 as MaxText does.
         """
         names = parts(path)
         for depth in range(1, len(names)):
@@ -178,24 +187,33 @@ class Surroundings:
     def has_conv1d(self) -> bool:
         """Whether GPT-2's `Conv1D`, whose weights are (in, out), is what `c_attn` and its kin are in this tree.
 
-        Others write such layers as `nn.Linear`, (out, in), under the same names: c_attn and c_fc have more outputs than
-        inputs, which tells.
+        Others write such layers as `nn.Linear`, (out, in), under the same names: c_attn and c_fc
+        have more outputs than inputs, which tells.
         """
         for module, held in self.modules.items():
             shape = self._shape_of(held["weight"]) if "weight" in held else ()
-            if len(shape) == 2 and module and module[-1] in ("c_attn", "c_fc") and shape[0] != shape[1]:
+            if (
+                len(shape) == 2
+                and module
+                and module[-1] in ("c_attn", "c_fc")
+                and shape[0] != shape[1]
+            ):
                 return shape[1] > shape[0]
         return False
 
 
 def _common_stack(leaves: Sequence[tuple[list[str], Shape]]) -> int | None:
     shapes = [shape for _, shape in leaves]
-    norms = [shape for names, shape in leaves if is_norm(module_of(names)) or GAIN.fullmatch(names[-1])]
+    norms = [
+        shape for names, shape in leaves if is_norm(module_of(names)) or GAIN.fullmatch(names[-1])
+    ]
     biases = [shape for names, shape in leaves if BIAS.fullmatch(names[-1])]
     modules = {tuple(names[:-1]) for names, _ in leaves}
     if any(len(shape) < 2 for shape in shapes):
         return None
-    if len({shape[0] for shape in shapes}) == 1 and (_wide(norms) or (_wide(biases) and len(modules) > 1)):
+    if len({shape[0] for shape in shapes}) == 1 and (
+        _wide(norms) or (_wide(biases) and len(modules) > 1)
+    ):
         return 0
     if len({shape[1] for shape in shapes}) == 1 and _wide(norms) and len(modules) > 1:
         return 1
@@ -214,7 +232,12 @@ def why_no_weight(place: Place) -> str:
     if len(place.shape) < 2:
         return f"{len(place.shape)}-D"
     name, module = place.name, place.module
-    if BIAS.fullmatch(name) or GAIN.fullmatch(name) or STATISTIC.fullmatch(name) or is_embedding(name):
+    if (
+        BIAS.fullmatch(name)
+        or GAIN.fullmatch(name)
+        or STATISTIC.fullmatch(name)
+        or is_embedding(name)
+    ):
         return f"named {name}"
     collection = next((part for part in place.names[:-1] if part in COLLECTIONS), None)
     if collection is not None:
@@ -239,7 +262,12 @@ def why_no_weight(place: Place) -> str:
 def _is_table(place: Place) -> bool:
     """A table of embeddings whose own name is that of any weight: its class or its module's name tells."""
     holder = place.owner or place.module
-    if place.name != "weight" or len(place.shape) > 3 or "patch" in holder.lower() or _has_bias(place):
+    if (
+        place.name != "weight"
+        or len(place.shape) > 3
+        or "patch" in holder.lower()
+        or _has_bias(place)
+    ):
         return False  # an embedding of patches is a convolution, and a table has no bias
     if place.owner:
         return "embed" in place.owner.lower()
@@ -253,8 +281,9 @@ def _has_bias(place: Place) -> bool:
 def kernel_beside(place: Place) -> str:
     """The name of the kernel beside a leaf that is its bias; "" where there is none.
 
-    The leaf has the kernel's last axes, or those of its channels. Any name will do beside `kernel`, `weight` and `w`,
-    but that of another matrix (`lora_a`, `q`); one like `b` is a bias beside parts of a kernel too (`w_i`, `w1`).
+    The leaf has the kernel's last axes, or those of its channels. Any name will do beside `kernel`,
+    `weight` and `w`, but that of another matrix (`lora_a`, `q`); one like `b` is a bias beside
+    parts of a kernel too (`w_i`, `w1`).
     """
     named = bool(BIAS.fullmatch(place.name) or MAYBE_BIAS.fullmatch(place.name))
     if MATRIX.fullmatch(place.name):
@@ -262,7 +291,9 @@ def kernel_beside(place: Place) -> str:
     for name, shape in place.siblings.items():
         if is_kernel(name) and place.shape == shape and named:
             return name
-        if (is_kernel(name) or (named and PART_OF_KERNEL.fullmatch(name))) and fits_as_bias(place.shape, shape):
+        if (is_kernel(name) or (named and PART_OF_KERNEL.fullmatch(name))) and fits_as_bias(
+            place.shape, shape
+        ):
             return name
     return ""
 

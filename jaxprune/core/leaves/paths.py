@@ -14,7 +14,8 @@ Keys = tuple[Any, ...]
 def leaf_path(keys: Keys) -> str:
     r"""The name of a leaf: its keys, as `flatten_with_path` gives them, joined by "/".
 
-    A "/" or a backslash inside a key has a backslash before it, so that two leaves never share a path.
+    A "/" or a backslash inside a key has a backslash before it, so that two leaves never share a
+    path.
 
     >>> from jax.tree_util import DictKey
     >>> print(leaf_path((DictKey("a/b"), DictKey("w"))), leaf_path((DictKey("a\\"), DictKey("b"))))
@@ -23,7 +24,9 @@ def leaf_path(keys: Keys) -> str:
     return joined(jax.tree_util.keystr((key,), simple=True) for key in keys)
 
 
-def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[tuple[Keys, Any]], Any]:
+def flatten_with_path(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> tuple[list[tuple[Keys, Any]], Any]:
     """`jax.tree_util.tree_flatten_with_path` without the `value` of NNX variables: a box is no part of a name.
 
     Example:
@@ -43,7 +46,9 @@ def flatten_with_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -
     return named, treedef
 
 
-def map_with_path(f: Callable[..., Any], tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> Any:
+def map_with_path(
+    f: Callable[..., Any], tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> Any:
     """The tree with f(keys, leaf) at every leaf, by the keys of `flatten_with_path`."""
     flat, treedef = flatten_with_path(tree, is_leaf)
     return jax.tree.unflatten(treedef, [f(keys, leaf) for keys, leaf in flat])
@@ -59,7 +64,9 @@ def owners(flat: list[tuple[Keys, Any]], treedef: Any) -> list[str]:
 def is_variable(node: type | None) -> bool:
     """Whether a class is one of NNX's variables."""
     bases = node.__mro__ if node is not None else ()
-    return any(base.__name__ == "Variable" and base.__module__.startswith("flax.nnx") for base in bases)
+    return any(
+        base.__name__ == "Variable" and base.__module__.startswith("flax.nnx") for base in bases
+    )
 
 
 def _ends_in_value(keys: Keys) -> bool:
@@ -74,7 +81,10 @@ def _holders(treedef: Any) -> list[tuple[type | None, type | None]]:
 
 
 def _collect(
-    treedef: Any, node: type | None, module: type | None, found: list[tuple[type | None, type | None]]
+    treedef: Any,
+    node: type | None,
+    module: type | None,
+    found: list[tuple[type | None, type | None]],
 ) -> None:
     data = treedef.node_data()
     if data is None:
@@ -83,6 +93,10 @@ def _collect(
         return
     kind = data[0]
     if not is_variable(kind):
-        module = None if kind.__module__ == "builtins" or kind.__name__ in ("State", "FrozenDict") else kind
+        module = (
+            None
+            if kind.__module__ == "builtins" or kind.__name__ in ("State", "FrozenDict")
+            else kind
+        )
     for child in treedef.children():
         _collect(child, kind, module, found)

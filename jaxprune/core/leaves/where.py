@@ -1,8 +1,8 @@
 """Which leaves a compression works on: predicates on one slot of the tree, joined by `&`, `|` and `~`.
 
-A slot is a place that holds weights: a leaf of the user's tree, or a field of a code that stands there. Its path is the
-leaf's, so a later stage of a chain uses the same rule. Fields that are not weights again (codebooks, scales) are
-reached only by a rule
+A slot is a place that holds weights: a leaf of the user's tree, or a field of a code that stands
+there. Its path is the leaf's, so a later stage of a chain uses the same rule. Fields that are not
+weights again (codebooks, scales) are reached only by a rule
 that names them: `field("codebook")`.
 """
 
@@ -30,7 +30,8 @@ class Slot(NamedTuple):
       mask: the mask over it, or None.
       open: whether it is a weight (False: a codebook, a scale).
       owner: the name of the class of the module that holds the leaf; "" of a dict.
-      tree: the names and shapes of all leaves, which tell a bias from a matrix and a stack from a convolution.
+      tree: the names and shapes of all leaves, which tell a bias from a matrix and a stack from a
+        convolution.
     """
 
     path: str
@@ -78,7 +79,9 @@ class Where:
 
     def __bool__(self) -> bool:
         # `a and b` is b, silently: Python asks only whether a is true.
-        raise ValueError(f"{self.text} is a rule, neither true nor false: join rules by &, | and ~, not and, or, not")
+        raise ValueError(
+            f"{self.text} is a rule, neither true nor false: join rules by &, | and ~, not and, or, not"
+        )
 
     def __invert__(self) -> "Where":
         return Where(lambda s: not self.test(s), f"~{self.text}")
@@ -130,8 +133,9 @@ def why_not(slot: Slot) -> str:
 
 weights = Where(lambda s: not why_not(s), "weights")
 """Float leaves that are kernels, the default everywhere: two or more axes longer than 1, and no bias, norm, embedding,
-position table or running statistic, by name, by the names around, by the class of their module, and by their siblings
-(a leaf beside a `kernel`, `weight` or `w` whose shape is that one's last axes is a bias)."""
+position table or running statistic, by name, by the names around, by the class of their module, and
+by their siblings (a leaf beside a `kernel`, `weight` or `w` whose shape is that one's last axes is
+a bias)."""
 
 every_leaf = Where(lambda s: is_float(s.value), "every_leaf")
 """Every float leaf."""
@@ -157,7 +161,9 @@ def as_rule(where: "Where | str") -> Where:
     if isinstance(where, str):
         compiled("where", where)
         return path(where)
-    raise ValueError(f"where={where!r}: give a rule of jp.where, or a regular expression for whole paths")
+    raise ValueError(
+        f"where={where!r}: give a rule of jp.where, or a regular expression for whole paths"
+    )
 
 
 def holds_floats(slot: Slot) -> bool:
@@ -170,7 +176,9 @@ def holds_floats(slot: Slot) -> bool:
 def ndim(n: int | None = None, *, min: int | None = None) -> Where:
     """Leaves with exactly n axes, or with at least `min`."""
     if (n is None) == (min is None):
-        raise ValueError("where.ndim takes one of: a number of axes, as ndim(2), or min=, as ndim(min=2)")
+        raise ValueError(
+            "where.ndim takes one of: a number of axes, as ndim(2), or min=, as ndim(min=2)"
+        )
     count = whole("ndim(min={})" if n is None else "ndim(n={})", min if n is None else n, 0)
     if n is None:
         return Where(lambda s: is_float(s.value) and s.value.ndim >= count, f"ndim(min={min})")
@@ -180,7 +188,9 @@ def ndim(n: int | None = None, *, min: int | None = None) -> Where:
 def size(n: int | None = None, *, min: int | None = None) -> Where:
     """Leaves with exactly n weights, or with at least `min`."""
     if (n is None) == (min is None):
-        raise ValueError("where.size takes one of: a number of weights, as size(100), or min=, as size(min=100)")
+        raise ValueError(
+            "where.size takes one of: a number of weights, as size(100), or min=, as size(min=100)"
+        )
     count = whole("size(min={})" if n is None else "size(n={})", min if n is None else n, 0)
     if n is not None:
         return Where(lambda s: is_float(s.value) and s.value.size == count, f"size({n})")

@@ -23,7 +23,7 @@ from jax import Array
 
 from jaxprune.core.arrays import materialize
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
-from jaxprune.core.tree import combine, partition
+from jaxprune.core.trees.partition import combine, partition
 from jaxprune.distill.networks import Network, outputs
 from jaxprune.distill.terms import OUTPUT
 from jaxprune.numerics.precision import widen
