@@ -1,8 +1,8 @@
 """jaxprune: compress neural networks in JAX.
 
-A compression writes arrays in a shorter code: for weights w it picks a code Θ and a decompression map Δ with Δ(Θ) near
-w. Everything here is a pytree transform (`params -> tree of compressed arrays`) or a function of one; `materialize`
-gives dense arrays back.
+A compression writes arrays in a shorter code: for weights w it picks a code Θ and a decompression
+map Δ with Δ(Θ) near w. Everything here is a pytree transform (`params -> tree of compressed
+arrays`) or a function of one; `materialize` gives dense arrays back.
 """
 
 from jaxprune import distill as distill

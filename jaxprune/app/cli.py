@@ -25,7 +25,10 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
     ] = False,
 ) -> None:
     """Compress neural networks in JAX."""
@@ -36,5 +39,12 @@ def main() -> None:
     app()
 
 
-for command in (compress.compress, files.inspect, files.restore, files.diff, files.verify, experiment.run):
+for command in (
+    compress.compress,
+    files.inspect,
+    files.restore,
+    files.diff,
+    files.verify,
+    experiment.run,
+):
     app.command()(command)

@@ -1,4 +1,6 @@
-"""Bytes of a file's leaves: stored, decoded and dense, from the manifest alone. NumPy and the standard library only."""
+"""Bytes of a file's leaves: stored, decoded and dense, from the manifest alone. NumPy and the
+standard library only.
+"""
 
 import itertools
 import math
@@ -50,16 +52,23 @@ def decoded_bytes(node: Any) -> int:
         return math.prod(node.shape) * DTYPES[node.dtype].itemsize
     if not isinstance(node, Code):
         return 0
-    mask = math.prod(integers_of(node.parts[1]).shape) if node.tag == "M" and not isinstance(node.parts[0], Row) else 0
+    mask = (
+        math.prod(integers_of(node.parts[1]).shape)
+        if node.tag == "M" and not isinstance(node.parts[0], Row)
+        else 0
+    )
     return mask + sum(map(decoded_bytes, node.parts))
 
 
-def needed(contents: Contents, wanted: Collection[Leaf], made: Callable[[Any, Group | None], int]) -> int:
+def needed(
+    contents: Contents, wanted: Collection[Leaf], made: Callable[[Any, Group | None], int]
+) -> int:
     """Bytes that some leaves take decoded, where of each node `made` are made besides.
 
     A bank is decoded whole, one at a time, and its decoder's memory counts too.
     """
-    total, used = 0, {row.bank for leaf in wanted for row in rows(leaf.node)} - {-1}
+    total = 0
+    used = {row.bank for leaf in wanted for row in rows(leaf.node)} - {-1}
     for leaf, group in leaves(contents.tree):
         if leaf in wanted:
             total += decoded_bytes(leaf.node) + made(leaf.node, group)
@@ -69,11 +78,17 @@ def needed(contents: Contents, wanted: Collection[Leaf], made: Callable[[Any, Gr
 
 
 class LeafMemory:
-    """Bytes that the leaves of a file take when they are decoded one by one, from the manifest alone."""
+    """Bytes that the leaves of a file take when they are decoded one by one, from the manifest
+    alone.
+    """
 
     def __init__(self, contents: Contents):
-        # A bank is decoded whole with its first leaf, and its other arrays wait until they are asked for.
-        self.of_banks = [sum(map(decoded_bytes, bank.rows)) + banks.working_bytes(bank.rows) for bank in contents.banks]
+        # A bank is decoded whole with its first leaf, and its other arrays wait until they are
+        # asked for.
+        self.of_banks = [
+            sum(map(decoded_bytes, bank.rows)) + banks.working_bytes(bank.rows)
+            for bank in contents.banks
+        ]
 
     def decoded(self, leaf: Leaf) -> int:
         """Bytes of a leaf's arrays, and of the banks that they are in."""
@@ -88,17 +103,22 @@ class LeafMemory:
 
 
 def stored_bytes(contents: Contents) -> Iterator[int]:
-    """Bytes of data of each leaf, in order: its own streams, and of a bank the part that its symbols are of all.
+    """Bytes of data of each leaf, in order: its own streams, and of a bank the part that its
+    symbols are of all.
 
-    A manifest does not tell which symbols of a bank cost more. Together it is all of the data: a leaf that is tied to
-    an earlier one takes none.
+    A manifest does not tell which symbols of a bank cost more. Together it is all of the data: a
+    leaf that is tied to an earlier one takes none.
     """
-    parts = [shares(bank.length, (math.prod(row.shape) for row in bank.rows)) for bank in contents.banks]
+    parts = [
+        shares(bank.length, (math.prod(row.shape) for row in bank.rows)) for bank in contents.banks
+    ]
     for leaf in contents.leaves:
         if leaf.tied is not None:
             yield 0
             continue
-        yield leaf.length + sum(parts[row.bank][row.offset] for row in rows(leaf.node) if row.bank >= 0)
+        yield leaf.length + sum(
+            parts[row.bank][row.offset] for row in rows(leaf.node) if row.bank >= 0
+        )
 
 
 def shares(total: int, weights: Iterable[int]) -> list[int]:

@@ -1,4 +1,6 @@
-"""Saving, loading and looking at files: the three verbs of the storage. The format is specified in docs/format.md."""
+"""Saving, loading and looking at files: the three verbs of the storage. The format is specified in
+docs/format.md.
+"""
 
 import os
 from typing import Any, BinaryIO, Literal
@@ -18,13 +20,13 @@ Path = str | os.PathLike[str]
 def save(path: Path, tree: Any, *, metadata: dict[str, Any] | None = None) -> None:
     """Writes a tree of arrays and compressed arrays: each array by its smallest lossless codec.
 
-    The file appears whole or not at all: it is written beside `path`, flushed to the disk, and renamed. What a mask
-    hides is not stored. The same tree gives the same bytes.
+    The file appears whole or not at all: it is written beside `path`, flushed to the disk, and
+    renamed. What a mask hides is not stored. The same tree gives the same bytes.
 
     Args:
       path: the file; any suffix will do. It is a valid safetensors file.
-      tree: any pytree. Leaves are arrays of any dtype of JAX, compressed arrays, NumPy arrays, Python numbers and
-        None.
+      tree: any pytree. Leaves are arrays of any dtype of JAX, compressed arrays, NumPy arrays,
+        Python numbers and None.
       metadata: what JSON can hold, for `inspect(path).metadata`.
 
     Raises:
@@ -57,23 +59,27 @@ def load(
 
     Args:
       path: the file.
-      like: a tree of arrays or `jax.ShapeDtypeStruct`s, shaped like the dense weights: the result has its structure
-        (NamedTuples, Flax FrozenDicts, nnx.States, Equinox modules). Without it, these come back as dicts.
-      as_: "compressed" gives codes back as codes; "dense" as JAX arrays; "numpy" makes everything a NumPy array.
-      only: a regular expression; only leaves whose whole path it matches are read. Others are left out (None in
-        lists), or are those of `like`.
-      max_bytes: the most that the decoded arrays and the decoder of the largest bank may take; checked before any of
-        them is made.
+      like: a tree of arrays or `jax.ShapeDtypeStruct`s, shaped like the dense weights: the result
+        has its structure (NamedTuples, Flax FrozenDicts, nnx.States, Equinox modules). Without it,
+        these come back as dicts.
+      as_: "compressed" gives codes back as codes; "dense" as JAX arrays; "numpy" makes everything a
+        NumPy array.
+      only: a regular expression; only leaves whose whole path it matches are read. Others are left
+        out (None in lists), or are those of `like`.
+      max_bytes: the most that the decoded arrays and the decoder of the largest bank may take;
+        checked before any of them is made.
 
     Raises:
       FormatError: the file is damaged, truncated, hostile, or of a newer version.
-      ValueError: a path that is none; `like` has leaves that the file lacks, or lacks some, or others in shape or
-        dtype; `only` matches nothing.
+      ValueError: a path that is none; `like` has leaves that the file lacks, or lacks some, or
+        others in shape or dtype; `only` matches nothing.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, tempfile, os
       >>> path = os.path.join(tempfile.mkdtemp(), "model.jp")
-      >>> jp.save(path, {"w": jp.Clustered(jnp.array([1.0, 2.0]), jnp.array([0, 1, 1], jnp.uint8)), "steps": 7})
+      >>> jp.save(path,
+      ...     {"w": jp.Clustered(jnp.array([1.0, 2.0]), jnp.array([0, 1, 1], jnp.uint8)),
+      ...     "steps": 7})
       >>> jp.load(path, as_="numpy", only="w")
       {'w': array([1., 2., 2.], dtype=float32)}
     """
@@ -90,7 +96,8 @@ def inspect(path: Path) -> Inspection:
     """What a file holds, from its header and manifest alone; the data is not read.
 
     Returns:
-      An `Inspection`: `.rows` (one a leaf), `.bytes` (file, data, manifest, predicted), `.metadata`, `.to_dict()`; it
+      An `Inspection`: `.rows` (one a leaf), `.bytes` (file, data, manifest, predicted),
+        `.metadata`, `.to_dict()`; it
       prints as a table.
 
     Raises:

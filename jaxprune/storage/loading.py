@@ -1,6 +1,7 @@
-"""A file's leaves as a tree: all of them or a selection, by themselves or in the places of a template."""
+"""A file's leaves as a tree: all of them or a selection, by themselves or in the places of a
+template.
+"""
 
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import jax
@@ -21,8 +22,11 @@ SHOWN = 10  # paths of each sort in an error
 class Loading:
     """One call of `load`."""
 
-    def __init__(self, file: BinaryIO, contents: Contents, as_: str, only: str | None, max_bytes: int):
-        self.contents, self.as_ = contents, as_
+    def __init__(
+        self, file: BinaryIO, contents: Contents, as_: str, only: str | None, max_bytes: int
+    ):
+        self.contents = contents
+        self.as_ = as_
         self.decoder = reader.Decoder(file, contents)
         self.pattern = None if only is None else compiled("only", only)
         self.wanted = self.selection()
@@ -33,7 +37,11 @@ class Loading:
 
     def run(self, like: Any) -> Any:
         """The tree, in the places of `like` if there is one."""
-        return self.tree(self.contents.tree, None) if like is None else self.fill(trees.dense_template(like))
+        return (
+            self.tree(self.contents.tree, None)
+            if like is None
+            else self.fill(trees.dense_template(like))
+        )
 
     # --- what is read
 
@@ -42,31 +50,47 @@ class Loading:
 
     def selection(self) -> set[Leaf]:
         """The leaves to read: those that match, and the codebooks they look into."""
-        chosen = [(leaf, group) for leaf, group in leaves(self.contents.tree) if self.matches(leaf.path)]
+        chosen = [
+            (leaf, group) for leaf, group in leaves(self.contents.tree) if self.matches(leaf.path)
+        ]
         if self.pattern is not None and not chosen:
             near = nearest(self.pattern.pattern, [leaf.path for leaf in self.contents.leaves])
-            raise ValueError(f"only={self.pattern.pattern!r} matches no leaf of the file. Nearest: {near}")
+            raise ValueError(
+                f"only={self.pattern.pattern!r} matches no leaf of the file. Nearest: {near}"
+            )
         return {leaf for leaf, _ in chosen} | {group.codebook for _, group in chosen if group}
 
     def afford(self, max_bytes: int) -> None:
-        dense_too = lambda node: self.as_ != "compressed" and isinstance(node, Code)
-        made = lambda node, group: dense_bytes(node, group) if dense_too(node) else 0
+        def dense_too(node):
+            return self.as_ != "compressed" and isinstance(node, Code)
+
+        def made(node, group):
+            return dense_bytes(node, group) if dense_too(node) else 0
+
         total = needed(self.contents, self.wanted, made)
         if total > max_bytes:
-            raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
+            raise FormatError(
+                f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}"
+            )
 
     def leaf(self, leaf: Leaf, group: Group | None) -> Any:
-        """A leaf's value; leaves that are tied are one object, but for NumPy's arrays, which can be written to."""
+        """A leaf's value; leaves that are tied are one object, but for NumPy's arrays, which can be
+        written to.
+        """
         if id(leaf.node) not in self.tied_to:
             return self.decoded(leaf, group)
         if id(leaf.node) not in self.made:
             self.made[id(leaf.node)] = self.decoded(leaf, group)
             return self.made[id(leaf.node)]
-        return jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, self.made[id(leaf.node)])
+        return jax.tree.map(
+            lambda x: x.copy() if isinstance(x, np.ndarray) else x, self.made[id(leaf.node)]
+        )
 
     def decoded(self, leaf: Leaf, group: Group | None) -> Any:
         node = self.decoder.read(leaf, shared(group))
-        return parts.from_node(node, self.as_, self.codebook(group) if group and self.as_ != "compressed" else None)
+        return parts.from_node(
+            node, self.as_, self.codebook(group) if group and self.as_ != "compressed" else None
+        )
 
     def codebook(self, group: Group) -> Any:
         """A codebook, read once."""
@@ -93,7 +117,10 @@ class Loading:
         """Whether there is something to load below a node."""
         if self.pattern is None:
             return True
-        return any(leaf in self.wanted for leaf, _ in leaves(node.tree if isinstance(node, Group) else node))
+        return any(
+            leaf in self.wanted
+            for leaf, _ in leaves(node.tree if isinstance(node, Group) else node)
+        )
 
     # --- with a template
 
@@ -101,28 +128,47 @@ class Loading:
         """The template with the stored leaves in their places; densely, or each as its code."""
         named = self.named()
         flat, treedef = jax.tree_util.tree_flatten_with_path(template)
-        places = [next((p for p in paths if p in named), paths[0]) for paths in trees.names(template)]
+        places = [
+            next((p for p in paths if p in named), paths[0]) for paths in trees.names(template)
+        ]
         self.compare([(path, x) for path, (_, x) in zip(places, flat)], named)
-        take = lambda path, x: self.leaf(*named[path]) if path in named and named[path][0] in self.wanted else x
+
+        def take(path, x):
+            return self.leaf(*named[path]) if path in named and named[path][0] in self.wanted else x
+
         filled = jax.tree.unflatten(treedef, [take(path, x) for path, (_, x) in zip(places, flat)])
         return self.grouped(filled, named) if self.as_ == "compressed" else filled
 
     def named(self) -> dict[str, tuple[Leaf, Group | None]]:
         codebooks = {group.codebook for _, group in leaves(self.contents.tree) if group}
-        found = [(leaf, group) for leaf, group in leaves(self.contents.tree) if leaf not in codebooks]
+        found = [
+            (leaf, group) for leaf, group in leaves(self.contents.tree) if leaf not in codebooks
+        ]
         named = {leaf.path: (leaf, group) for leaf, group in found}
         if len(named) != len(found):
             raise ValueError("the file has two leaves with one path: load it without `like`")
         return named
 
-    def compare(self, places: list[tuple[str, Any]], named: dict[str, tuple[Leaf, Group | None]]) -> None:
+    def compare(
+        self, places: list[tuple[str, Any]], named: dict[str, tuple[Leaf, Group | None]]
+    ) -> None:
         """Refuses a template that is not of the file's leaves."""
         there = dict(places)
-        lost = [path for path, x in there.items() if path not in named and trees.expects_data(x) and self.matches(path)]
-        more = [path for path, (leaf, _) in named.items() if path not in there and leaf in self.wanted]
+        lost = [
+            path
+            for path, x in there.items()
+            if path not in named and trees.expects_data(x) and self.matches(path)
+        ]
+        more = [
+            path for path, (leaf, _) in named.items() if path not in there and leaf in self.wanted
+        ]
         other = []
         for path, (leaf, group) in named.items():
-            why = trees.mismatch(there[path], leaf.node, shared(group)) if path in there and leaf in self.wanted else ""
+            why = (
+                trees.mismatch(there[path], leaf.node, shared(group))
+                if path in there and leaf in self.wanted
+                else ""
+            )
             other += [f"{path or 'the array itself'} ({why})"] if why else []
         if lost or more or other:
             kinds = (("lacks", lost), ("has besides", more), ("holds otherwise", other))
@@ -138,8 +184,12 @@ class Loading:
 
 
 def _around(tree: Any, path: str, codebook: Any) -> Any:
-    is_place: Callable[..., bool] = lambda keys, x: leaf_path(keys) == path
-    wrap = lambda keys, x: Common(codebook, x) if leaf_path(keys) == path else x
+    def is_place(keys, x):
+        return leaf_path(keys) == path
+
+    def wrap(keys, x):
+        return Common(codebook, x) if leaf_path(keys) == path else x
+
     return jax.tree_util.tree_map_with_path(wrap, tree, is_leaf=is_place, is_leaf_takes_path=True)
 
 

@@ -3,8 +3,9 @@
     python jaxprune/storage/reader.py model.jpz                  what it holds
     python jaxprune/storage/reader.py model.jpz -o model.npz     its dense arrays, for NumPy
 
-`read` gives them to a program. Everything is checked before the first large allocation: whatever a file holds, the only
-exceptions are `FormatError` and the operating system's own. `Decoder.read` decodes one leaf, which a CRC-32 guards.
+`read` gives them to a program. Everything is checked before the first large allocation: whatever a
+file holds, the only exceptions are `FormatError` and the operating system's own. `Decoder.read`
+decodes one leaf, which a CRC-32 guards.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 if not (__package__ or "").endswith(".storage"):
-    # Run by its path, or loaded from it. The package jaxprune imports JAX, so the folders here become another one's.
+    # Run by its path, or loaded from it. The package jaxprune imports JAX, so the folders here
+    # become another one's.
     _root = pathlib.Path(__file__).resolve().parent.parent
     _alone = types.ModuleType(f"jaxprune_alone_{zlib.crc32(os.fsencode(_root)):08x}")
     _alone.__path__ = [str(_root)]
@@ -46,11 +48,13 @@ MAX_BYTES = 2**34
 
 
 class Decoder:
-    """Reads the leaves of one file. A bank is decoded when the first of its arrays is asked for, and kept till the last
-    is; `read` raises a `FormatError` with the leaf and the byte."""
+    """Reads the leaves of one file. A bank is decoded when the first of its arrays is asked for,
+    and kept till the last is; `read` raises a `FormatError` with the leaf and the byte.
+    """
 
     def __init__(self, file: BinaryIO, contents: Contents):
-        self.file, self.contents = file, contents
+        self.file = file
+        self.contents = contents
         self.waiting: dict[int, dict[int, np.ndarray]] = {}  # by bank and place in it
         self.damaged: dict[int, str] = {}
 
@@ -98,7 +102,9 @@ class Decoder:
                 words = banks.decode(self.octets(bank.offset, bank.length, bank.crc), bank.rows)
             except FormatError as e:
                 reason = f"bank {row.bank}, byte {self.contents.start + bank.offset}: {e}"
-                self.damaged[row.bank] = reason  # said again for its other arrays, and not decoded again
+                self.damaged[row.bank] = (
+                    reason  # said again for its other arrays, and not decoded again
+                )
                 raise FormatError(reason) from None
             waiting = self.waiting[row.bank] = dict(enumerate(words))
         return waiting.pop(row.offset)
@@ -113,7 +119,9 @@ class Decoder:
             axis, rank = node.statics
             mask = np.moveaxis(mask, axis, -rank) if -axis <= mask.ndim >= rank else None
         for name, part in zip(KINDS[node.tag].fields, node.parts):
-            parts.append(self.decoded(part, octets, start, mask if name in KINDS[node.tag].hidden else None))
+            parts.append(
+                self.decoded(part, octets, start, mask if name in KINDS[node.tag].hidden else None)
+            )
             if node.tag == "M" and name == "mask" and isinstance(parts[0], Array):
                 mask = parts[0].words.view(bool)
         if node.tag == "M" and not isinstance(parts[0], Array):
@@ -133,20 +141,22 @@ class Decoder:
         return Array(row.dtype, row.host, words)
 
 
-# --- without JAX -----------------------------------------------------------------------------------------------------
+# --- without JAX
+# ---------------------------------------------------------------------------------------
 
 
 def read(path: Any, *, max_bytes: int = MAX_BYTES) -> Any:
-    """The tree of a file in NumPy: that of `jp.load(path, as_="numpy")`, but for dtypes that NumPy lacks.
+    """The tree of a file in NumPy: that of `jp.load(path, as_="numpy")`, but for dtypes that NumPy
+    lacks.
 
     Args:
       path: the file.
-      max_bytes: the most that the arrays may take, decoded and dense, and the decoder of the largest bank; checked
-        before any of them is made.
+      max_bytes: the most that the arrays may take, decoded and dense, and the decoder of the
+        largest bank; checked before any of them is made.
 
     Returns:
-      Dicts, lists and tuples of arrays, Python numbers and None. bfloat16, float8 and float4 become float32, int4 and
-      int2 become int8 (uint8), exactly.
+      Dicts, lists and tuples of arrays, Python numbers and None. bfloat16, float8 and float4 become
+      float32, int4 and int2 become int8 (uint8), exactly.
 
     Raises:
       FormatError: the file is damaged, truncated, hostile, or of a newer version.
@@ -154,7 +164,8 @@ def read(path: Any, *, max_bytes: int = MAX_BYTES) -> Any:
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, tempfile, os
       >>> path = os.path.join(tempfile.mkdtemp(), "model.jpz")
-      >>> jp.save(path, {"w": jp.Masked(jnp.arange(4.0, dtype="bfloat16"), jnp.arange(4) > 1), "steps": 7})
+      >>> jp.save(path,
+      ...     {"w": jp.Masked(jnp.arange(4.0, dtype="bfloat16"), jnp.arange(4) > 1), "steps": 7})
       >>> read(path)
       {'steps': 7, 'w': array([0., 0., 2., 3.], dtype=float32)}
     """
@@ -164,15 +175,21 @@ def read(path: Any, *, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def write_npz(path: Any, out: Any, *, max_bytes: int = MAX_BYTES) -> None:
-    """Writes the arrays and numbers of a file as an .npz archive, each under its path; one is held at a time.
+    """Writes the arrays and numbers of a file as an .npz archive, each under its path; one is held
+    at a time.
 
     Raises:
       ValueError: `out` is the file itself; and as `read`.
     """
     if os.path.exists(out) and os.path.samefile(path, out):
         raise ValueError(f"{os.fspath(out)} is the file that is read: choose another name")
-    with opened(path) as file, atomic.replacing(out) as archive, zipfile.ZipFile(archive, "w") as members:
-        found, names = contents(file), set()
+    with (
+        opened(path) as file,
+        atomic.replacing(out) as archive,
+        zipfile.ZipFile(archive, "w") as members,
+    ):
+        found = contents(file)
+        names = set()
         make = _maker(file, found, max_bytes)
 
         def write(leaf: Leaf, group: Group | None) -> None:
@@ -188,7 +205,9 @@ def write_npz(path: Any, out: Any, *, max_bytes: int = MAX_BYTES) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; 2 is for files that cannot be read."""
-    parser = argparse.ArgumentParser(description="Shows a jaxprune file, or writes its dense arrays for NumPy.")
+    parser = argparse.ArgumentParser(
+        description="Shows a jaxprune file, or writes its dense arrays for NumPy."
+    )
     parser.add_argument("file")
     parser.add_argument("-o", dest="out", metavar="OUT.npz")
     said = parser.parse_args(arguments)
@@ -216,7 +235,8 @@ def _maker(file: BinaryIO, found: Contents, max_bytes: int) -> Make:
     codebook = functools.cache(lambda group: group and value(decoder.read(group.codebook)))
 
     def make(leaf: Leaf, group: Group | None) -> Any:
-        node, above = decoder.read(leaf, shared(group)), codebook(group)
+        node = decoder.read(leaf, shared(group))
+        above = codebook(group)
         try:
             made = value(node, above)
         except FormatError as e:
@@ -240,8 +260,13 @@ def _mapped(node: Any, make: Make, group: Group | None = None) -> Any:
 def _member(path: str) -> str:
     """The name of a leaf in an archive: one that stays in the folder where that is unpacked."""
     name = "/".join(split(path)) or "array"
-    if any(part in ("", ".", "..") or "\\" in part or "\0" in part or part[1:2] == ":" for part in name.split("/")):
-        raise FormatError(f"leaf {path!r}: an archive with this name would be unpacked outside of its folder")
+    if any(
+        part in ("", ".", "..") or "\\" in part or "\0" in part or part[1:2] == ":"
+        for part in name.split("/")
+    ):
+        raise FormatError(
+            f"leaf {path!r}: an archive with this name would be unpacked outside of its folder"
+        )
     return name
 
 

@@ -1,4 +1,5 @@
-"""Writing a file leaf by leaf: the streams go to nameless files beside it, and follow the manifest at the end.
+"""Writing a file leaf by leaf: the streams go to nameless files beside it, and follow the manifest
+at the end.
 
 The bytes are those of `save` for the same tree: leaves come in the order in which it writes them.
 """
@@ -38,9 +39,12 @@ class Stream:
         leaf = to_nodes(nested(keys, x))
         place = self.tree
         for key in keys[:-1]:
-            leaf, place = leaf[key], place.setdefault(key, {})
+            leaf = leaf[key]
+            place = place.setdefault(key, {})
         leaf = leaf[keys[-1]]
-        place[keys[-1]] = Leaf(leaf.path, None)  # its place; the arrays are forgotten once they are written
+        place[keys[-1]] = Leaf(
+            leaf.path, None
+        )  # its place; the arrays are forgotten once they are written
         self.writer.add(leaf)
 
 
@@ -59,7 +63,11 @@ def streamed(path: Any, metadata: dict[str, Any] | None = None) -> Iterator[Stre
     """
     folder = os.path.dirname(os.path.realpath(path))
     nameless = tempfile.TemporaryFile
-    with atomic.replacing(path) as file, nameless(dir=folder) as data, nameless(dir=folder) as banks:
+    with (
+        atomic.replacing(path) as file,
+        nameless(dir=folder) as data,
+        nameless(dir=folder) as banks,
+    ):
         writer = Writer(data.write, banks.write)
         stream = Stream(writer)
         yield stream

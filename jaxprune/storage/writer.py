@@ -1,6 +1,7 @@
 """Nodes to bytes: every array by its smallest codec, and the manifest that says how.
 
-Deterministic: the same tree gives the same bytes. Dicts are written in the order of their keys, and nothing of time
+Deterministic: the same tree gives the same bytes. Dicts are written in the order of their keys, and
+nothing of time
   or place goes into a file.
 """
 
@@ -36,7 +37,8 @@ def encode(tree: Any, metadata: dict[str, Any] | None) -> list[Any]:
 
 
 def predicted_bytes(tree: Any) -> int:
-    """Bytes of the streams that `save` would write, from counts and closed forms: nothing is encoded.
+    """Bytes of the streams that `save` would write, from counts and closed forms: nothing is
+    encoded.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,8 +49,9 @@ def predicted_bytes(tree: Any) -> int:
 
 
 def predicted_of(leaves: Iterable[Leaf]) -> list[int]:
-    """`predicted_bytes` of each of the leaves of a file. Of a bank they have parts as `accounting` gives them; a leaf
-    that is tied to an earlier one takes none."""
+    """`predicted_bytes` of each of the leaves of a file. Of a bank they have parts as `accounting`
+    gives them; a leaf that is tied to an earlier one takes none.
+    """
     ties = Ties(held=True)
     every = list(leaves)
     firsts = [ties.first(leaf) is None for leaf in every]
@@ -63,7 +66,8 @@ def _predicted(batch: list[Leaf]) -> Iterator[int]:
         part |= zip(map(id, arrays), shares(group.size, (x.words.size for x in arrays)))
     for leaf in batch:
         yield sum(
-            part[id(x)] if id(x) in part else smallest.predict(x.kept(), DTYPES[x.dtype]) for x in arrays_of([leaf])
+            part[id(x)] if id(x) in part else smallest.predict(x.kept(), DTYPES[x.dtype])
+            for x in arrays_of([leaf])
         )
 
 
@@ -88,12 +92,14 @@ class _Tied(NamedTuple):
 class Writer:
     """Encodes leaves in order, hands the bytes on, and keeps what the manifest says of them.
 
-    Leaves wait until they are a batch, in which some arrays may share a bank. Then `data` gets the leaves' own streams,
-    and `banks` those of the batch's banks, which follow all leaves in the file.
+    Leaves wait until they are a batch, in which some arrays may share a bank. Then `data` gets the
+    leaves' own streams, and `banks` those of the batch's banks, which follow all leaves in the
+    file.
     """
 
     def __init__(self, data: Sink, banks: Sink, *, held: bool = False) -> None:
-        self.data, self.banks = data, banks
+        self.data = data
+        self.banks = banks
         self._ties = Ties(held)  # whether all leaves stay in memory until the end
         self.said: list[Any] = []  # of each leaf
         self.crcs: list[int] = []
@@ -105,7 +111,9 @@ class Writer:
         self.last_codec = f.RAW
         self._batch: list[Leaf] = []
         self._elements = 0  # of the batch
-        self._bank_of: dict[int, tuple[int, int]] = {}  # codec and bank, by the ids of the batch's arrays
+        self._bank_of: dict[
+            int, tuple[int, int]
+        ] = {}  # codec and bank, by the ids of the batch's arrays
         self._crc = 0  # of the leaf so far
 
     def add(self, leaf: Leaf) -> None:
@@ -123,7 +131,9 @@ class Writer:
             self._write()
 
     def head(self, tree: Any, metadata: dict[str, Any] | None) -> list[bytes]:
-        """What comes before the bytes handed on: header and manifest, for a tree whose leaves were added in order."""
+        """What comes before the bytes handed on: header and manifest, for a tree whose leaves were
+        added in order.
+        """
         self._write()
         said: dict[str, Any] = {"t": _tree(tree, iter(self.said))}
         length = self.length + sum(self.bank_lengths)
@@ -135,14 +145,20 @@ class Writer:
         if metadata:
             said["m"] = _checked(metadata)
         manifest = _manifest(said, self.crcs + self.bank_crcs)
-        version = min(version for version, codec in f.LAST_CODEC.items() if codec >= self.last_codec)
+        version = min(
+            version for version, codec in f.LAST_CODEC.items() if codec >= self.last_codec
+        )
         return [f.header(len(manifest), length, version), manifest]
 
     def _write(self) -> None:
         """Writes the batch."""
         shared = groups(members_of(self._batch))
         first = len(self.bank_lengths)
-        self._bank_of = {id(x.array): (x.codec, first + i) for i, group in enumerate(shared) for x in group.members}
+        self._bank_of = {
+            id(x.array): (x.codec, first + i)
+            for i, group in enumerate(shared)
+            for x in group.members
+        }
         self.said += [self._leaf(leaf.node) for leaf in self._batch]
         for group in shared:
             octets = group.write()
@@ -150,7 +166,8 @@ class Writer:
             self.bank_crcs.append(zlib.crc32(octets))
             self.bank_lengths.append(len(octets))
             self.predicted += group.size
-        self._batch, self._elements = [], 0
+        self._batch = []
+        self._elements = 0
 
     def _leaf(self, x: Any) -> Any:
         if isinstance(x, _Tied):
@@ -169,7 +186,9 @@ class Writer:
             return self._array(x)
         if not isinstance(x, Code):
             return x  # None, or the NONZERO of a mask
-        statics = [self._static(name, value) for name, value in zip(KINDS[x.tag].statics, x.statics)]
+        statics = [
+            self._static(name, value) for name, value in zip(KINDS[x.tag].statics, x.statics)
+        ]
         return [x.tag, *statics, *map(self._part, x.parts)]
 
     def _static(self, name: str, value: Any) -> Any:
@@ -224,14 +243,23 @@ def _checked(metadata: Any) -> Any:
     except (TypeError, ValueError, RecursionError):
         same = False
     if not same:
-        raise ValueError("metadata must be a dict of JSON: strings, finite numbers, booleans, None, lists and dicts")
+        raise ValueError(
+            "metadata must be a dict of JSON: strings, finite numbers, booleans, None, lists and "
+            "dicts"
+        )
     return metadata
 
 
 def _manifest(said: dict[str, Any], crcs: list[int]) -> bytes:
     raw = json.dumps(said, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     if len(raw) > f.MAX_MANIFEST // 4 or sum(map(raw.count, ",[{")) > f.MAX_TOKENS:
-        raise ValueError(f"{len(crcs)} leaves and the metadata make the manifest too long: save in parts")
+        raise ValueError(
+            f"{len(crcs)} leaves and the metadata make the manifest too long: save in parts"
+        )
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, f.DICTIONARY)
-    body = deflate.compress(raw.encode("utf-8")) + deflate.flush() + struct.pack(f"<{len(crcs)}I", *crcs)
+    body = (
+        deflate.compress(raw.encode("utf-8"))
+        + deflate.flush()
+        + struct.pack(f"<{len(crcs)}I", *crcs)
+    )
     return struct.pack("<I", zlib.crc32(body)) + body

@@ -1,7 +1,8 @@
-"""What all commands share: --json, --force, errors as one message, signals, and what an output may be.
+"""What all commands share: --json, --force, errors as one message, signals, and what an output may
+be.
 
-Exit codes: 0 all is well; 1 a difference or damage was found; 2 the user can mend it; 130 stopped by Ctrl-C, 143 by
-SIGTERM.
+Exit codes: 0 all is well; 1 a difference or damage was found; 2 the user can mend it; 130 stopped
+by Ctrl-C, 143 by SIGTERM.
 """
 
 import contextlib
@@ -28,12 +29,26 @@ MaxMemory = Annotated[
         help="The most that one array may take, as 8GB; by default 1 GiB and 1,024 times the file.",
     ),
 ]
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-FOUND, BAD, STOPPED = 1, 2, 130
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+FOUND = 1
+BAD = 2
+STOPPED = 130
 
 
 @contextlib.contextmanager
-def plain_errors(stopped: str = "stopped: nothing was written", out: Path | None = None) -> Iterator[None]:
+def plain_errors(
+    stopped: str = "stopped: nothing was written", out: Path | None = None
+) -> Iterator[None]:
     """What the user can mend is one message and exit code 2; anything else keeps its traceback.
 
     Args:
@@ -47,7 +62,8 @@ def plain_errors(stopped: str = "stopped: nothing was written", out: Path | None
         print(stopped, file=sys.stderr)
         raise typer.Exit(e.exit_code) from None
     except BrokenPipeError:
-        # Whoever read the output has seen enough. Python would say so once more when it closes stdout.
+        # Whoever read the output has seen enough. Python would say so once more when it closes
+        # stdout.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
@@ -89,7 +105,8 @@ def _remove_half_written(out: Path | None) -> None:
 def bytes_of(text: str | None, option: str) -> int | None:
     """A size that was typed, in bytes; None where none was.
 
-    >>> bytes_of("2GiB", "--max-memory"), bytes_of("1.5 kB", "--max-memory"), bytes_of("300", "--max-memory")
+    >>> bytes_of("2GiB", "--max-memory"), bytes_of("1.5 kB", "--max-memory"), bytes_of("300",
+    ...     "--max-memory")
     (2147483648, 1500, 300)
     """
     if text is None:
@@ -122,15 +139,21 @@ def check_target(out: Path, inputs: dict[str, Path], force: bool = False) -> Non
         raise ValueError(f"{out}: the folder {folder} does not exist. Make it first")
     for name, path in inputs.items():
         if relation := _overlap(out, path):
-            raise ValueError(f"{out} {relation} {name}{'' if path == out else f' ({path})'}: choose another name")
+            raise ValueError(
+                f"{out} {relation} {name}{'' if path == out else f' ({path})'}: choose another name"
+            )
     if out.is_dir():
-        raise ValueError(f"{out} is a folder, and is not replaced: remove it, or choose another name")
+        raise ValueError(
+            f"{out} is a folder, and is not replaced: remove it, or choose another name"
+        )
     if os.path.lexists(out) and not force:
         raise ValueError(f"{out} exists. Add --force to replace it, or choose another name")
 
 
 def _overlap(out: Path, source: Path) -> str:
-    """How an output overlaps an input, by whatever links and names both are reached; "" when it does not."""
+    """How an output overlaps an input, by whatever links and names both are reached; "" when it
+    does not.
+    """
     if not source.exists():
         return ""
     if out.exists() and out.samefile(source):
@@ -139,13 +162,20 @@ def _overlap(out: Path, source: Path) -> str:
         return "is a file inside"
     if is_inside(source, out):
         return "is a folder that contains"
-    if source.is_dir() and out.is_file() and out.stat().st_nlink > 1 and _is_linked_inside(out, source):
+    if (
+        source.is_dir()
+        and out.is_file()
+        and out.stat().st_nlink > 1
+        and _is_linked_inside(out, source)
+    ):
         return "is a hard link to a file inside"
     return ""
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path`, which need not exist, lies in a folder. Asks the file system: names may differ in case alone."""
+    """Whether `path`, which need not exist, lies in a folder. Asks the file system: names may
+    differ in case alone.
+    """
     if not folder.is_dir():
         return False
     parents = Path(os.path.realpath(path)).parents
@@ -154,4 +184,8 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 def _is_linked_inside(file: Path, folder: Path) -> bool:
     """Whether a file has another name below a folder."""
-    return any(os.path.samefile(file, os.path.join(root, name)) for root, _, names in os.walk(folder) for name in names)
+    return any(
+        os.path.samefile(file, os.path.join(root, name))
+        for root, _, names in os.walk(folder)
+        for name in names
+    )

@@ -5,15 +5,33 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxprune.app.commands.common import FOUND, Force, Json, MaxMemory, bytes_of, check_target, plain_errors, print_json
+from jaxprune.app.commands.common import (
+    FOUND,
+    Force,
+    Json,
+    MaxMemory,
+    bytes_of,
+    check_target,
+    plain_errors,
+    print_json,
+)
 
 
 def compress(
-    checkpoint: Annotated[Path, typer.Argument(metavar="IN", help="Any checkpoint: a file, or an Orbax folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The compressed file; any suffix will do.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="IN", help="Any checkpoint: a file, or an Orbax folder.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="OUT", help="The compressed file; any suffix will do."),
+    ],
     recipe: Annotated[Path, typer.Option("--recipe", "-r", help="The rules, a TOML file.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read OUT back and compare it, bit for bit.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and write nothing.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read OUT back and compare it, bit for bit.")
+    ] = False,
     in_memory: Annotated[
         bool, typer.Option("--in-memory", help="Hold all leaves at once, for rules that need it.")
     ] = False,
@@ -21,7 +39,9 @@ def compress(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Compress a checkpoint leaf by leaf. The plan is printed first; the file appears whole or not at all."""
+    """Compress a checkpoint leaf by leaf. The plan is printed first; the file appears whole or not
+    at all.
+    """
     with plain_errors(f"stopped: {out} is as it was", out):
         from jaxprune.app.files.compression_plan import plan
         from jaxprune.app.recipes.rules import read_recipe
@@ -68,17 +88,24 @@ def _write(source: Any, todo: Any, out: Path, in_memory: bool, verify: bool) -> 
     sizes = inspect(out).bytes
     report: dict[str, Any] = {"seconds": seconds, "dense_bytes": dense, "bytes": sizes._asdict()}
     report["ratio"] = dense / sizes.file
-    return report if meant is None else {**report, "verified": _verify(source, todo, out, meant, dense)}
+    return (
+        report
+        if meant is None
+        else {**report, "verified": _verify(source, todo, out, meant, dense)}
+    )
 
 
-def _verify(source: Any, todo: Any, out: Path, meant: dict[str, bytes], dense: int) -> dict[str, Any]:
+def _verify(
+    source: Any, todo: Any, out: Path, meant: dict[str, bytes], dense: int
+) -> dict[str, Any]:
     from jaxprune.app.files.compress import read_back
     from jaxprune.app.progress import Bytes
     from jaxprune.report.differences import together
 
     with Bytes("verify", dense) as tick:
         rows, damaged = read_back(source, out, meant, tick)
-    # Kept leaves are equal, and one large array among them would make any loss look small: they are counted apart.
+    # Kept leaves are equal, and one large array among them would make any loss look small: they are
+    # counted apart.
     changed_paths = {leaf.path for leaf in todo.leaves if todo.compresses(leaf)}
     compressed = [row for row in rows if row.path in changed_paths]
     kept = [row for row in rows if row.path not in changed_paths]
@@ -97,9 +124,15 @@ def _show_result(report: dict[str, Any], out: Path) -> None:
     from jaxprune.app.experiments.tables import size_text
     from jaxprune.app.files.file_tables import verify_line
 
-    file, data, predicted = report["bytes"]["file"], report["bytes"]["data"], report["bytes"]["predicted"]
+    file = report["bytes"]["file"]
+    data = report["bytes"]["data"]
+    predicted = report["bytes"]["predicted"]
     speed = report["dense_bytes"] / report["seconds"]
-    print(f"{out}: {size_text(report['dense_bytes'])} in {size_text(file)}, {report['ratio']:.1f}x smaller; ", end="")
+    print(
+        f"{out}: {size_text(report['dense_bytes'])} in {size_text(file)}, {report['ratio']:.1f}x "
+        f"smaller; ",
+        end="",
+    )
     print(f"{report['seconds']:.1f} s, {size_text(speed)}/s")
     print(f"its streams take {data:,} bytes; counts predicted {predicted:,}")
     if "verified" in report:

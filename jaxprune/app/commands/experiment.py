@@ -10,18 +10,24 @@ from jaxprune.app.commands.common import Json, is_inside, plain_errors, print_js
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as train.batch=32. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key, as train.batch=32. Repeatable."
+    ),
 ]
 
 
 def run(
     config: Annotated[Path, typer.Argument(help="The experiment, a TOML file.")],
     set: Set = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and train nothing.")
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Run an experiment. A killed run goes on where it stopped; a finished one prints its table again."""
+    """Run an experiment. A killed run goes on where it stopped; a finished one prints its table
+    again.
+    """
     with plain_errors("stopped: the same command goes on from the last checkpoint"):
         from jaxprune.app.experiments.config import grid, load_config, run_name
 
@@ -30,16 +36,22 @@ def run(
         todo = grid(load_config(config, set or []))
         for _, one in todo:
             _check_folder(runs / run_name(one), config)
-        shown = [_plan(c, runs, as_json) if dry_run else _run(c, runs, as_json, chosen) for chosen, c in todo]
+        shown = [
+            _plan(c, runs, as_json) if dry_run else _run(c, runs, as_json, chosen)
+            for chosen, c in todo
+        ]
         if as_json:
             print_json(shown[0] if len(shown) == 1 else shown)
 
 
 def _check_folder(folder: Path, config: Path) -> None:
-    """Refuses a run folder that holds the config: a run writes files there and removes its checkpoints."""
+    """Refuses a run folder that holds the config: a run writes files there and removes its
+    checkpoints.
+    """
     if folder.is_dir() and is_inside(config, folder):
         raise ValueError(
-            f"{config} lies in {folder}, where the run writes its results: move it, or give another --runs"
+            f"{config} lies in {folder}, where the run writes its results: move it, or give "
+            f"another --runs"
         )
 
 

@@ -18,17 +18,22 @@ def compare(a: Checkpoint, b: Checkpoint, tick: Callable[[str, int], Any]) -> It
 
 
 def _leaf(path: str, a: Checkpoint, b: Checkpoint) -> Difference:
-    was, now = a.tensors[path], b.tensors.get(path)
+    was = a.tensors[path]
+    now = b.tensors.get(path)
     if now is None:
         return Difference(path, was.size, compared=False, note="only in the first")
     if was.shape != now.shape:
         return Difference(path, was.size, compared=False, note=other_shape(was, now))
-    y = b.read(path)  # before the other: where this one is compressed, reading it takes more than the leaf
+    y = b.read(
+        path
+    )  # before the other: where this one is compressed, reading it takes more than the leaf
     return difference(path, a.read(path), y)
 
 
 def total_of_different(rows: list[Difference]) -> Difference:
-    """The leaves that differ, as one: equal leaves, however large, would hide what became of the others."""
+    """The leaves that differ, as one: equal leaves, however large, would hide what became of the
+    others.
+    """
     total = together("total", [row for row in rows if not row.same])
     return total._replace(other_bits=sum(row.other_bits for row in rows))
 

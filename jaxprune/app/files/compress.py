@@ -1,8 +1,8 @@
 """Compressing a checkpoint leaf by leaf: read, encode, write, forget.
 
-Memory is that of the largest leaf and of its encoder, whatever the size of the checkpoint. A budget that leaves share
-by magnitude is found from histograms, in readings of its own; rules that need all their leaves at once want
-`in_memory`.
+Memory is that of the largest leaf and of its encoder, whatever the size of the checkpoint. A budget
+that leaves share by magnitude is found from histograms, in readings of its own; rules that need all
+their leaves at once want `in_memory`.
 """
 
 import gc
@@ -37,7 +37,13 @@ SEED = 0  # of rules that draw: the same checkpoint gives the same file
 
 
 def compress(
-    checkpoint: Checkpoint, plan: Plan, out: Any, tick: Tick, *, in_memory: bool = False, meant: Meant | None = None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: Any,
+    tick: Tick,
+    *,
+    in_memory: bool = False,
+    meant: Meant | None = None,
 ) -> None:
     """Writes the jaxprune file of a checkpoint.
 
@@ -54,7 +60,10 @@ def compress(
     """
     if plan.whole and not in_memory:
         raise ValueError(f"{plan.whole}: that needs all of them in memory at once; add --in-memory")
-    note = lambda leaf, code: None if meant is None else meant.update({leaf.path: _digest_of(code, plan, leaf)})
+
+    def note(leaf, code):
+        return None if meant is None else meant.update({leaf.path: _digest_of(code, plan, leaf)})
+
     if in_memory:
         tree = whole_tree(checkpoint, plan, tick)
         for leaf in plan.leaves:
@@ -74,7 +83,9 @@ def compress(
 
 
 def _let_go() -> None:
-    """Frees the leaf that was read: JAX drops a buffer of NumPy's at its next call, or when Python collects garbage."""
+    """Frees the leaf that was read: JAX drops a buffer of NumPy's at its next call, or when Python
+    collects garbage.
+    """
     gc.collect(0)
 
 
@@ -82,10 +93,18 @@ def encoded(checkpoint: Checkpoint, plan: Plan, leaf: Planned, counts: Any) -> A
     """One leaf as its rule writes it."""
     with wide(leaf.tensor):
         verbs = plan.rules[leaf.rule].verbs if leaf.rule is not None else {}
-        x = read(checkpoint, plan, leaf) if verbs.keys() <= BY_BLOCKS else _to_jax(read(checkpoint, plan, leaf))
+        x = (
+            read(checkpoint, plan, leaf)
+            if verbs.keys() <= BY_BLOCKS
+            else _to_jax(read(checkpoint, plan, leaf))
+        )
         tree = nested(leaf.tensor.keys, x)
         if leaf.rule is not None and verbs:
-            rule = one(plan.rules[leaf.rule], allocate=counts.get(leaf.rule), layout={re.escape(leaf.path): leaf.axes})
+            rule = one(
+                plan.rules[leaf.rule],
+                allocate=counts.get(leaf.rule),
+                layout={re.escape(leaf.path): leaf.axes},
+            )
             tree = at(taken_by(plan.rules, leaf.rule), rule).init(tree, key=jax.random.key(SEED))
         return jax.tree.map(_to_jax, pick(tree, leaf.tensor.keys))
 
@@ -107,7 +126,9 @@ def whole_tree(checkpoint: Checkpoint, plan: Plan, tick: Tick) -> Any:
 
 def read(checkpoint: Checkpoint, plan: Plan, leaf: Planned) -> np.ndarray:
     """The leaf in JAX's order of axes."""
-    return layouts.read_as_jax(checkpoint.read, leaf.path, plan.layout, checkpoint.tensors[leaf.path])
+    return layouts.read_as_jax(
+        checkpoint.read, leaf.path, plan.layout, checkpoint.tensors[leaf.path]
+    )
 
 
 def _to_jax(x: Any) -> Any:
@@ -125,13 +146,18 @@ def about(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     return {"checkpoint": said} if said else {}
 
 
-# --- budgets that leaves share ---------------------------------------------------------------------------------------
+# --- budgets that leaves share
+# ---------------------------------------------------------------------------------------
 
 
 def shared_budgets(checkpoint: Checkpoint, plan: Plan) -> dict[int, Any]:
-    """For each rule that spreads one sparsity over its leaves, the allocation that gives each its number."""
+    """For each rule that spreads one sparsity over its leaves, the allocation that gives each its
+    number.
+    """
     return {
-        i: _constant(_counts(checkpoint, plan, [leaf for leaf in plan.leaves if leaf.rule == i], rule.prune))
+        i: _constant(
+            _counts(checkpoint, plan, [leaf for leaf in plan.leaves if leaf.rule == i], rule.prune)
+        )
         for i, rule in enumerate(plan.rules)
         if isinstance(rule.prune, Prune) and rule.prune.allocate != "uniform"
     }
@@ -142,7 +168,9 @@ def _constant(counts: dict[str, int]) -> Any:
 
 
 def _counts(checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], p: Prune) -> dict[str, int]:
-    shapes = {leaf.path: jax.ShapeDtypeStruct(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves}
+    shapes = {
+        leaf.path: jax.ShapeDtypeStruct(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves
+    }
     if p.allocate == "erk":
         return allocate.erk(shapes, None, p.sparsity)
     remove = allocate.total(p.sparsity, sum(x.size for x in shapes.values()))
@@ -150,7 +178,8 @@ def _counts(checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], p: Prune)
     return dict(zip(shapes, split_magnitudes(parts, remove, key_dtype(list(shapes.values())))))
 
 
-# --- what was meant --------------------------------------------------------------------------------------------------
+# --- what was meant
+# ---------------------------------------------------------------------------------------
 
 
 def digest(x: np.ndarray) -> bytes:
@@ -173,10 +202,17 @@ def _code_at(tree: Any, leaf: Planned) -> Any:
     return pick(tree, leaf.tensor.keys)
 
 
-def read_back(checkpoint: Checkpoint, out: Any, meant: Meant, tick: Tick) -> tuple[list[Difference], list[str]]:
-    """How each leaf of a written file differs from the checkpoint, and the paths of those that are not as meant."""
-    rows, damaged = [], []
-    with open_checkpoint(out, max_bytes=2**63) as written:  # what this process wrote asks for no more than it held
+def read_back(
+    checkpoint: Checkpoint, out: Any, meant: Meant, tick: Tick
+) -> tuple[list[Difference], list[str]]:
+    """How each leaf of a written file differs from the checkpoint, and the paths of those that are
+    not as meant.
+    """
+    rows = []
+    damaged = []
+    with open_checkpoint(
+        out, max_bytes=2**63
+    ) as written:  # what this process wrote asks for no more than it held
         for path, tensor in checkpoint.tensors.items():
             row, intact = _read_back(checkpoint, written, path, meant[path])
             rows.append(row)
@@ -187,10 +223,14 @@ def read_back(checkpoint: Checkpoint, out: Any, meant: Meant, tick: Tick) -> tup
     return rows, damaged
 
 
-def _read_back(checkpoint: Checkpoint, written: Checkpoint, path: str, meant: bytes) -> tuple[Difference, bool]:
+def _read_back(
+    checkpoint: Checkpoint, written: Checkpoint, path: str, meant: bytes
+) -> tuple[Difference, bool]:
     """How one leaf differs, and whether it is as meant."""
     try:
         x = written.read(path)
     except (FormatError, KeyError) as e:
-        return Difference(path, checkpoint.tensors[path].size, compared=False, note=f"cannot be read: {e}"), False
+        return Difference(
+            path, checkpoint.tensors[path].size, compared=False, note=f"cannot be read: {e}"
+        ), False
     return difference(path, checkpoint.read(path), x), digest(x) == meant

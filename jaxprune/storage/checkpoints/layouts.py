@@ -3,10 +3,11 @@
     torch   O I        O I W        O I H W        O I D H W
     jax     I O        W I O        H W I O        D H W I O
 
-A rule that speaks of axes (scales and channels of the last axis) means JAX's order, so a kernel of PyTorch is turned
-when it is read, and turned back when it is restored. What is turned is a matter of names, those that `core.layout`
-calls PyTorch's: arrays of 2 to 5 axes named `weight`, `in_proj_weight`, `weight_ih_l0` and so on. (So are embedding
-tables and transposed convolutions, which have another order: only which of their axes is the last then differs.)
+A rule that speaks of axes (scales and channels of the last axis) means JAX's order, so a kernel of
+PyTorch is turned when it is read, and turned back when it is restored. What is turned is a matter
+of names, those that `core.layout` calls PyTorch's: arrays of 2 to 5 axes named `weight`,
+`in_proj_weight`, `weight_ih_l0` and so on. (So are embedding tables and transposed convolutions,
+which have another order: only which of their axes is the last then differs.)
 """
 
 import re
@@ -31,7 +32,9 @@ def guess(tensors: Mapping[str, Tensor]) -> str:
 
 def turns(layout: str, keys: Keys, shape: Shape) -> bool:
     """Whether this layout has another order of axes for an array."""
-    return layout == "torch" and 2 <= len(shape) <= 5 and outputs_first(Place("/".join(keys), shape))
+    return (
+        layout == "torch" and 2 <= len(shape) <= 5 and outputs_first(Place("/".join(keys), shape))
+    )
 
 
 def axes_turned(axes: Axes, rank: int) -> Axes:

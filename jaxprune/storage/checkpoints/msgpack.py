@@ -1,8 +1,9 @@
 """Flax's msgpack checkpoints (`flax.serialization`), read and written leaf by leaf.
 
-An array is the extension 1 around msgpack of (shape, dtype's name, bytes); one of more than 2^30 bytes is the map
-{"__msgpack_chunked_array__": true, "shape": {"0": …}, "chunks": {"0": array, …}} of flat arrays. The file is walked
-once to see where the bytes lie; they are read when they are asked for.
+An array is the extension 1 around msgpack of (shape, dtype's name, bytes); one of more than 2^30
+bytes is the map {"__msgpack_chunked_array__": true, "shape": {"0": …}, "chunks": {"0": array, …}}
+of flat arrays. The file is walked once to see where the bytes lie; they are read when they are
+asked for.
 
 https://github.com/msgpack/msgpack/blob/master/spec.md
 """
@@ -37,7 +38,10 @@ def opened(path: Any) -> Iterator[Checkpoint]:
     with open_regular(path) as file:
         tree = Walker(file, t.size_of(file)).whole()
         if not isinstance(tree, dict):
-            raise FormatError("it is msgpack, but no map of names: what flax.serialization.to_bytes writes is read")
+            raise FormatError(
+                "it is msgpack, but no map of names: what flax.serialization.to_bytes writes is "
+                "read"
+            )
         leaves: dict[Keys, Any] = {}
         notes: list[str] = []
         _collect(tree, (), leaves, notes)
@@ -50,7 +54,9 @@ def opened(path: Any) -> Iterator[Checkpoint]:
             if isinstance(x, PLAIN):
                 into[...] = x
                 return into
-            return t.fill(into, _Bytes(file, list(_listed(x["chunks"])) if isinstance(x, dict) else [x]).read)
+            return t.fill(
+                into, _Bytes(file, list(_listed(x["chunks"])) if isinstance(x, dict) else [x]).read
+            )
 
         yield Checkpoint("msgpack", tensors, read, tuple(notes))
 
@@ -74,9 +80,12 @@ def _tensor(keys: Keys, x: Any) -> Tensor:
         return Tensor(keys, (), np.asarray(x).dtype)
     if isinstance(x, Piece):
         return t.checked(keys, x.shape, x.dtype)
-    shape, chunks = _listed(x.get("shape")), _listed(x.get("chunks"))
+    shape = _listed(x.get("shape"))
+    chunks = _listed(x.get("chunks"))
     name = "/".join(keys)
-    fit = chunks and all(isinstance(c, Piece) and len(c.shape) == 1 and c.dtype == chunks[0].dtype for c in chunks)
+    fit = chunks and all(
+        isinstance(c, Piece) and len(c.shape) == 1 and c.dtype == chunks[0].dtype for c in chunks
+    )
     if not fit or math.prod(bounds.check_shape(name, shape)) != sum(c.shape[0] for c in chunks):
         raise FormatError(f"{quoted(name)} is a chunked array whose chunks do not fit its shape")
     return t.checked(keys, shape, chunks[0].dtype)
@@ -110,10 +119,13 @@ class _Bytes:
         return b"".join(parts)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing
+# ---------------------------------------------------------------------------------------
 
 
-def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+def write(
+    file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]
+) -> None:
     """Writes what `flax.serialization.msgpack_serialize` would, reading one tensor at a time."""
     check(tensors)
     tree: Any = {}
@@ -150,7 +162,11 @@ def _node(file: BinaryIO, x: Any, tensors: Mapping[str, Tensor], read: Read) -> 
 
 def _map(file: BinaryIO, n: int) -> None:
     file.write(
-        bytes([0x80 | n]) if n < 16 else struct.pack(">BH", 0xDE, n) if n < 1 << 16 else struct.pack(">BI", 0xDF, n)
+        bytes([0x80 | n])
+        if n < 16
+        else struct.pack(">BH", 0xDE, n)
+        if n < 1 << 16
+        else struct.pack(">BI", 0xDF, n)
     )
 
 
@@ -173,11 +189,15 @@ def _sized(tag: int, n: int) -> bytes:
 
 
 def _chunked(file: BinaryIO, tensor: Tensor, x: np.ndarray) -> None:
-    flat, step = x.reshape(-1), max(1, MAX_CHUNK // x.dtype.itemsize)
+    flat = x.reshape(-1)
+    step = max(1, MAX_CHUNK // x.dtype.itemsize)
     starts = range(0, flat.size, step)
     _map(file, 3)
     file.write(msgspec.msgpack.encode(CHUNKED) + b"\xc3" + msgspec.msgpack.encode("shape"))
-    file.write(msgspec.msgpack.encode({str(i): n for i, n in enumerate(x.shape)}) + msgspec.msgpack.encode("chunks"))
+    file.write(
+        msgspec.msgpack.encode({str(i): n for i, n in enumerate(x.shape)})
+        + msgspec.msgpack.encode("chunks")
+    )
     _map(file, len(starts))
     for i, start in enumerate(starts):
         part = flat[start : start + step]

@@ -1,4 +1,6 @@
-"""jaxprune's own files as checkpoints: dense arrays under the names and in the layout that they were made from."""
+"""jaxprune's own files as checkpoints: dense arrays under the names and in the layout that they
+were made from.
+"""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -28,7 +30,9 @@ def is_own(beginning: bytes) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Any) -> Iterator[Checkpoint]:
-    """The checkpoint of a jaxprune file; each leaf is checked, decoded and made dense when it is read."""
+    """The checkpoint of a jaxprune file; each leaf is checked, decoded and made dense when it is
+    read.
+    """
     with manifest.open_regular(path) as file:
         contents = manifest.contents(file)
         loading = Loading(file, contents, "numpy", None, 2**63)
@@ -53,8 +57,12 @@ def opened(path: Any) -> Iterator[Checkpoint]:
 
         checked = t.by_path(tensors.values())
         nothings = _nothings(contents.tree, ())
-        notes = tuple(f"{quoted(path)[1:-1]} is nothing (None), and is left out" for path in nothings)
-        yield Checkpoint("jaxprune", checked, read, notes, about if type(about) is dict else {}, needs)
+        notes = tuple(
+            f"{quoted(path)[1:-1]} is nothing (None), and is left out" for path in nothings
+        )
+        yield Checkpoint(
+            "jaxprune", checked, read, notes, about if type(about) is dict else {}, needs
+        )
 
 
 def _nothings(node: Any, keys: tuple[str | int, ...]) -> Iterator[str]:
@@ -69,7 +77,9 @@ def _nothings(node: Any, keys: tuple[str | int, ...]) -> Iterator[str]:
 
 
 def _boxes(boxed: Any, paths: Iterable[str]) -> set[str]:
-    """The leaves that were NNX's variables in the checkpoint: all of them, or those that are listed."""
+    """The leaves that were NNX's variables in the checkpoint: all of them, or those that are
+    listed.
+    """
     if boxed is True:
         return set(paths)
     return {path for path in boxed if type(path) is str} if type(boxed) is list else set()

@@ -1,4 +1,5 @@
-"""Safetensors files, read and written tensor by tensor: u64 n | n bytes of JSON | the tensors, one after another.
+"""Safetensors files, read and written tensor by tensor: u64 n | n bytes of JSON | the tensors, one
+after another.
 
 https://github.com/huggingface/safetensors#format
 """
@@ -19,7 +20,11 @@ from jaxprune.storage.format.json_text import parse_json
 from jaxprune.storage.format.manifest import open_regular
 from jaxprune.storage.format.words import FormatError
 
-DTYPES = {f"{'IU'[unsigned]}{n}": f"{'u' * unsigned}int{n}" for n in (8, 16, 32, 64) for unsigned in (0, 1)} | {
+DTYPES = {
+    f"{'IU'[unsigned]}{n}": f"{'u' * unsigned}int{n}"
+    for n in (8, 16, 32, 64)
+    for unsigned in (0, 1)
+} | {
     "BOOL": "bool",
     "F16": "float16",
     "BF16": "bfloat16",
@@ -87,7 +92,10 @@ def opened(path: Any) -> Iterator[Checkpoint]:
 def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     (length,) = struct.unpack("<Q", t.exactly(file.read, 8))
     if length > min(bounds.MAX_JSON, t.size_of(file) - 8):
-        raise FormatError(f"its header says that it is {length} bytes long: no safetensors file, or a truncated one")
+        raise FormatError(
+            f"its header says that it is {length} bytes long: no safetensors file, or a truncated "
+            f"one"
+        )
     header = parse_json(t.exactly(file.read, length), "header", bounds.MAX_TOKENS)
     if type(header) is not dict:
         raise FormatError("its header is not an object")
@@ -96,41 +104,61 @@ def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
 
 def _tensor(name: str, entry: Any) -> Tensor:
     fields = entry if type(entry) is dict else {}
-    dtype, shape = fields.get("dtype"), fields.get("shape")
+    dtype = fields.get("dtype")
+    shape = fields.get("shape")
     if type(shape) is not list or fields.keys() != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"{bounds.quoted(name)} is {bounds.quoted(entry)}; it must say dtype, shape and data_offsets")
+        raise FormatError(
+            f"{bounds.quoted(name)} is {bounds.quoted(entry)}; it must say dtype, shape and "
+            f"data_offsets"
+        )
     if type(dtype) is not str or dtype not in DTYPES:
         raise FormatError(
-            f"{bounds.quoted(name)} has the dtype {bounds.quoted(dtype, 20)}; read are {', '.join(DTYPES)}"
+            f"{bounds.quoted(name)} has the dtype {bounds.quoted(dtype, 20)}; read are "
+            f"{', '.join(DTYPES)}"
         )
     return t.checked((name,), shape, np.dtype(DTYPES[dtype]))
 
 
 def _places(header: dict[str, Any], found: Mapping[str, Tensor], room: int) -> dict[str, int]:
-    """Where each tensor begins; they must lie one after another, without gaps, to the end of the file."""
+    """Where each tensor begins; they must lie one after another, without gaps, to the end of the
+    file.
+    """
     places: dict[str, int] = {}
     end = 0
-    for name, (first, last) in sorted(((n, _span(n, header[n])) for n in found), key=lambda item: item[1]):
+    for name, (first, last) in sorted(
+        ((n, _span(n, header[n])) for n in found), key=lambda item: item[1]
+    ):
         if first != end or last - first != found[name].nbytes or last > room:
             raise FormatError(
-                f"{bounds.quoted(name)}, {found[name].dtype.name}{list(found[name].shape)} of {found[name].nbytes} "
-                f"bytes, says that it lies from byte {first} to {last} of {room}, after {end}: a gap, an overlap, or a "
+                f"{bounds.quoted(name)}, {found[name].dtype.name}{list(found[name].shape)} of "
+                f"{found[name].nbytes} "
+                f"bytes, says that it lies from byte {first} to {last} of {room}, after {end}: a "
+                f"gap, an overlap, or a "
                 f"truncated file"
             )
-        places[name], end = first, last
+        places[name] = first
+        end = last
     if end != room:
-        raise FormatError(f"its header speaks of {end} bytes of tensors; there are {room}: truncated or extended")
+        raise FormatError(
+            f"its header speaks of {end} bytes of tensors; there are {room}: truncated or extended"
+        )
     return places
 
 
 def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
     span = entry["data_offsets"]
-    if type(span) is not list or len(span) != 2 or not all(type(x) is int and 0 <= x < 2**63 for x in span):
+    if (
+        type(span) is not list
+        or len(span) != 2
+        or not all(type(x) is int and 0 <= x < 2**63 for x in span)
+    ):
         raise FormatError(f"{bounds.quoted(name)} has the data_offsets {bounds.quoted(span)}")
     return span[0], span[1]
 
 
-def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+def write(
+    file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]
+) -> None:
     """Writes a safetensors file, reading one tensor at a time."""
     check(tensors)
     write_checked(file, tensors, read, about)
@@ -141,7 +169,9 @@ def check(tensors: Mapping[str, Tensor]) -> None:
     t.check_names(tensors.values(), _why_not)
 
 
-def write_checked(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+def write_checked(
+    file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]
+) -> None:
     """`write` of tensors that `check` let pass."""
     header: dict[str, Any] = {"__metadata__": texts(about)} if about else {}
     end = 0
@@ -152,7 +182,10 @@ def write_checked(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, abo
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     raw += b" " * (-len(raw) % 8)
     if len(raw) > bounds.MAX_JSON:
-        raise ValueError(f"{len(tensors)} names make a header of {len(raw)} bytes; safetensors takes {bounds.MAX_JSON}")
+        raise ValueError(
+            f"{len(tensors)} names make a header of {len(raw)} bytes; safetensors takes "
+            f"{bounds.MAX_JSON}"
+        )
     file.write(struct.pack("<Q", len(raw)) + raw)
     for path in tensors:
         t.write(read(path), file.write)
@@ -164,7 +197,10 @@ def texts(about: Mapping[str, Any]) -> dict[str, str]:
     >>> texts({"format": "pt", "step": 3, "by": {"name": "x"}})
     {'format': 'pt', 'step': '3', 'by': '{"name": "x"}'}
     """
-    return {name: x if type(x) is str else json.dumps(x, ensure_ascii=False) for name, x in about.items()}
+    return {
+        name: x if type(x) is str else json.dumps(x, ensure_ascii=False)
+        for name, x in about.items()
+    }
 
 
 def _why_not(tensor: Tensor) -> str:

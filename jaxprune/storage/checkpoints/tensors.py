@@ -1,7 +1,9 @@
-"""What all formats of checkpoints share: tensors by path, reading and writing them in blocks, and refusals.
+"""What all formats of checkpoints share: tensors by path, reading and writing them in blocks, and
+refusals.
 
-A checkpoint is a tree of dicts whose leaves are arrays. A name with "/" in it is split there, as Flax's tools join the
-keys of nested dicts; if that makes no tree, each name is one key. PyTorch's "layer1.0.conv1.weight" is one key.
+A checkpoint is a tree of dicts whose leaves are arrays. A name with "/" in it is split there, as
+Flax's tools join the keys of nested dicts; if that makes no tree, each name is one key. PyTorch's
+"layer1.0.conv1.weight" is one key.
 """
 
 import itertools
@@ -29,7 +31,9 @@ class Tensor(NamedTuple):
     keys: Keys
     shape: Shape
     dtype: np.dtype
-    boxed: bool = False  # on disk the array is the one child of its last key, `value`, as NNX's variables are
+    boxed: bool = (
+        False  # on disk the array is the one child of its last key, `value`, as NNX's variables are
+    )
 
     @property
     def size(self) -> int:
@@ -51,9 +55,11 @@ class Checkpoint(NamedTuple):
     Attributes:
       kind: the name of the format.
       tensors: path -> what is there.
-      read: (path, into=None) -> the array; `into`, of its shape and dtype, may be a transposed view.
+      read: (path, into=None) -> the array; `into`, of its shape and dtype, may be a transposed
+        view.
       notes: what was assumed or left out, in words.
-      about: what the format says about the whole, to be written back: the metadata of a safetensors file.
+      about: what the format says about the whole, to be written back: the metadata of a safetensors
+        file.
       needs: path -> bytes that reading it takes, where that is more than the array itself.
     """
 
@@ -87,14 +93,17 @@ def split_names(names: Iterable[str]) -> dict[str, Keys]:
 
 
 def _is_tree(leaves: Collection[Keys]) -> bool:
-    """Whether keys are those of the leaves of nested dicts: none is empty, and none leads to another leaf."""
+    """Whether keys are those of the leaves of nested dicts: none is empty, and none leads to
+    another leaf.
+    """
     # Whatever begins with a leaf's keys stands right behind it when all are sorted.
     ordered = sorted(leaves)
     below = any(after[: len(keys)] == keys for keys, after in itertools.pairwise(ordered))
     return not below and all(key for keys in ordered for key in keys)
 
 
-# --- arrays in blocks ------------------------------------------------------------------------------------------------
+# --- arrays in blocks
+# ---------------------------------------------------------------------------------------
 
 
 def blocks(x: np.ndarray) -> Iterator[np.ndarray]:
@@ -103,7 +112,11 @@ def blocks(x: np.ndarray) -> Iterator[np.ndarray]:
         yield x
         return
     step = BLOCK * len(x) // x.nbytes
-    parts = (x[i : i + step] for i in range(0, len(x), step)) if step else (y for row in x for y in blocks(row))
+    parts = (
+        (x[i : i + step] for i in range(0, len(x), step))
+        if step
+        else (y for row in x for y in blocks(row))
+    )
     yield from parts
 
 
@@ -119,7 +132,11 @@ def fill(into: np.ndarray, read: Callable[[int], bytes]) -> np.ndarray:
 def write(x: np.ndarray, into: Callable[[Any], Any]) -> None:
     """The bytes of x in C order, little endian."""
     for block in blocks(x):
-        little = block.astype(block.dtype.newbyteorder("<"), copy=False) if block.dtype.kind not in "Vb" else block
+        little = (
+            block.astype(block.dtype.newbyteorder("<"), copy=False)
+            if block.dtype.kind not in "Vb"
+            else block
+        )
         into(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
 
 
@@ -139,7 +156,8 @@ def exactly(read: Callable[[int], bytes], n: int) -> bytes:
     return octets
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals
+# ---------------------------------------------------------------------------------------
 
 
 def checked(keys: Keys, shape: Any, dtype: np.dtype, boxed: bool = False) -> Tensor:
@@ -149,7 +167,9 @@ def checked(keys: Keys, shape: Any, dtype: np.dtype, boxed: bool = False) -> Ten
 
 
 def check_tree(tensors: Iterable[Tensor], holds: Callable[[Tensor], str]) -> None:
-    """Refuses what a format of nested dicts cannot hold, before it is written; `holds` gives the reason, or ""."""
+    """Refuses what a format of nested dicts cannot hold, before it is written; `holds` gives the
+    reason, or "".
+    """
     for tensor in tensors:
         reason = "" if tensor.keys else "it is one array without a name: put it in a dict"
         for key in tensor.keys:
@@ -161,12 +181,17 @@ def check_tree(tensors: Iterable[Tensor], holds: Callable[[Tensor], str]) -> Non
 
 
 def check_names(tensors: Collection[Tensor], holds: Callable[[Tensor], str]) -> None:
-    """The same for a format whose arrays have one name each: read back, the names must give the same keys."""
+    """The same for a format whose arrays have one name each: read back, the names must give the
+    same keys.
+    """
     check_tree(tensors, holds)
     names = [tensor.name for tensor in tensors]
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"two arrays are named {bounds.quoted(twice)}: restore to .msgpack, which has nested keys")
+        raise ValueError(
+            f"two arrays are named {bounds.quoted(twice)}: restore to .msgpack, which has nested "
+            f"keys"
+        )
     try:
         back = split_names(names)
     except FormatError as e:
@@ -174,7 +199,8 @@ def check_names(tensors: Collection[Tensor], holds: Callable[[Tensor], str]) -> 
     for tensor in tensors:
         if back[tensor.name] != tensor.keys:
             raise ValueError(
-                f"{bounds.quoted(tensor.name)}: its keys {bounds.quoted(tensor.keys)} would come back as "
+                f"{bounds.quoted(tensor.name)}: its keys {bounds.quoted(tensor.keys)} would come "
+                f"back as "
                 f"{bounds.quoted(back[tensor.name])}: restore to .msgpack, which has nested keys"
             )
 

@@ -15,8 +15,13 @@ from jaxprune.storage.checkpoints import tensors as t
 from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.format.words import CODE_OF, MAX_DEPTH, FormatError
 
-ARRAY, COMPLEX, SCALAR = 1, 2, 3  # Flax's extensions
-MAX_VALUES = 1 << 21  # maps, lists, texts, numbers and arrays of one file, which bounds what they take in memory
+# Flax's extensions
+ARRAY = 1
+COMPLEX = 2
+SCALAR = 3
+MAX_VALUES = (
+    1 << 21
+)  # maps, lists, texts, numbers and arrays of one file, which bounds what they take in memory
 NUMBERS = {0xCA: ">f", 0xCB: ">d", **{0xCC + i: f">{c}" for i, c in enumerate("BHIQbhiq")}}
 SIZES = (">B", ">H", ">I")
 
@@ -33,13 +38,16 @@ class Walker:
     """Reads msgpack and skips the bytes of arrays."""
 
     def __init__(self, file: BinaryIO, end: int):
-        self.file, self.end = file, end
+        self.file = file
+        self.end = end
         self.values = 0
 
     def whole(self) -> Any:
         tree = self.value(0)
         if self.file.tell() != self.end:
-            raise FormatError(f"byte {self.file.tell()}: msgpack ends here, the file goes on to byte {self.end}")
+            raise FormatError(
+                f"byte {self.file.tell()}: msgpack ends here, the file goes on to byte {self.end}"
+            )
         return tree
 
     def value(self, depth: int) -> Any:
@@ -62,7 +70,9 @@ class Walker:
         if tag & 0xF0 == 0x90 or tag in (0xDC, 0xDD):
             return self.sequence(tag & 15 if tag < 0xC0 else self.number(SIZES[tag - 0xDB]), depth)
         if 0xC7 <= tag <= 0xC9 or 0xD4 <= tag <= 0xD8:
-            return self.extension(1 << (tag - 0xD4) if tag >= 0xD4 else self.number(SIZES[tag - 0xC7]))
+            return self.extension(
+                1 << (tag - 0xD4) if tag >= 0xD4 else self.number(SIZES[tag - 0xC7])
+            )
         raise self.bad(f"the byte {tag:#x} begins nothing that Flax writes")
 
     def mapping(self, n: int, depth: int) -> dict[str, Any]:
@@ -87,12 +97,16 @@ class Walker:
             raise self.bad("a name is not UTF-8") from None
 
     def extension(self, n: int) -> Any:
-        kind, start = self.number(">b"), self.file.tell()
+        kind = self.number(">b")
+        start = self.file.tell()
         if kind not in (ARRAY, SCALAR):
             known = "complex numbers are not read" if kind == COMPLEX else "Flax writes 1, 2 and 3"
             raise self.bad(f"an extension of type {kind}; {known}")
         if start + n > self.end:
-            raise self.bad(f"an array ends {start + n - self.end} bytes behind the end of the file: it is truncated")
+            raise self.bad(
+                f"an array ends {start + n - self.end} bytes behind the end of the file: it is "
+                f"truncated"
+            )
         piece = self.array()
         if self.file.tell() != start + n:
             raise self.bad(f"an array of shape {list(piece.shape)} does not fill its {n} bytes")
@@ -102,10 +116,16 @@ class Walker:
         """(shape, dtype's name, bytes): the bytes are skipped."""
         if self.number(">B") != 0x93:
             raise self.bad("an array is not a shape, a dtype and bytes")
-        shape = tuple(self.value(MAX_DEPTH - 1).values()) if self.peek() in range(0x90, 0xA0) else (-1,)
+        shape = (
+            tuple(self.value(MAX_DEPTH - 1).values()) if self.peek() in range(0x90, 0xA0) else (-1,)
+        )
         name = self.value(MAX_DEPTH)
         width = self.number(">B") - 0xC4
-        if not all(type(n) is int and n >= 0 for n in shape) or type(name) is not str or width not in range(3):
+        if (
+            not all(type(n) is int and n >= 0 for n in shape)
+            or type(name) is not str
+            or width not in range(3)
+        ):
             raise self.bad("an array is not a shape, a dtype and bytes")
         size = self.number(SIZES[width])
         if name not in CODE_OF:

@@ -1,8 +1,10 @@
-"""Several arrays in one stream: the codecs `context` and `context first`. A bank is what its arrays share.
+"""Several arrays in one stream: the codecs `context` and `context first`. A bank is what its arrays
+share.
 
     low, width − 1, tables − 1, lanes       varints; low zigzagged
     level, centre                           of each array, zigzagged varints
-    classes                                 int8 of each array's outputs, inputs and places: u8 codec, varint n, n bytes
+    classes                                 int8 of each array's outputs, inputs and places: u8
+                                            codec, varint n, n bytes
     the tables                              see `_tables`
     the stream                              of `numerics.context_coder`
 
@@ -37,7 +39,8 @@ class Head(NamedTuple):
 
 def write_head(head: Head) -> bytes:
     """The bytes before the stream."""
-    bank, said = head.bank, bytearray()
+    bank = head.bank
+    said = bytearray()
     for n in (integers.zigzag(bank.low), bank.freqs.shape[1] - 1, len(bank.freqs) - 1, head.lanes):
         said += integers.leb(n)
     for classes, centre in zip(head.classes, head.centres):
@@ -62,7 +65,9 @@ def decode(octets: memoryview, rows: list[Row]) -> list[np.ndarray]:
 
 
 def rows_shape(shape: tuple[int, ...], codec: int) -> tuple[int, int, int]:
-    """(places, inputs, outputs) of an array whose outputs are its last axis or, by its codec, its first."""
+    """(places, inputs, outputs) of an array whose outputs are its last axis or, by its codec, its
+    first.
+    """
     if codec == f.CONTEXT:
         return contexts.view_of(shape)
     outputs, inputs, *places = shape
@@ -85,21 +90,28 @@ def _of_rows(words: np.ndarray, row: Row) -> np.ndarray:
 
 
 def working_bytes(rows: list[Row]) -> int:
-    """What `decode` holds at once besides the arrays and the bank's bytes: symbols, contexts of rows, and an array
-    twice as its axes change places.
+    """What `decode` holds at once besides the arrays and the bank's bytes: symbols, contexts of
+    rows, and an array twice as its axes change places.
 
     Not counted: tables, and what moves a piece; some 2 MB whatever the arrays.
     """
     order = contexts.layout([rows_shape(row.shape, row.codec) for row in rows])
-    contexts_too = 10 * order.rows + 2 * len(order.pieces) + 40 * min(order.rows, context_coder.BLOCK)
+    contexts_too = (
+        10 * order.rows + 2 * len(order.pieces) + 40 * min(order.rows, context_coder.BLOCK)
+    )
     largest = max(math.prod(row.shape) for row in rows)
-    turned = [math.prod(row.shape) * DTYPES[row.dtype].itemsize for row in rows if row.codec == f.CONTEXT_FIRST]
+    turned = [
+        math.prod(row.shape) * DTYPES[row.dtype].itemsize
+        for row in rows
+        if row.codec == f.CONTEXT_FIRST
+    ]
     return 2 * order.size + max(contexts_too, 2 * largest + max(turned, default=0))
 
 
 def _words(values: np.ndarray, centre: int, row: Row) -> np.ndarray:
     dtype = DTYPES[row.dtype]
-    low, high = centre + int(values.min()), centre + int(values.max())
+    low = centre + int(values.min())
+    high = centre + int(values.max())
     least, most = dtype.words
     if low < least or high > most:
         raise FormatError(f"symbols from {low} to {high} leave the range of {dtype.name}")
@@ -111,11 +123,16 @@ def _words(values: np.ndarray, centre: int, row: Row) -> np.ndarray:
 
 def _head(octets: memoryview, order: contexts.Layout) -> tuple[Head, memoryview]:
     take = integers.Reader(octets)
-    low, width, tables, lanes = take.signed(), take.below(f.MAX_WIDTH_OF_BANK), take.below(f.MAX_TABLES), take.varint()
+    low = take.signed()
+    width = take.below(f.MAX_WIDTH_OF_BANK)
+    tables = take.below(f.MAX_TABLES)
+    lanes = take.varint()
     if not -f.MAX_WIDTH_OF_BANK < low < f.MAX_WIDTH_OF_BANK:
         raise FormatError(f"the least symbol of a bank is {low}")
     said = [(take.signed(), take.signed()) for _ in order.views]
-    if not all(-MIDDLE <= level <= MIDDLE and CENTRES[0] <= centre <= CENTRES[1] for level, centre in said):
+    if not all(
+        -MIDDLE <= level <= MIDDLE and CENTRES[0] <= centre <= CENTRES[1] for level, centre in said
+    ):
         raise FormatError("an array's level or centre is out of range")
     classes = _classes(take, order, [level for level, _ in said])
     bank = Bank(low, *_read_tables(take, tables + 1, width + 1))
@@ -136,18 +153,24 @@ def _classes(take: integers.Reader, order: contexts.Layout, levels: list[int]) -
     return [Classes(level, *parts[3 * i : 3 * i + 3]) for i, level in enumerate(levels)]
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- tables
+# ---------------------------------------------------------------------------------------
 
 
 def _tables(bank: Bank) -> bytes:
-    """varint n, n bytes of raw deflate of (the table of each context, the number of bits of each frequency), and the
-    bits of each frequency but the top one, from the lowest."""
+    """varint n, n bytes of raw deflate of (the table of each context, the number of bits of each
+    frequency), and the bits of each frequency but the top one, from the lowest.
+    """
     freqs = bank.freqs.astype(np.int64).ravel()
     length = np.ceil(np.log2(freqs + 1)).astype(np.uint8)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
     small = deflate.compress(bank.table_of.tobytes() + length.tobytes()) + deflate.flush()
     rest = (freqs[:, None] >> np.arange(rans.BITS) & 1)[_below(length)]
-    return integers.leb(len(small)) + small + np.packbits(rest.astype(np.uint8), bitorder="little").tobytes()
+    return (
+        integers.leb(len(small))
+        + small
+        + np.packbits(rest.astype(np.uint8), bitorder="little").tobytes()
+    )
 
 
 def _below(length: np.ndarray) -> np.ndarray:
@@ -158,9 +181,12 @@ def _below(length: np.ndarray) -> np.ndarray:
 def _read_tables(take: integers.Reader, tables: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     most = CONTEXTS + tables * width
     plain = np.frombuffer(integers.inflated(take.octets(take.varint()), most), np.uint8)
-    table_of, length = plain[:CONTEXTS], plain[CONTEXTS:]
+    table_of = plain[:CONTEXTS]
+    length = plain[CONTEXTS:]
     if plain.size != most or table_of.max() >= tables or length.max() >= LENGTHS:
-        raise FormatError("a bank's tables do not fit: their number, a context's table, or a frequency")
+        raise FormatError(
+            "a bank's tables do not fit: their number, a context's table, or a frequency"
+        )
     below = _below(length)
     count = int(np.count_nonzero(below))
     octets = np.frombuffer(take.octets(-(-count // 8)), np.uint8)

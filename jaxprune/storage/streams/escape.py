@@ -1,11 +1,13 @@
-"""Integers of which a few are far from the others, or that take few values of a wide range: the frequent words by rANS,
-the others by themselves.
+"""Integers of which a few are far from the others, or that take few values of a wide range: the
+frequent words by rANS, the others by themselves.
 
-    varint length, a deflated list of k varints: the first word, zigzagged, and the differences of the sorted words
-    varint length, a rans stream of the symbols, u8 codec, a stream of the escaped words
+    varint length, a deflated list of k varints: the first word, zigzagged, and the differences of
+    the sorted words varint length, a rans stream of the symbols, u8 codec, a stream of the escaped
+    words
 
-The i-th of the listed words is the symbol i; any other is the symbol k, and comes in the last stream, in order. One
-outlier so costs its own bits, and not a wider alphabet for all. NumPy and the standard library only.
+The i-th of the listed words is the symbol i; any other is the symbol k, and comes in the last
+stream, in order. One outlier so costs its own bits, and not a wider alphabet for all. NumPy and the
+standard library only.
 """
 
 import zlib
@@ -23,7 +25,9 @@ DELTA_BYTES = 5  # of a varint of the list
 
 
 class Listed(NamedTuple):
-    """The words that are symbols, in order, and about how many bits symbols, list and escaped words take."""
+    """The words that are symbols, in order, and about how many bits symbols, list and escaped words
+    take.
+    """
 
     words: np.ndarray
     bits: float
@@ -52,7 +56,11 @@ def listed(counts: np.ndarray, base: int) -> Listed | None:
         if not 0 < places.size < MAX_ALPHABET:
             continue
         escaped = total - int(counts[places].sum())
-        bits = codes.entropy_bits(np.append(counts[places], escaped)) + escaped * each + 12 * places.size
+        bits = (
+            codes.entropy_bits(np.append(counts[places], escaped))
+            + escaped * each
+            + 12 * places.size
+        )
         if best is None or bits < best.bits:
             best = Listed(places + base, bits)
     return best
@@ -60,7 +68,8 @@ def listed(counts: np.ndarray, base: int) -> Listed | None:
 
 def split(words: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(the symbols, uint16; the escaped words)."""
-    base, top = int(listed[0]), int(listed[-1])
+    base = int(listed[0])
+    top = int(listed[-1])
     symbol_of = np.full(top - base + 1, listed.size, np.uint16)
     symbol_of[listed - base] = np.arange(listed.size)
     inside = (words >= base) & (words <= top)
@@ -94,7 +103,9 @@ def read_list(buffer: Buffer, low: int, high: int) -> tuple[np.ndarray, Buffer]:
             raise FormatError("a word is listed twice")
         words.append(words[-1] + number if words else unzigzag(number))
         if not low <= words[-1] <= high or len(words) >= MAX_ALPHABET:
-            raise FormatError(f"the word {words[-1]}, number {len(words)} of a list, is out of range")
+            raise FormatError(
+                f"the word {words[-1]}, number {len(words)} of a list, is out of range"
+            )
     if not words:
         raise FormatError("a list without words")
     return np.array(words, np.int64), buffer[at + length :]

@@ -1,9 +1,10 @@
 """Which arrays share a bank: chosen by size, like every codec.
 
-Leaves in file order, up to 2^22 elements, make a batch, so that a writer need hold no more; masks and integers of a
-batch are a group each. Each array's bits in the group's contexts are compared with its stream by itself; those that
-lose leave, the tables are made again, and the rest have a bank if it is smaller than their streams together. A very
-large array stays out: `numerics.rans` by itself is some five times faster.
+Leaves in file order, up to 2^22 elements, make a batch, so that a writer need hold no more; masks
+and integers of a batch are a group each. Each array's bits in the group's contexts are compared
+with its stream by itself; those that lose leave, the tables are made again, and the rest have a
+bank if it is smaller than their streams together. A very large array stays out: `numerics.rans` by
+itself is some five times faster.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,9 @@ HALF = f.MAX_WIDTH_OF_BANK // 2  # magnitudes that a table may hold
 
 
 class Member(NamedTuple):
-    """An array, and how it would be in a bank: `CONTEXT`, or `CONTEXT_FIRST` where its outputs are its first axis."""
+    """An array, and how it would be in a bank: `CONTEXT`, or `CONTEXT_FIRST` where its outputs are
+    its first axis.
+    """
 
     array: Array
     codec: int = f.CONTEXT
@@ -54,8 +57,14 @@ def _arrays(node: Any) -> Iterator[Array]:
 
 
 def members_of(leaves: Iterable[Leaf]) -> list[Member]:
-    """The arrays of leaves, in order, each with the axis of its outputs, which the leaf's path tells."""
-    return [Member(array, _codec(leaf.path, array.shape)) for leaf in leaves for array in _arrays(leaf.node)]
+    """The arrays of leaves, in order, each with the axis of its outputs, which the leaf's path
+    tells.
+    """
+    return [
+        Member(array, _codec(leaf.path, array.shape))
+        for leaf in leaves
+        for array in _arrays(leaf.node)
+    ]
 
 
 def _codec(path: str, shape: tuple[int, ...]) -> int:
@@ -64,7 +73,9 @@ def _codec(path: str, shape: tuple[int, ...]) -> int:
 
 
 def elements(leaf: Leaf) -> int:
-    """How many elements the arrays of a leaf have. A batch has up to 2^22; a larger leaf is one by itself."""
+    """How many elements the arrays of a leaf have. A batch has up to 2^22; a larger leaf is one by
+    itself.
+    """
     return sum(x.words.size for x in _arrays(leaf.node))
 
 
@@ -76,15 +87,17 @@ def batches(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
         n = elements(leaf)
         if batch and total + n > f.MOST_BANK:
             yield batch
-            batch, total = [], 0
+            batch = []
+            total = 0
         batch.append(leaf)
         total += n
     yield batch
 
 
 def groups(members: list[Member]) -> list[Group]:
-    """The banks that pay, for a batch's arrays in order: one of masks, one of integers, one of each array too large to
-    share one."""
+    """The banks that pay, for a batch's arrays in order: one of masks, one of integers, one of each
+    array too large to share one.
+    """
     found = [_paying(some) for kind in (True, False) for some in _alike(members, kind)]
     return [group for group in found if group is not None]
 
@@ -106,13 +119,16 @@ def _fits(array: Array) -> bool:
 
 def _centre(words: np.ndarray) -> int:
     """What counts as 0: that itself where it can, else the middle."""
-    low, high = int(words.min()), int(words.max())
+    low = int(words.min())
+    high = int(words.max())
     return 0 if (low < 0 or high < 2) and low > -HALF and high < HALF else (low + high + 1) // 2
 
 
 def _near(words: np.ndarray, centre: int) -> np.ndarray:
     """words − centre, which 16 bits hold: modulo 2^16 it is the same."""
-    return words.astype(np.int16, order="C") - np.array(centre % (1 << 16), np.uint16).view(np.int16)
+    return words.astype(np.int16, order="C") - np.array(centre % (1 << 16), np.uint16).view(
+        np.int16
+    )
 
 
 def _paying(members: list[Member]) -> Group | None:
@@ -135,14 +151,18 @@ def _group(members: list[Member]) -> tuple[Group, np.ndarray]:
     order = contexts.layout([x.shape for x in arrays])
     centres = [_centre(x) for x in arrays]
     values = [_near(x, centre) for x, centre in zip(arrays, centres)]
-    classes, flat = fitting.fit_classes(values), contexts.gathered(values, order)
+    classes = fitting.fit_classes(values)
+    flat = contexts.gathered(values, order)
     del values
     ids = fitting.contexts_of(flat, order, classes)
     bank = fitting.fit_bank(ids, flat)
     bits = contexts.sums(fitting.bits(ids, flat, bank), order)
     lanes = context_coder.lanes_for(order, float(bits.sum()))
     head = banks.write_head(banks.Head(bank, lanes, classes, centres))
-    write = lambda: head + context_coder.encode(ids, flat, order, bank, lanes)
+
+    def write():
+        return head + context_coder.encode(ids, flat, order, bank, lanes)
+
     size = len(head) + 4 * lanes + round(max(0.0, float(bits.sum()) - 8 * lanes) / 8)
     return Group(members, size, write), (bits + _bits_of(classes)) / 8
 

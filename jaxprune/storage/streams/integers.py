@@ -1,4 +1,6 @@
-"""Integers in streams: varints (7 bits a byte, the lowest first), zigzag for signs, a reader that checks lengths."""
+"""Integers in streams: varints (7 bits a byte, the lowest first), zigzag for signs, a reader that
+checks lengths.
+"""
 
 import zlib
 
@@ -47,7 +49,9 @@ def inflated(octets: Buffer, most: int) -> bytes:
 
 def inflated_first(octets: Buffer, most: int) -> tuple[bytes, memoryview]:
     """What the raw deflate that `octets` begin with holds, and the bytes after it."""
-    inflate, plain, taken = zlib.decompressobj(-15), b"", 0
+    inflate = zlib.decompressobj(-15)
+    plain = b""
+    taken = 0
     while not inflate.eof and taken < len(octets) and len(plain) <= most:
         some = octets[taken : taken + CHUNK]  # all at once, zlib would copy what follows the table
         try:
@@ -82,6 +86,9 @@ class Reader:
 
     def octets(self, n: int) -> memoryview:
         if n > len(self.rest):
-            raise FormatError(f"{n} bytes are said where {len(self.rest)} are left: the stream is truncated")
-        taken, self.rest = self.rest[:n], self.rest[n:]
+            raise FormatError(
+                f"{n} bytes are said where {len(self.rest)} are left: the stream is truncated"
+            )
+        taken = self.rest[:n]
+        self.rest = self.rest[n:]
         return taken

@@ -1,16 +1,21 @@
 """Floats as they are, in fewer bytes: bit for bit, NumPy and the standard library only.
 
-The sign, the exponent and the first bits of the mantissa of a weight tell little, the last bits of the mantissa are
-noise. So a word is rotated by one bit (float32 and bfloat16 then have the exponent in a byte of its own), and byte j of
-all words of a block is a *plane*: deflated where that helps, raw where it is noise.
+The sign, the exponent and the first bits of the mantissa of a weight tell little, the last bits of
+the mantissa are noise. So a word is rotated by one bit (float32 and bfloat16 then have the exponent
+in a byte of its own), and byte j of all words of a block is a *plane*: deflated where that helps,
+raw where it is noise.
 
     stream = blocks of 2^24 bytes of words, the last one shorter
     block  = u8 form, then
       0 planes   one plane for each byte of a rotated word, the highest first
-      1 sparse   the most frequent word; a plane of bits, where it is not; the planes of the other words
-      3 rare     the most frequent word; u32 count of the others; the planes of their gaps; the planes of the others
-      2 palette  u16 k, the k different words, a plane of the indices' low bytes and, if k > 256, one of the high ones
-    plane  = u8 method (0 raw, 1 raw deflate, 2 one byte for all, 3 deflated twice), u32 length, so many bytes
+      1 sparse   the most frequent word; a plane of bits, where it is not; the planes of the other
+                 words
+      3 rare     the most frequent word; u32 count of the others; the planes of their gaps; the
+                 planes of the others
+      2 palette  u16 k, the k different words, a plane of the indices' low bytes and, if k > 256,
+      one of the high ones
+    plane  = u8 method (0 raw, 1 raw deflate, 2 one byte for all, 3 deflated twice), u32 length, so
+    many bytes
 """
 
 import struct
@@ -30,14 +35,19 @@ MAX_PALETTE = 4096
 TABLE_BITS = 22  # of the table that finds a word's place in a palette
 MULTIPLIERS = 256  # that are tried before two words of a palette are kept apart by none
 LEAST_SPARSE = 1 / 16  # share of the most frequent word from which it is left out of the planes
-MOST_RARE = 1 / 32  # share of other words up to which the gaps between them are stored, not a bit for each word
+MOST_RARE = (
+    1 / 32
+)  # share of other words up to which the gaps between them are stored, not a bit for each word
 SAMPLE = 1 << 13  # bytes of a plane that are tried at a time
 SAMPLED_WORDS = 1 << 16  # words that are looked at for a palette or a frequent word
 EXACT_SIZE = 1 << 22  # words up to which `size` encodes all of them
-PIECES, PIECE = 8, 1 << 19  # of words that it encodes of more
+# of words that it encodes of more
+PIECES = 8
+PIECE = 1 << 19
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing
+# ---------------------------------------------------------------------------------------
 
 
 def encode(words: np.ndarray) -> Iterator[bytes]:
@@ -97,8 +107,9 @@ def _palette_block(palette: np.ndarray, indices: np.ndarray) -> Iterator[bytes]:
 
 
 def _indexed(words: np.ndarray, different: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(the different words, the place of each word among them), if they are few enough to pay: those of a sample are
-    `different`, and each round adds those that were missing."""
+    """(the different words, the place of each word among them), if they are few enough to pay:
+    those of a sample are `different`, and each round adds those that were missing.
+    """
     most = min(MAX_PALETTE if words.itemsize > 2 else 256, words.size // 8)
     for _ in range(4):
         indices = _places(words, different) if different.size <= most else None
@@ -112,7 +123,8 @@ def _indexed(words: np.ndarray, different: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _places(words: np.ndarray, different: np.ndarray) -> np.ndarray | None:
-    """The place of each word in `different`, anything for a word that is not there; None if no table tells them apart.
+    """The place of each word in `different`, anything for a word that is not there; None if no
+    table tells them apart.
 
     A table at the top bits of word · multiplier is five times faster than a binary search.
     """
@@ -146,10 +158,13 @@ def _plane(octets: np.ndarray) -> Iterator[bytes]:
         return
     strategy = _strategy(octets)
     if strategy is not None:
-        method, small = METHOD_DEFLATE, _deflated(octets, strategy)
+        method = METHOD_DEFLATE
+        small = _deflated(octets, strategy)
         if len(small) < octets.size // 100:  # long runs: deflate's own output repeats itself
             again = _deflated(np.frombuffer(small, np.uint8), zlib.Z_DEFAULT_STRATEGY)
-            method, small = min((method, small), (METHOD_TWICE, again), key=lambda pair: len(pair[1]))
+            method, small = min(
+                (method, small), (METHOD_TWICE, again), key=lambda pair: len(pair[1])
+            )
         if len(small) < octets.size:
             yield _head(method, len(small))
             yield small
@@ -159,9 +174,15 @@ def _plane(octets: np.ndarray) -> Iterator[bytes]:
 
 
 def _strategy(octets: np.ndarray) -> int | None:
-    """How to deflate a plane: with matches, by Huffman codes alone (five times faster), or not at all."""
+    """How to deflate a plane: with matches, by Huffman codes alone (five times faster), or not at
+    all.
+    """
     middles = (octets.size // 8, octets.size // 2, 7 * octets.size // 8)
-    pieces = [octets[middle : middle + SAMPLE] for middle in middles] if octets.size > 4 * SAMPLE else [octets]
+    pieces = (
+        [octets[middle : middle + SAMPLE] for middle in middles]
+        if octets.size > 4 * SAMPLE
+        else [octets]
+    )
     plain = sum(piece.size for piece in pieces)
     matched = sum(len(_deflated(piece, zlib.Z_DEFAULT_STRATEGY)) for piece in pieces)
     huffman = sum(len(_deflated(piece, zlib.Z_HUFFMAN_ONLY)) for piece in pieces)
@@ -190,7 +211,8 @@ def _rotated(words: np.ndarray, left: int) -> np.ndarray:
     return (words << kind(left % bits)) | (words >> kind(bits - left % bits))
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading
+# ---------------------------------------------------------------------------------------
 
 
 class Blocks:
@@ -211,8 +233,11 @@ class Blocks:
     def take(self, n: int) -> Buffer:
         """The next n bytes."""
         if n > self.left:
-            raise FormatError(f"a block is truncated: {n} bytes are wanted, and {self.left} are left")
-        taken, self._rest = self._rest[:n], self._rest[n:]
+            raise FormatError(
+                f"a block is truncated: {n} bytes are wanted, and {self.left} are left"
+            )
+        taken = self._rest[:n]
+        self._rest = self._rest[n:]
         return taken
 
 
@@ -225,13 +250,18 @@ class FileBlocks:
     """
 
     def __init__(self, file: BinaryIO, length: int) -> None:
-        self.file, self.left, self.crc = file, length, 0
+        self.file = file
+        self.left = length
+        self.crc = 0
 
     def take(self, n: int) -> Buffer:
         """The next n bytes."""
         octets = self.file.read(n) if n <= self.left else b""
         if len(octets) < n:
-            raise FormatError(f"a block is truncated: {n} bytes are wanted, and {max(len(octets), self.left)} are left")
+            raise FormatError(
+                f"a block is truncated: {n} bytes are wanted, and {max(len(octets), self.left)} "
+                f"are left"
+            )
         self.left -= n
         self.crc = zlib.crc32(octets, self.crc)
         return octets

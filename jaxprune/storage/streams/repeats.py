@@ -1,9 +1,9 @@
 """What repeats itself, in few bytes: the codec `lzma`, raw LZMA2 of the words, and when to try it.
 
-Rows that are copies, weights that were quantised and made dense again with a scale for each row, tables that are
-tiled: planes and entropy coders see no more than how often a word occurs, and LZMA finds the words again. It is slow
-(megabytes a second), so it is tried only where a sample promises a gain, and taken only where it gains 7%.
-NumPy and the standard library only.
+Rows that are copies, weights that were quantised and made dense again with a scale for each row,
+tables that are tiled: planes and entropy coders see no more than how often a word occurs, and LZMA
+finds the words again. It is slow (megabytes a second), so it is tried only where a sample promises
+a gain, and taken only where it gains 7%. NumPy and the standard library only.
 """
 
 import lzma
@@ -19,8 +19,12 @@ QUICK = {**LZMA, "preset": 0, "dict_size": 1 << 16}  # to try on a sample: 16 MB
 PIECE = 1 << 20  # bytes that LZMA gets or gives at a time
 GAIN = 0.93  # of the other codecs' size, from which LZMA's slowness is worth it
 PROMISE = 0.97  # of the other codecs' size a byte, that a sample has to be under
-SAMPLE, LEAST_SAMPLE = 1 << 17, 1 << 15  # bytes that are tried, of large arrays and of small ones
-MOST_DIFFERENT = 0.75  # share of the sample that different words may be, or LZMA has nothing to find
+# bytes that are tried, of large arrays and of small ones
+SAMPLE = 1 << 17
+LEAST_SAMPLE = 1 << 15
+MOST_DIFFERENT = (
+    0.75  # share of the sample that different words may be, or LZMA has nothing to find
+)
 SMALL = 1 << 8  # bytes of an array that need no better codec
 WINDOW_BITS = 64  # −log2 of the chance that two windows of independent words are alike
 STRIDE = 1 << 10  # words between the windows that are remembered
@@ -31,11 +35,14 @@ SPANS = 8  # stretches of a large array that are looked at
 SAMPLED_WORDS = 1 << 16  # words by which the length of a window is chosen
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing
+# ---------------------------------------------------------------------------------------
 
 
 def encode(words: np.ndarray, size: int) -> list[bytes] | None:
-    """The stream of some words, in pieces; None if it does not gain on `size` bytes, those of another codec."""
+    """The stream of some words, in pieces; None if it does not gain on `size` bytes, those of
+    another codec.
+    """
     most = GAIN * size
     coder = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=[LZMA])
     pieces: list[bytes] = []
@@ -46,7 +53,9 @@ def encode(words: np.ndarray, size: int) -> list[bytes] | None:
         length += len(pieces[-1])
         # Behind two dictionaries nothing is new: what has not gained there will not.
         done = min(start + step, words.size) / words.size
-        if length > most or (start * words.itemsize > 2 * DICTIONARY and length > 1.1 * done * most):
+        if length > most or (
+            start * words.itemsize > 2 * DICTIONARY and length > 1.1 * done * most
+        ):
             return None
     pieces.append(coder.flush())
     return pieces if length + len(pieces[-1]) <= most else None
@@ -59,12 +68,16 @@ def sample_gains(words: np.ndarray, size: int) -> bool:
     tried = sum(piece.nbytes for piece in pieces)
     if not any(np.unique(piece).size <= MOST_DIFFERENT * piece.size for piece in pieces):
         return False
-    quick = sum(len(lzma.compress(_bytes(piece), lzma.FORMAT_RAW, filters=[QUICK])) for piece in pieces)
+    quick = sum(
+        len(lzma.compress(_bytes(piece), lzma.FORMAT_RAW, filters=[QUICK])) for piece in pieces
+    )
     return quick / tried < PROMISE * size / words.nbytes
 
 
 def found_again(words: np.ndarray) -> bool:
-    """Whether windows of words are found again elsewhere, no further away than LZMA's dictionary reaches."""
+    """Whether windows of words are found again elsewhere, no further away than LZMA's dictionary
+    reaches.
+    """
     span = DICTIONARY // words.itemsize
     starts = range(0, words.size, span)
     chosen = starts[:: -(-len(starts) // SPANS)]
@@ -75,9 +88,9 @@ def found_again(words: np.ndarray) -> bool:
 def _found_again(words: np.ndarray, regions: int) -> bool:
     """Whether windows of a stretch are found again in it.
 
-    Every STRIDE-th window is remembered, and all windows of some regions are looked up, so that a copy is seen at
-    whatever distance it starts. Windows are as long as it takes for chance not to make two alike, and windows of one
-    word, of which other codecs make little, do not count.
+    Every STRIDE-th window is remembered, and all windows of some regions are looked up, so that a
+    copy is seen at whatever distance it starts. Windows are as long as it takes for chance not to
+    make two alike, and windows of one word, of which other codecs make little, do not count.
     """
     length = _window(words)
     if words.size < 4 * max(length, STRIDE):
@@ -99,22 +112,32 @@ def _window(words: np.ndarray) -> int:
     return int(np.clip(np.ceil(WINDOW_BITS / max(bits, 1e-3)), 4, STRIDE))
 
 
-def _hashes(words: np.ndarray, starts: np.ndarray, length: int, windows: int) -> tuple[np.ndarray, np.ndarray]:
+def _hashes(
+    words: np.ndarray, starts: np.ndarray, length: int, windows: int
+) -> tuple[np.ndarray, np.ndarray]:
     """`_hashes_of` some starts at a time."""
     step = max(1, AT_ONCE // (windows + length))
-    parts = [_hashes_of(words, starts[i : i + step], length, windows) for i in range(0, starts.size, step)]
+    parts = [
+        _hashes_of(words, starts[i : i + step], length, windows)
+        for i in range(0, starts.size, step)
+    ]
     hashes, varied = zip(*parts)
     return np.concatenate(hashes), np.concatenate(varied)
 
 
-def _hashes_of(words: np.ndarray, starts: np.ndarray, length: int, windows: int) -> tuple[np.ndarray, np.ndarray]:
-    """A number of 64 bits for each of so many windows from each start on, and whether a window has different words.
+def _hashes_of(
+    words: np.ndarray, starts: np.ndarray, length: int, windows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A number of 64 bits for each of so many windows from each start on, and whether a window has
+    different words.
 
-    The number is Σ_j f(word_j) B^j modulo 2^64. Windows that overlap share a running sum, and what they lack of it is
-    divided by B^i, which an odd B allows.
+    The number is Σ_j f(word_j) B^j modulo 2^64. Windows that overlap share a running sum, and what
+    they lack of it is divided by B^i, which an odd B allows.
     """
     stretches = np.lib.stride_tricks.sliding_window_view(words, windows + length - 1)[starts]
-    mixed = (stretches.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xD6E8FEB86659FD93)
+    mixed = (stretches.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(
+        0xD6E8FEB86659FD93
+    )
     mixed ^= mixed >> np.uint64(32)
     sums = np.cumsum(mixed * _powers(BASE, stretches.shape[1]), 1, dtype=np.uint64)
     before = np.pad(sums, ((0, 0), (1, 0)))[:, :windows]
@@ -134,7 +157,8 @@ def _bytes(words: np.ndarray) -> bytes:
     return words.astype(words.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading
+# ---------------------------------------------------------------------------------------
 
 
 def decode(stream: Buffer, n: int, word: str) -> np.ndarray:
@@ -147,14 +171,16 @@ def decode(stream: Buffer, n: int, word: str) -> np.ndarray:
         while not decoder.eof and done < len(octets):
             piece = b""
             if decoder.needs_input:
-                piece, fed = stream[fed : fed + PIECE], fed + PIECE
+                piece = stream[fed : fed + PIECE]
+                fed = fed + PIECE
                 if not len(piece):
                     raise FormatError("an LZMA stream is truncated")
             plain = decoder.decompress(piece, min(PIECE, len(octets) - done))
             octets[done : done + len(plain)] = plain
             done += len(plain)
         while not decoder.eof and fed < len(stream):  # its end may come after the last word
-            piece, fed = stream[fed : fed + PIECE], fed + PIECE
+            piece = stream[fed : fed + PIECE]
+            fed = fed + PIECE
             if decoder.decompress(piece, 1):
                 raise FormatError("an LZMA stream holds more words than its array")
         if not decoder.eof and decoder.decompress(b"", 1):

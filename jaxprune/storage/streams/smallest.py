@@ -1,15 +1,18 @@
 """One array as bytes, by the codec that makes the fewest (the first of equals):
 
     0 raw    the words, little endian
-    1 bits   base, u8 width, then each symbol in `width` bits, lowest bit first; the last byte is padded with zeros
-    2 rans   base, lanes, 2 (k − 1) + d, the k frequencies (of 4096), then the stream of `numerics.rans`
+    1 bits   base, u8 width, then each symbol in `width` bits, lowest bit first; the last byte is
+             padded with zeros
+    2 rans   base, lanes, 2 (k − 1) + d, the k frequencies (of 4096), then the stream of
+             `numerics.rans`
     4 planes    words of 16 bits and more: see `planes`
     5 lzma      what repeats itself: see `repeats`
     6 escape    integers of which a few lie far from the others: see `escape`
 
-Symbols are the words less `base`, their smallest. In streams, integers are varints (7 bits a byte, the lowest first;
-`base` is zigzagged), and the table is deflated when d = 1. Floats of 16 bits and more have bits of width 0 only (all
-alike, bit for bit), no rans, and codecs of their own. An empty array is raw. NumPy and the standard library only.
+Symbols are the words less `base`, their smallest. In streams, integers are varints (7 bits a byte,
+the lowest first; `base` is zigzagged), and the table is deflated when d = 1. Floats of 16 bits and
+more have bits of width 0 only (all alike, bit for bit), no rans, and codecs of their own. An empty
+array is raw. NumPy and the standard library only.
 """
 
 import zlib
@@ -21,19 +24,34 @@ import numpy as np
 from ...coding import code_lengths as codes
 from ...coding import lanes as coder
 from ...coding import rans
-from ..format.words import BITS, DTYPES, ESCAPE, LZMA, MAX_ALPHABET, MAX_WIDTH, PLANES, RANS, RAW, Dtype, FormatError
+from ..format.words import (
+    BITS,
+    DTYPES,
+    ESCAPE,
+    LZMA,
+    MAX_ALPHABET,
+    MAX_WIDTH,
+    PLANES,
+    RANS,
+    RAW,
+    Dtype,
+    FormatError,
+)
 from . import escape, planes, repeats
 from .integers import Buffer, inflated_first, leb, unzigzag, varint, zigzag
 
 LEAST_ESCAPED = 1 << 8  # range of words from which escapes are tried
 CHUNK = 1 << 16  # symbols packed at a time: whole bytes, and little memory
 ABOUT = (RANS, ESCAPE)  # codecs whose plans' sizes are predictions
-NAMED = 8  # bytes that a manifest takes to name a codec and a length: what planes have to save at least
+NAMED = (
+    8  # bytes that a manifest takes to name a codec and a length: what planes have to save at least
+)
 
 
 class Plan(NamedTuple):
-    """One way to write an array, and how long it will be: for rans a prediction, good to some bytes; for planes of many
-    words one from a sample."""
+    """One way to write an array, and how long it will be: for rans a prediction, good to some
+    bytes; for planes of many words one from a sample.
+    """
 
     codec: int
     size: int
@@ -41,14 +59,18 @@ class Plan(NamedTuple):
 
 
 def encode(words: np.ndarray, dtype: Dtype) -> tuple[int, Iterable[Buffer], int]:
-    """(codec, bytes in pieces, predicted length) of the words of one array; large pieces come one by one."""
+    """(codec, bytes in pieces, predicted length) of the words of one array; large pieces come one
+    by one.
+    """
     plans = _plans(words, dtype)
     codec, written, predicted = _smallest(plans)
     return codec, [written] if isinstance(written, bytes | memoryview) else written, predicted
 
 
 def _smallest(plans: list[Plan]) -> tuple[int, Any, int]:
-    """The smallest of the streams, those whose sizes are predictions being written to know theirs."""
+    """The smallest of the streams, those whose sizes are predictions being written to know
+    theirs.
+    """
     predicted = min(plan.size for plan in plans)
     best = min((plan for plan in plans if plan.codec not in ABOUT), key=lambda plan: plan.size)
     for plan in sorted((plan for plan in plans if plan.codec in ABOUT), key=lambda plan: plan.size):
@@ -68,7 +90,10 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
     """The n words of a stream."""
     if n == 0 or codec == RAW:
         if codec != RAW or len(buffer) != n * dtype.itemsize or (n and not dtype.may_be_raw):
-            raise FormatError(f"{len(buffer)} bytes with the codec {codec} cannot be {n} raw elements of {dtype.name}")
+            raise FormatError(
+                f"{len(buffer)} bytes with the codec {codec} cannot be {n} raw elements of "
+                f"{dtype.name}"
+            )
         return np.frombuffer(buffer, "<" + dtype.word).astype(dtype.word, copy=False)
     if codec == PLANES and dtype.itemsize > 1:
         return planes.decode(buffer, n, f"u{dtype.itemsize}").view(dtype.word)
@@ -79,13 +104,19 @@ def decode(buffer: Buffer, n: int, codec: int, dtype: Dtype) -> np.ndarray:
     if codec not in (BITS, RANS):
         raise FormatError(f"the codec {codec} is none of one array of {dtype.name}")
     base, at = varint(buffer, 0)
-    rest, base = memoryview(buffer)[at:], unzigzag(base)
+    rest = memoryview(buffer)[at:]
+    base = unzigzag(base)
     if not dtype.discrete and (codec, bytes(rest[:1])) != (BITS, b"\0"):
         raise FormatError(f"elements of {dtype.name} are raw, in planes, or all alike in 0 bits")
-    return _shifted(_read_bits(rest, n), base, dtype) if codec == BITS else _read_rans(rest, n, base, dtype)
+    return (
+        _shifted(_read_bits(rest, n), base, dtype)
+        if codec == BITS
+        else _read_rans(rest, n, base, dtype)
+    )
 
 
-# --- plans -----------------------------------------------------------------------------------------------------------
+# --- plans
+# ---------------------------------------------------------------------------------------
 
 
 def _plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
@@ -109,14 +140,20 @@ def _word_plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
     return plans
 
 
-def _integer_plans(words: np.ndarray, base: int, top: int, dtype: Dtype, raw: list[Plan]) -> list[Plan]:
+def _integer_plans(
+    words: np.ndarray, base: int, top: int, dtype: Dtype, raw: list[Plan]
+) -> list[Plan]:
     """Bits, rans and escapes of words from `base` to `base + top`."""
     if top >= 1 << MAX_WIDTH:
         return []
     head = leb(zigzag(base))
     symbols = _less(words, base, top)
     width = top.bit_length()
-    plans = [Plan(BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width))]
+    plans = [
+        Plan(
+            BITS, len(head) + 1 + -(-words.size * width // 8), lambda: head + _bits(symbols, width)
+        )
+    ]
     if 0 < top < MAX_ALPHABET:
         plans += _rans(head, symbols, top, min(plan.size for plan in raw + plans))
     if LEAST_ESCAPED <= top < escape.MOST_RANGE:
@@ -135,11 +172,14 @@ def _plane_plans(words: np.ndarray) -> list[Plan]:
 
 
 def _repeats(words: np.ndarray, best: int, dtype: Dtype) -> list[Plan]:
-    """The plan for LZMA, if it is smaller by far than the best without. Of integers, which entropy coders know well,
-    only copies promise that."""
+    """The plan for LZMA, if it is smaller by far than the best without. Of integers, which entropy
+    coders know well, only copies promise that.
+    """
     if best <= repeats.SMALL:
         return []
-    promising = repeats.found_again(words) or (not dtype.discrete and repeats.sample_gains(words, best))
+    promising = repeats.found_again(words) or (
+        not dtype.discrete and repeats.sample_gains(words, best)
+    )
     pieces = repeats.encode(words, best) if promising else None
     if pieces is None:
         return []
@@ -151,7 +191,9 @@ def _read_lzma(buffer: Buffer, n: int, dtype: Dtype) -> np.ndarray:
     words = repeats.decode(buffer, n, dtype.word)
     low, high = dtype.words
     if words.min() < low or words.max() > high:
-        raise FormatError(f"elements from {words.min()} to {words.max()} leave the range of {dtype.name}")
+        raise FormatError(
+            f"elements from {words.min()} to {words.max()} leave the range of {dtype.name}"
+        )
     return words
 
 
@@ -164,7 +206,8 @@ def _less(words: np.ndarray, base: int, top: int) -> np.ndarray:
     least = np.dtype("u1" if top < 1 << 8 else "u2" if top < 1 << 16 else "u4")
     if not base and least == unsigned:
         return words.view(unsigned)
-    symbols, less = np.empty(words.size, least), np.array(base % (1 << 8 * words.itemsize), unsigned)
+    symbols = np.empty(words.size, least)
+    less = np.array(base % (1 << 8 * words.itemsize), unsigned)
     for i in range(0, words.size, CHUNK):
         symbols[i : i + CHUNK] = words[i : i + CHUNK].view(unsigned) - less
     return symbols
@@ -175,7 +218,9 @@ def _shifted(symbols: np.ndarray, base: int, dtype: Dtype) -> np.ndarray:
     if base < low or base + int(symbols.max()) > high:
         raise FormatError(f"symbols from {base} leave the range of {dtype.name}")
     unsigned = np.dtype(f"u{dtype.itemsize}")
-    return (symbols.astype(unsigned) + np.array(base % (1 << 8 * dtype.itemsize), unsigned)).view(dtype.word)
+    return (symbols.astype(unsigned) + np.array(base % (1 << 8 * dtype.itemsize), unsigned)).view(
+        dtype.word
+    )
 
 
 def _raw(words: np.ndarray) -> Buffer:
@@ -189,16 +234,20 @@ def _rans(head: bytes, symbols: np.ndarray, top: int, best: int) -> list[Plan]:
     entropy = codes.entropy_bits(counts)
     if entropy / 8 + np.count_nonzero(counts) // 4 + 8 >= best:
         return []
-    freqs, lanes = rans.normalise(counts), rans.lanes_for(symbols.size, entropy)
+    freqs = rans.normalise(counts)
+    lanes = rans.lanes_for(symbols.size, entropy)
     head += leb(lanes) + _table(freqs)
     used = counts > 0
     information = float(counts[used] @ (rans.BITS - np.log2(freqs[used].astype(np.float64))))
-    # A lane's state of 32 bits starts with 16 that say nothing, and ends with 8 on average that filled no word.
+    # A lane's state of 32 bits starts with 16 that say nothing, and ends with 8 on average that
+    # filled no word.
     size = len(head) + 4 * lanes + round(max(0.0, information - 8 * lanes) / 8)
     return [Plan(RANS, size, lambda: head + coder.encode(symbols, freqs, lanes))]
 
 
-def _escape(words: np.ndarray, symbols: np.ndarray, base: int, top: int, dtype: Dtype, best: int) -> list[Plan]:
+def _escape(
+    words: np.ndarray, symbols: np.ndarray, base: int, top: int, dtype: Dtype, best: int
+) -> list[Plan]:
     """The plan for escapes, unless it takes more than the best without."""
     listed = escape.listed(_counts(symbols, top + 1), base)
     if listed is None or listed.bits / 8 >= best:
@@ -206,7 +255,10 @@ def _escape(words: np.ndarray, symbols: np.ndarray, base: int, top: int, dtype: 
     head = escape.write_list(listed.words)
     symbols, escaped = escape.split(words, listed.words)
     coded = _rans(leb(0), symbols, listed.words.size, 1 << 62)[0]
-    apart = min((plan for plan in _word_plans(escaped, dtype) if plan.codec in (RAW, BITS)), key=lambda plan: plan.size)
+    apart = min(
+        (plan for plan in _word_plans(escaped, dtype) if plan.codec in (RAW, BITS)),
+        key=lambda plan: plan.size,
+    )
 
     def write() -> bytes:
         stream: Any = coded.write()
@@ -219,7 +271,8 @@ def _escape(words: np.ndarray, symbols: np.ndarray, base: int, top: int, dtype: 
 def _read_escape(buffer: Buffer, n: int, dtype: Dtype) -> np.ndarray:
     listed, rest = escape.read_list(buffer, *dtype.words)
     length, at = varint(rest, 0)
-    stream, rest = rest[at : at + length], rest[at + length :]
+    stream = rest[at : at + length]
+    rest = rest[at + length :]
     if not len(rest) or rest[0] not in (RAW, BITS):
         raise FormatError("the stream of escaped words is truncated, or neither raw nor bits")
     symbols = decode(stream, n, RANS, DTYPES["u2"])
@@ -239,7 +292,8 @@ def _counts(symbols: np.ndarray, k: int) -> np.ndarray:
     return counts
 
 
-# --- bits ------------------------------------------------------------------------------------------------------------
+# --- bits
+# ---------------------------------------------------------------------------------------
 
 
 def _bits(symbols: np.ndarray, width: int) -> bytes:
@@ -262,14 +316,17 @@ def _read_bits(rest: memoryview, n: int) -> np.ndarray:
     octets = np.frombuffer(rest, np.uint8, offset=1)
     for i in range(0, n if width else 0, CHUNK):
         m = min(CHUNK, n - i)
-        each = np.unpackbits(octets[i * width // 8 :][: -(-m * width // 8)], count=m * width, bitorder="little")
+        each = np.unpackbits(
+            octets[i * width // 8 :][: -(-m * width // 8)], count=m * width, bitorder="little"
+        )
         wide = np.zeros((m, 8 * int(kind[1:])), np.uint8)
         wide[:, :width] = each.reshape(m, width)
         out[i : i + m] = np.packbits(wide, bitorder="little").view("<" + kind)
     return out
 
 
-# --- rans ------------------------------------------------------------------------------------------------------------
+# --- rans
+# ---------------------------------------------------------------------------------------
 
 
 def _table(freqs: np.ndarray) -> bytes:
@@ -282,11 +339,13 @@ def _table(freqs: np.ndarray) -> bytes:
 
 def _read_table(rest: memoryview, at: int) -> tuple[np.ndarray, memoryview]:
     head, at = varint(rest, at)
-    k, rest = head // 2 + 1, rest[at:]
+    k = head // 2 + 1
+    rest = rest[at:]
     if k > MAX_ALPHABET:
         raise FormatError(f"a table of {k} symbols; at most {MAX_ALPHABET} are allowed")
     plain, after = inflated_first(rest, 2 * k) if head & 1 else (rest, None)
-    freqs, at = np.zeros(k, np.int64), 0
+    freqs = np.zeros(k, np.int64)
+    at = 0
     for i in range(k):
         freqs[i], at = varint(plain, at, 2)
     if after is None:
