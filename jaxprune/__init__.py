@@ -59,10 +59,10 @@ from jaxprune.storage.files import load as load
 from jaxprune.storage.files import save as save
 from jaxprune.storage.format.words import FormatError as FormatError
 from jaxprune.structure.apply.plan import Plan as Plan
-from jaxprune.structure.axes.groups import axes as axes
+from jaxprune.structure.axes.groups import coupled_axes as coupled_axes
 from jaxprune.structure.choose.activation import input_rms as input_rms
 from jaxprune.structure.choose.depth import Depth as Depth
-from jaxprune.structure.choose.depth import blocks as blocks
+from jaxprune.structure.choose.depth import residual_blocks as residual_blocks
 from jaxprune.structure.repair.reconstruct import Reconstruction as Reconstruction
 from jaxprune.structure.repair.reconstruct import reconstruct as reconstruct
 from jaxprune.structure.shrink import shrink as shrink

@@ -102,7 +102,7 @@ def keyword(function, name, *args, **kw):
 
 
 PAIR = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
-GROUPS = jp.axes(lambda p, x: x @ p["a"] @ p["b"], PAIR, jnp.ones((1, 2))).groups
+GROUPS = jp.coupled_axes(lambda p, x: x @ p["a"] @ p["b"], PAIR, jnp.ones((1, 2))).groups
 STACK = {"kernel": normal((3, 4, 4))}
 BN = {"w": jnp.eye(2), "mean": jnp.ones(2), "var": 4 * jnp.ones(2)}
 

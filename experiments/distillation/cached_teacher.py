@@ -165,7 +165,7 @@ def contestants(
 ) -> dict[str, Callable[[], Any]]:
     """Steps of the same student."""
     arrays = {"x": jnp.asarray(data[0]), "y": jnp.asarray(data[1])}
-    given = jp.distill.Given()
+    given = jp.distill.Precomputed()
     online = jp.distill.Online(jp.distill.plain(mlp(sizes.teacher).apply), params)
     return {
         ALONE: student(sizes, [], nobody, arrays),

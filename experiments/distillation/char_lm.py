@@ -170,7 +170,7 @@ def measured(settings: Any, data: Any, path: pathlib.Path | None = None) -> dict
     def losses(arm: str, weight: float, seed: int) -> dict[str, float]:
         terms = term(arm, weight, settings)
         fields = ("x", "y", "teacher") if arm != "labels" else ("x", "y")
-        teacher = jp.distill.Given() if terms else nobody
+        teacher = jp.distill.Precomputed() if terms else nobody
         rest = {k: arrays[k] for k in fields}, terms, teacher, settings["steps"], settings, seed
         return judged(fitted(pupil, start, *rest))
 

@@ -115,7 +115,7 @@ class Task:
         """
         how, layers = (arm.how, arm.layers) if arm else ("teacher", None)
         net = network(self.model.apply, layers, how)
-        own = {"peers": jp.distill.Itself(net), "views": jp.distill.Averaged(net)}
+        own = {"peers": jp.distill.Itself(net), "views": jp.distill.EMA(net)}
         teacher = own.get(how, stored if arm else nobody)
         return (*trainer(net, arm, teacher, self.settings, self.steps), teacher)
 

@@ -74,7 +74,7 @@ def trained(sizes: Any, data: dict[str, Any], settings: Any, seed: int, soft: bo
     d = jp.distill.distiller(
         net, terms if soft else [], optax.adam(rate), labels=0.0 if soft else 1.0
     )
-    teacher = jp.distill.Given() if soft else nobody
+    teacher = jp.distill.Precomputed() if soft else nobody
     key = jax.random.key(seed)
     state = d.init(model.init(key), {k: v[:1] for k, v in data.items()}, teacher, key=key)
     batches = jp.distill.Shuffled(data, settings["batch"], seed=seed)

@@ -94,20 +94,20 @@ class Bench:
         )
         first = {name: v[:1] for name, v in self.data.items()}
         self.state = self.d.init(
-            model.init(jax.random.key(0)), first, jp.distill.Given(), key=jax.random.key(1)
+            model.init(jax.random.key(0)), first, jp.distill.Precomputed(), key=jax.random.key(1)
         )
 
     def fit(self, steps: int, inner: Any, inner_steps: int) -> float:
         """Seconds a step."""
         clock = Clock()
-        given = jp.distill.Given()
+        given = jp.distill.Precomputed()
         more = {"inner": inner, "inner_steps": inner_steps, "writer": clock, "progress": False}
         jp.distill.fit(self.d, self.state, self.source, given, steps=steps + inner_steps, **more)
         return clock.seconds_a_step
 
     def bare(self) -> Callable[[int], float]:
         """A Python loop over the jitted step, for so many steps: seconds a step."""
-        given = jp.distill.Given()
+        given = jp.distill.Precomputed()
         data = jax.tree.map(jnp.asarray, self.data)
 
         def take(data, i):

@@ -22,7 +22,7 @@ from experiments.models import mlp
 from jaxprune.distill.inner import chunk_runner
 
 Chunk = Callable[[Any], Any]
-GIVEN = jp.distill.Given()
+GIVEN = jp.distill.Precomputed()
 
 
 class Student:

@@ -1,4 +1,4 @@
-"""How long it takes to find out what can be cut: CPU seconds of `jp.axes`, tracing included.
+"""How long it takes to find out what can be cut: CPU seconds of `jp.coupled_axes`, tracing included.
 
     python -m experiments.structured.analysis_time
 
@@ -117,14 +117,14 @@ def measured(rounds: int) -> dict[str, Any]:
     cases = {name: make() for name, make in CASES.items()}
     times = {name: [] for name in CASES}
     found = {
-        name: jp.axes(*case) for name, case in cases.items()
+        name: jp.coupled_axes(*case) for name, case in cases.items()
     }  # the first time, whatever JAX keeps is made
     for _ in range(rounds):
         for name, (f, params, x) in cases.items():
             again = partial(call, f)  # a function of its own: no trace is remembered
             times[name].append(
                 (
-                    seconds(jp.axes, again, params, x),
+                    seconds(jp.coupled_axes, again, params, x),
                     seconds(jax.make_jaxpr(partial(call, f)), params, x),
                 )
             )

@@ -113,7 +113,7 @@ def tried(t: arms.Task, whole: Any, rank: str, share: float) -> dict[str, float]
         rank, t.net.apply, whole.params, t.data, t.settings["fisher"], t.settings["dense_seed"]
     )
     validation = t._replace(splits={"validation": t.splits["validation"]})
-    inexact = any(g.approximate for g in jp.axes(t.net.apply, whole.params, example).groups)
+    inexact = any(g.approximate for g in jp.coupled_axes(t.net.apply, whole.params, example).groups)
     for name, options in t.settings["cuts"].items():
         if "approximate" in options and not inexact:
             continue

@@ -44,7 +44,9 @@ def cut(name: str, ratio: float, wide: bool) -> tuple[Any, Any, Any, jp.Plan]:
     rng = np.random.default_rng(0)
     score = jax.tree.map(lambda x: rng.random(x.shape), params)
     groups = [
-        g for g in jp.axes(f, params, *args, state=STATE.get(name)).groups if not g.approximate
+        g
+        for g in jp.coupled_axes(f, params, *args, state=STATE.get(name)).groups
+        if not g.approximate
     ]
     least = len(groups) / sum(g.size for g in groups) + 1e-9
     thin = jp.shrink(

@@ -104,8 +104,7 @@ class Checkpoints:
             if theirs.get(what) != mine:
                 raise ValueError(
                     f"{self.folder} holds a checkpoint of another {what} ({theirs.get(what)}; this "
-                    f"one is {mine}). "
-                    f"Give another folder, or delete it"
+                    f"one is {mine}). Give another folder, or delete it"
                 )
 
 

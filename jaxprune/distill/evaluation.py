@@ -14,7 +14,7 @@ from jaxprune.core.arrays import materialize
 from jaxprune.distill.losses.common import label_cost
 from jaxprune.distill.losses.inputs import without_label
 from jaxprune.distill.networks import Network
-from jaxprune.distill.teachers.teachers import Given, bound
+from jaxprune.distill.teachers.teachers import Precomputed, bound
 from jaxprune.distill.terms import OUTPUT
 
 
@@ -73,7 +73,7 @@ class Evaluator:
         its logits.
         """
         teacher = bound(teacher, state)
-        if isinstance(teacher, Given) and teacher.field not in self._data:
+        if isinstance(teacher, Precomputed) and teacher.field not in self._data:
             return None
         first = {k: x[:1] for k, x in self._data.items()}
         told = jax.eval_shape(lambda t, part: t(part, None), teacher, first).get(OUTPUT)

@@ -115,8 +115,7 @@ def check_teacher(teacher: Any, x: Array, key: Any, wanted: Wanted, classes: int
     if found != (len(x), classes):
         raise ValueError(
             f"data_free(classes={classes}): of images {x.shape} the teacher makes {found}; it must "
-            f"make logits "
-            f"({len(x)}, {classes})"
+            f"make logits ({len(x)}, {classes})"
         )
     patterns = _patterns(wanted)
     tapped = bool(patterns) and bool(tap_names(teacher, {"x": x}, key))

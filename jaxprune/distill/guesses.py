@@ -58,8 +58,7 @@ def check_teacher(teacher: Any) -> None:
         network = _as_network(teacher) if flax else "network"
         raise ValueError(
             f"the teacher is a {type(teacher).__name__}: give one of jp.distill.Online({network}, "
-            f"params), Given, "
-            f"Ensemble, Itself, Averaged"
+            "params), Precomputed, Ensemble, Itself, EMA"
         )
 
 

@@ -110,9 +110,8 @@ def _needed(term: Term, pair: Pair, ours: Any, theirs: Any) -> bool:
             return c != d
     raise ValueError(
         f"{term.name}: {pair.student!r} is {ours.shape} and {pair.teacher!r} is {theirs.shape}: "
-        f"project='auto' maps "
-        f"axis {term.channel_axis} only; give project= a module that makes the one shape of the "
-        f"other"
+        f"project='auto' maps axis {term.channel_axis} only; give project= a module that makes the "
+        "one shape of the other"
     )
 
 

@@ -115,7 +115,6 @@ def _spread(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
         sizes = dict(sharding.mesh.shape)
         raise ValueError(
             f"a batch of shape {x.shape} does not divide by {spec} on the mesh {sizes}: choose "
-            f"another batch size, or "
-            f"pad it and give a 'mask'"
+            "another batch size, or pad it and give a 'mask'"
         ) from e
     return jax.make_array_from_callback(x.shape, here, lambda index: x[index])

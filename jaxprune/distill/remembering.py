@@ -120,7 +120,7 @@ def crd_loss(
 def dino_loss(
     *, student_temperature: Any = 0.1, teacher_temperature: Any = 0.04, momentum: float = 0.9
 ) -> Stateful:
-    """`losses.dino` with its centre in the training state; the teacher is usually `Averaged`.
+    """`losses.dino` with its centre in the training state; the teacher is usually `EMA`.
 
     Outputs have a leading axis of views on both sides, (views, batch, classes).
 
@@ -160,7 +160,6 @@ def _indices(batch: Mapping[str, Any], field: str) -> Any:
     if field not in batch:
         raise ValueError(
             f"crd asks which examples a batch holds, and it has no {field!r}; it has "
-            f"{list(batch)}. "
-            f"`Shuffled(…, index={field!r})` adds it"
+            f"{list(batch)}. `Shuffled(…, index={field!r})` adds it"
         )
     return batch[field]

@@ -213,9 +213,8 @@ class Run:
         if worse:
             warnings.warn(
                 f"the teacher's {self.plan.monitor} is {theirs:.4g}, the student's {score:.4g}: a "
-                f"teacher worse "
-                f"than its student teaches its errors; train it longer, or give the labels more "
-                f"weight",
+                "teacher worse than its student teaches its errors; train it longer, or give the "
+                "labels more weight",
                 stacklevel=6,
             )
         self._theirs = unbeaten if worse else theirs

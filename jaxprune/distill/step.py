@@ -100,8 +100,8 @@ def distiller(
       labels: α, the weight of the labels' cross-entropy: a number or an optax schedule.
       view: (params, step=…) -> dense params, as `jp.straight_through(compression)`, whose schedules
         follow the step; `jp.materialize` by default.
-      ema: m, the momentum of an average of the student in `state.aux["ema"]`; see `Averaged`,
-        `averaged`.
+      ema: m, the momentum of an average of the student in `state.aux["ema"]`; see `EMA`,
+        `ema_params`.
       dtype: what the student computes in, as bfloat16; params, their gradient and all losses stay
         as they are. Give the teacher's params in the dtype it shall run in.
       compare: whether metrics hold "kl", "agreement" and the accuracies. They cost about as much as

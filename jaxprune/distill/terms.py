@@ -201,9 +201,8 @@ def pairs(term: Term, student: Mapping[str, Any], teacher: Mapping[str, Any]) ->
         if len(ours) != len(theirs):
             raise ValueError(
                 f"{term.name}: {term.student!r} matches {len(ours)} layers of the student, "
-                f"{[p for p, _ in ours]}, "
-                f"and {term.teacher!r} {len(theirs)} of the teacher, {[p for p, _ in theirs]}: "
-                f"pair them by groups"
+                f"{[p for p, _ in ours]}, and {term.teacher!r} {len(theirs)} of the teacher, "
+                f"{[p for p, _ in theirs]}: pair them by groups"
             )
         return tuple(Pair(a, b) for (a, _), (b, _) in zip(ours, theirs))
     return _by_groups(term, ours, theirs)

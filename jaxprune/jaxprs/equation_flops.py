@@ -130,16 +130,14 @@ SAME = _names(
 """Primitives whose results are their operands, moved or rounded."""
 
 MOVES = _names(
-    "broadcast_in_dim bitcast_convert_type slice dynamic_slice dynamic_update_slice gather scatter "
-    "concatenate pad "
-    "split tile iota select_n sort top_k approx_top_k real imag complex empty random_seed "
-    "random_wrap random_unwrap "
-    "all_gather all_to_all ppermute axis_index name debug_callback debug_print create_token"
+    "broadcast_in_dim bitcast_convert_type slice dynamic_slice dynamic_update_slice gather "
+    "scatter concatenate pad split tile iota select_n sort top_k approx_top_k real imag complex "
+    "empty random_seed random_wrap random_unwrap all_gather all_to_all ppermute axis_index name "
+    "debug_callback debug_print create_token"
 )
 REDUCES = _names(
     "reduce reduce_sum reduce_prod reduce_max reduce_min reduce_and reduce_or reduce_xor argmax "
-    "argmin "
-    "cumsum cumprod cummax cummin cumlogsumexp"
+    "argmin cumsum cumprod cummax cummin cumlogsumexp"
 )
 POOLS = _names(
     "reduce_window reduce_window_sum reduce_window_max reduce_window_min select_and_scatter_add "
@@ -148,8 +146,7 @@ POOLS = _names(
 SCATTERS = _names("scatter_add scatter_sub scatter_mul scatter_min scatter_max")
 OPAQUE = _names(
     "pallas_call ffi_call pure_callback io_callback custom_call eig eigh svd schur hessenberg "
-    "tridiagonal qr geqrf "
-    "geqp3 householder_product"
+    "tridiagonal qr geqrf geqp3 householder_product"
 )
 COSTS: dict[str, Callable[[Any], int]] = {
     "dot_general": _dot,

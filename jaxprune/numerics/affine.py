@@ -101,9 +101,8 @@ def reduce_over(f: Callable[..., Array], w: Array, axis: Axes = (), group: Group
     ):
         raise ValueError(
             f"group={length}, axis={axis} for an array of shape {w.shape}: the group must divide "
-            f"the contraction axis "
-            f"({along}, or -1 of a vector), and that axis can't be a channel axis; choose a "
-            f"divisor, or group=None"
+            f"the contraction axis ({along}, or -1 of a vector), and that axis can't be a channel "
+            "axis; choose a divisor, or group=None"
         )
     runs = split_axes(w, {cut: length})
     kept = {cut, *(a + w.ndim + (a + w.ndim > cut) for a in channels)}

@@ -77,8 +77,7 @@ class Inspection:
         lines.append("─" * WIDTH)
         lines.append(
             f"{total:,} bytes dense, {self.bytes.file:,} in the file ({ratio}data "
-            f"{self.bytes.data:,}, "
-            f"manifest {self.bytes.manifest:,})"
+            f"{self.bytes.data:,}, manifest {self.bytes.manifest:,})"
         )
         lines.append(f"counts predicted {self.bytes.predicted:,} bytes of data")
         return "\n".join(lines)

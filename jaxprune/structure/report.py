@@ -109,17 +109,15 @@ class Report(NamedTuple):
         if not self.finite and not approximate:
             raise ValueError(
                 "with zeros in place of what was cut f is not finite (0 / 0, log 0), and the "
-                "smaller function is: give "
-                f"approximate=True to allow that. Groups cut: {names}"
+                f"smaller function is: give approximate=True to allow that. Groups cut: {names}"
             )
         if not self.approximate and not self.agrees:
             take = f"; tolerance={2 * self.error:.1e} would take it" if 2 * self.error < 1 else ""
             raise ValueError(
-                f"the smaller function differs from f with zeros in place of what was cut, by "
-                f"{self.error:.1e} of the "
-                f"largest output where {self.allowed:.0e} is rounding{self._in_float64()}. Either "
-                f"f is not pure, or "
-                f"this is a defect of jaxprune: please report it with f{take}. Groups cut: {names}"
+                "the smaller function differs from f with zeros in place of what was cut, by "
+                f"{self.error:.1e} of the largest output where {self.allowed:.0e} is "
+                f"rounding{self._in_float64()}. Either f is not pure, or this is a defect of "
+                f"jaxprune: please report it with f{take}. Groups cut: {names}"
             )
         if (
             self.folds is not None

@@ -1,7 +1,7 @@
 """Automatic structural pruning of any JAX function: units that matter least go, and the arrays
 shrink.
 
-    groups = axes(f, params, x)                 what must be cut together, read off the jaxpr
+    groups = coupled_axes(f, params, x)                 what must be cut together, read off the jaxpr
     values = importance(score, groups)          one number a unit
     plan   = the least important units until the budget is met
     g      = f on what is left                  g(cut(params), x) = f(params with zeros, x)
@@ -26,7 +26,7 @@ from jaxprune.structure.apply.narrow import Narrow
 from jaxprune.structure.apply.plan import Plan
 from jaxprune.structure.apply.rebuilt import agreement
 from jaxprune.structure.apply.small_function import bypassed, kept, narrowed
-from jaxprune.structure.axes.groups import Groups, axes, pairs, replaces
+from jaxprune.structure.axes.groups import Groups, coupled_axes, pairs, replaces
 from jaxprune.structure.axes.odd_calls import refuse_odd_call
 from jaxprune.structure.axes.traced import shapes_of
 from jaxprune.structure.choose import cut_cost as cost
@@ -124,7 +124,7 @@ def shrink(
     """f and its params, made smaller until a budget is met.
 
     Args:
-      f: a pure function f(params, *args), or several that share the params, as in `jp.axes`; the
+      f: a pure function f(params, *args), or several that share the params, as in `jp.coupled_axes`; the
         first is the one that is returned and costed, and all are checked.
       tree: its params, concrete arrays.
       args: examples of its further arguments; the result is checked on them.
@@ -158,8 +158,8 @@ def shrink(
       uneven: let units differ where a group always comes with another axis: each head keeps head
         dimensions of its own, each scanned layer or expert hidden units of its own, as many
         everywhere.
-      state: outputs that are new values of params, as in `jp.axes`.
-      depth: also leave out residual blocks and layers that a scan runs over (`jp.blocks` lists
+      state: outputs that are new values of params, as in `jp.coupled_axes`.
+      depth: also leave out residual blocks and layers that a scan runs over (`jp.residual_blocks` lists
         them): as many as change the outputs least on `args` at this budget after a refit, none if
           widths alone are best; a `jp.Depth` says
         otherwise. The result is then checked against f whose streams pass them by, and leaves of
@@ -224,7 +224,7 @@ def shrink(
     first = calls[0][0]
     if kw:
         calls = [(functools.partial(g, **kw), given) for g, given in calls]
-    found = axes(calls, tree, state=state, depth=bool(depth) or plan is not None)
+    found = coupled_axes(calls, tree, state=state, depth=bool(depth) or plan is not None)
     states = [
         state if any(replaces(path, state) for path in t.paths) else None for t in found.traced
     ]

@@ -43,7 +43,7 @@ def group_penalty(
     """An optax transform, first in its chain: adds the penalty's gradient.
 
     Args:
-      groups: of `jp.axes(f, params, x).groups`; those that shall not shrink are left out.
+      groups: of `jp.coupled_axes(f, params, x).groups`; those that shall not shrink are left out.
       strength: λ, or an optax schedule.
       kind: "lasso" or "sparse", as above.
       where: the weights that count and are penalised; `jp.where.weights` by default.
@@ -57,7 +57,7 @@ def group_penalty(
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
       >>> params = {"v": jnp.array([[4.0], [0.0]]), "w": jnp.array([[3.0, 1.0]])}
-      >>> groups = jp.axes(lambda p, x: x @ p["w"] @ p["v"], params, jnp.ones((1, 1))).groups
+      >>> groups = jp.coupled_axes(lambda p, x: x @ p["w"] @ p["v"], params, jnp.ones((1, 1))).groups
       >>> tx = jp.group_penalty(groups, 1.0, kind="lasso", where=jp.where.every_leaf)
       >>> updates, _ = tx.update({"v": jnp.zeros((2, 1)), "w": jnp.zeros((1, 2))}, tx.init(params), params)
       >>> print(updates["v"].T, updates["w"])                           # units (3, 4) and (1, 0): over 5, over 1
@@ -67,14 +67,18 @@ def group_penalty(
 
     groups = tuple(groups)
     if not groups:
-        raise ValueError("group_penalty(groups): there are none; give jp.axes(f, params, x).groups")
+        raise ValueError(
+            "group_penalty(groups): there are none; give jp.coupled_axes(f, params, x).groups"
+        )
     choice("group_penalty(kind={})", kind, ("lasso", "sparse"))
     at_least_zero("group_penalty(strength={})", strength)
 
     def init(params: Any) -> GroupPenaltyState:
         return GroupPenaltyState(jnp.zeros((), jnp.int32))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, GroupPenaltyState]:
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, GroupPenaltyState]:
         if params is None:
             raise ValueError("group_penalty needs the params: tx.update(grads, state, params)")
         test = selector(where, params)
@@ -99,8 +103,14 @@ def _gradient(groups: Sequence[Group], weights: dict[str, Array], kind: str) -> 
     total = {path: jnp.zeros_like(w) for path, w in weights.items()}
     for group in groups:
         members = [m for m in group.members if m.path in weights]
-        norms = jnp.sqrt(sum((_squares(m, group.size, weights[m.path]) for m in members), jnp.zeros(group.size)))
-        factor = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0) if kind == "lasso" else _steepness(norms)
+        norms = jnp.sqrt(
+            sum((_squares(m, group.size, weights[m.path]) for m in members), jnp.zeros(group.size))
+        )
+        factor = (
+            jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+            if kind == "lasso"
+            else _steepness(norms)
+        )
         for m in members:
             total[m.path] += weights[m.path] * _spread(m, factor, weights[m.path].ndim)
     return total
@@ -115,10 +125,16 @@ def _steepness(norms: Array) -> Array:
 def _squares(m: Member, size: int, w: Array) -> Array:
     """Of all weights of a member, by unit."""
     each = jnp.square(w).sum(tuple(k for k in range(w.ndim) if k != m.axis))
-    return sum((jnp.zeros(size).at[at[at >= 0]].add(each[np.nonzero(at >= 0)[0]]) for at in m.maps), jnp.zeros(size))
+    return sum(
+        (jnp.zeros(size).at[at[at >= 0]].add(each[np.nonzero(at >= 0)[0]]) for at in m.maps),
+        jnp.zeros(size),
+    )
 
 
 def _spread(m: Member, factor: Array, ndim: int) -> Array:
     """A number a unit as one a position of the member's axis."""
-    along = sum((jnp.where(at >= 0, factor[np.maximum(at, 0)], 0) for at in m.maps), jnp.zeros(len(m.maps[0])))
+    along = sum(
+        (jnp.where(at >= 0, factor[np.maximum(at, 0)], 0) for at in m.maps),
+        jnp.zeros(len(m.maps[0])),
+    )
     return along.reshape([-1 if k == m.axis else 1 for k in range(ndim)])

@@ -244,7 +244,7 @@ def test_a_step_with_rows_of_the_cache_is_that_of_the_teacher(form, rtol, tmp_pa
     at = np.array([20, 3, 3, 11])
     keep = np.array([True, True, False, True])
     batch = {"x": X[at], "mask": keep}
-    new, metrics = stepped(term, {**batch, "teacher": cache.read(at)}, jp.distill.Given())
+    new, metrics = stepped(term, {**batch, "teacher": cache.read(at)}, jp.distill.Precomputed())
     want, said = stepped(online, batch, ONLINE)
     assert_allclose(metrics["loss"], said["loss"], rtol=rtol)
     assert_allclose(new.params["a"], want.params["a"], rtol=rtol, atol=1e-2 * rtol)
@@ -261,11 +261,13 @@ def test_agreement_is_with_the_best_class_of_those_kept():
         "teacher": best,
         "mask": np.array([1, 1, 1, 0], bool),
     }
-    state = d.init(jnp.zeros(3), batch, jp.distill.Given(), key=jax.random.key(0))
-    assert_allclose(d.step(state, batch, jp.distill.Given())[1]["agreement"], 0)
+    state = d.init(jnp.zeros(3), batch, jp.distill.Precomputed(), key=jax.random.key(0))
+    assert_allclose(d.step(state, batch, jp.distill.Precomputed())[1]["agreement"], 0)
     batch["teacher"] = best._replace(indices=np.uint8([[0], [2], [2], [0]]))
-    assert_allclose(d.step(state, batch, jp.distill.Given())[1]["agreement"], 2 / 3, rtol=1e-6)
+    assert_allclose(
+        d.step(state, batch, jp.distill.Precomputed())[1]["agreement"], 2 / 3, rtol=1e-6
+    )
     batch["teacher"] = jax.tree.map(
         lambda x: x[:, None], best
     )  # of one position: of another shape than the outputs
-    assert "agreement" not in d.step(state, batch, jp.distill.Given())[1]
+    assert "agreement" not in d.step(state, batch, jp.distill.Precomputed())[1]

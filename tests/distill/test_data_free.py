@@ -407,7 +407,7 @@ WRONG = {
         lambda: start(make(student=OTHER)),
         r"student \(32, 4\) and teacher \(32, 3\): classes differ",
     ),
-    "given": (lambda: start(make(), jp.distill.Given()), r"does not take .*no 'teacher'"),
+    "given": (lambda: start(make(), jp.distill.Precomputed()), r"does not take .*no 'teacher'"),
 }
 OTHER = jp.distill.plain(lambda params, x: x @ params["a"])
 BARE = jp.distill.Online(jp.distill.plain(lambda w, x: x @ w), matrix(9, 6, CLASSES))

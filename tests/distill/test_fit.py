@@ -194,7 +194,7 @@ def test_a_good_teacher_is_not():
     fit(d, start(d), Shuffled(DATA, 16), TEACHER, steps=20, evaluate=evaluate, **QUIET)
     cached = jp.distill.Evaluator(NET, DATA)
     data = DATA | {"teacher": np.asarray(mlp(TEACHER.params, X))}
-    given = jp.distill.Given()
+    given = jp.distill.Precomputed()
     fit(d, start(d, given, data), Shuffled(data, 16), given, steps=20, evaluate=cached, **QUIET)
     silent = jax.tree_util.Partial(lambda batch, key: {})
     d = distiller(terms=[])
@@ -203,7 +203,7 @@ def test_a_good_teacher_is_not():
 
 def test_a_bad_cached_teacher_is_warned_about_where_the_split_has_its_logits():
     data = DATA | {"teacher": np.asarray(mlp(params(8, 9), X))}
-    given = jp.distill.Given()
+    given = jp.distill.Precomputed()
     d = distiller(labels=20.0)
     with pytest.warns(UserWarning, match=r"teacher's accuracy is"):
         fit(

@@ -31,7 +31,7 @@ BATCH = {name: x[:16] for name, x in DATA.items()}
 def fit(batches=None, d=None, teacher=TEACHER, **kw):
     d = distiller() if d is None else d
     batches = Shuffled(DATA, 16) if batches is None else batches
-    given = isinstance(teacher, jp.distill.Given)
+    given = isinstance(teacher, jp.distill.Precomputed)
     state = start(d, teacher, CACHED) if given else start(d)
     return jp.distill.fit(
         d, state, batches, teacher, **{"steps": 6, "progress": False, "inner_steps": 2, **kw}
@@ -98,7 +98,7 @@ def poisoned(at, field, value):
 
 @pytest.mark.parametrize("inner", ["python", "scan"])
 def test_a_loss_that_is_not_finite_stops_and_names_its_term(tmp_path, inner):
-    said = {"checkpoint_every": 2, "inner": inner, "teacher": jp.distill.Given()}
+    said = {"checkpoint_every": 2, "inner": inner, "teacher": jp.distill.Precomputed()}
     with pytest.raises(
         jp.distill.Diverged, match=r"step 4: 'soft_targets' is nan.*checkpoint.*before"
     ) as e:

@@ -209,7 +209,7 @@ def test_cached_outputs_teach_the_same():
     start = params(5, 3)
     online = d.step(d.init(start, BATCH, TEACHER, key=KEY), BATCH, TEACHER)
     cached = {"x": X, "teacher": mlp(TEACHER.params, X)}
-    given = jp.distill.Given()
+    given = jp.distill.Precomputed()
     found = d.step(d.init(start, cached, given, key=KEY), cached, given)
     assert_allclose(found[1]["loss"], online[1]["loss"], rtol=1e-6)
     assert_allclose(found[0].params["a"], online[0].params["a"], rtol=1e-6)
@@ -311,7 +311,7 @@ WRONG = {
     ),
     "no labels": (lambda: go({"x": X}), "no 'y'"),
     "labels of another shape": (lambda: go({"x": X, "y": Y[:, None]}), r"\(16, 1\).*\(16, 3\)"),
-    "no cache": (lambda: start([SAME], jp.distill.Given()), "no 'teacher'"),
+    "no cache": (lambda: start([SAME], jp.distill.Precomputed()), "no 'teacher'"),
     "a pair as a batch": (lambda: go((X, Y)), r"give \{'x': inputs, 'y': labels\}"),
     "an array as a batch": (lambda: go(X), r"the batch is a ndarray: give a dict"),
     "a batch of other names": (

@@ -159,7 +159,7 @@ def test_the_average_of_the_student_teaches():
     d = jp.distill.distiller(
         NET, [jp.distill.match(losses.logit_mse)], optax.sgd(0.5), labels=1.0, ema=0.9
     )
-    teacher = jp.distill.Averaged(NET)
+    teacher = jp.distill.EMA(NET)
     state = d.init(jax.tree.map(jnp.asarray, params(5, 3)), BATCH, teacher, key=KEY)
     mean = params(5, 3)
     step = compiled_once(jax.jit(d.step))
@@ -168,7 +168,7 @@ def test_the_average_of_the_student_teaches():
         state, metrics = step(state, BATCH, teacher)
         assert_allclose(metrics["logit_mse"], expected, rtol=1e-4, atol=1e-7)
         mean = jax.tree.map(lambda m, w: 0.9 * m + 0.1 * np.asarray(w), mean, state.params)
-    for a, b in zip(jax.tree.leaves(jp.distill.averaged(state)), jax.tree.leaves(mean)):
+    for a, b in zip(jax.tree.leaves(jp.distill.ema_params(state)), jax.tree.leaves(mean)):
         assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -176,7 +176,7 @@ def test_the_average_of_a_compressed_student_is_compressed():
     codes = jp.prune(0.5).init(jax.tree.map(jnp.asarray, params(8, 3)))
     d = jp.distill.distiller(NET, [], optax.sgd(0.1), labels=1.0, ema=0.5)
     state, _ = d.step(d.init(codes, BATCH, ONE, key=KEY), BATCH, ONE)
-    mean = jp.distill.averaged(state)
+    mean = jp.distill.ema_params(state)
     assert_array_equal(mean["a"].mask, codes["a"].mask)
     assert_allclose(
         mean["a"].values, 0.5 * (codes["a"].values + state.params["a"].values), rtol=1e-6
@@ -186,7 +186,7 @@ def test_the_average_of_a_compressed_student_is_compressed():
 def test_without_an_average_there_is_none():
     d = jp.distill.distiller(NET, [jp.distill.match(losses.logit_mse)], optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"no moving average.*ema=0\.999"):
-        d.init(params(5, 3), BATCH, jp.distill.Averaged(NET), key=KEY)
+        d.init(params(5, 3), BATCH, jp.distill.EMA(NET), key=KEY)
     with pytest.raises(ValueError, match=r"ema=1\.0"):
         jp.distill.distiller(NET, [], optax.sgd(0.1), labels=1.0, ema=1.0)
 
@@ -245,7 +245,7 @@ def test_the_centre_of_dino_moves():
     d = jp.distill.distiller(
         NET, [jp.distill.match(jp.distill.dino_loss(momentum=0.75))], optax.sgd(0.1), ema=0.9
     )
-    teacher = jp.distill.Averaged(NET)
+    teacher = jp.distill.EMA(NET)
     state = d.init(jax.tree.map(jnp.asarray, params(5, 3)), views, teacher, key=KEY)
     new, metrics = d.step(state, views, teacher)
     z = np.asarray(mlp(params(5, 3), views["x"]))

@@ -68,8 +68,8 @@ WRONG = {
         r"the function comes first, jp.shrink\(f, params, x\)",
     ),
     "swapped axes": (
-        lambda: jp.axes(PARAMS, line, X),
-        r"the function comes first, jp.axes\(f, params, x\)",
+        lambda: jp.coupled_axes(PARAMS, line, X),
+        r"the function comes first, jp.coupled_axes\(f, params, x\)",
     ),
     "a linen module": (
         lambda: jp.shrink(LINEN, VARIABLES, X, ratio=0.5),

@@ -110,7 +110,7 @@ def test_activations_of_a_matrix_product():
     assert_allclose(rms["a"], np.broadcast_to(np.sqrt((X**2).mean(0))[:, None], (6, 8)), rtol=1e-5)
     active = np.sqrt((hidden**2).mean(0))
     assert_allclose(rms["c"], np.broadcast_to(active[:, None], (8, 3)), rtol=1e-5)
-    [group] = jp.axes(line, TWO, X).groups
+    [group] = jp.coupled_axes(line, TWO, X).groups
     assert_allclose(importance(group, {"c": rms["c"]}, "mean"), active, rtol=1e-5)
     wanda = jp.scores.wanda(rms)(TWO)
     assert wanda["b"] is None
@@ -196,7 +196,7 @@ def test_activations_in_loops_and_branches():
 def test_values_of_groups_are_brought_to_one_scale():
     _, b = values = [np.array([1.0, 3.0, 2.0]), np.array([10.0, 20.0])]
     params = {"u": draw(2, 3), "v": draw(3, 2), "w": draw(2, 4)}
-    groups = jp.axes(lambda p, x: x @ p["u"] @ p["v"] @ p["w"], params, X[:, :2])
+    groups = jp.coupled_axes(lambda p, x: x @ p["u"] @ p["v"] @ p["w"], params, X[:, :2])
 
     def of(how, scope="global"):
         return comparable(list(groups.groups), values, scope, how)

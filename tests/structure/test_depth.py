@@ -125,19 +125,21 @@ def paths(tree):
 )
 def test_what_can_be_left_out(name, count):
     f, params, args = MODELS[name]()
-    found = jp.blocks(f, params, *args)
+    found = jp.residual_blocks(f, params, *args)
     assert [u.block for u in found.units] == [True] * count
     assert all("models.py" in u.group.layers and 0.1 < u.share < 0.95 for u in found.units)
 
 
 def test_blocks_of_a_transformer_by_their_params():
-    found = jp.axes(transformer, PARAMS, TOKENS, depth=True).blocks
+    found = jp.coupled_axes(transformer, PARAMS, TOKENS, depth=True).blocks
     assert [set(b.leaves) for b in found] == [
         BLOCKS[f"{kind}{i}"] for i in range(2) for kind in ("attention", "mlp")
     ]
     assert "test_depth.py" in found[0].place
-    assert jp.axes(transformer, PARAMS, TOKENS).blocks == ()
-    found = jp.axes(functools.partial(resnet, option="B"), kernels("B"), IMAGES, depth=True).blocks
+    assert jp.coupled_axes(transformer, PARAMS, TOKENS).blocks == ()
+    found = jp.coupled_axes(
+        functools.partial(resnet, option="B"), kernels("B"), IMAGES, depth=True
+    ).blocks
     assert [b.leaves for b in found] == [
         ("a0", "b0"),
         ("a2", "b2"),
@@ -255,7 +257,7 @@ def test_the_block_that_changes_the_stream_least_goes_first():
 def test_influence_is_that_of_the_paper():
     from jaxprune.structure.choose.depth import chosen, scored
 
-    found = jp.axes(transformer, PARAMS, TOKENS, depth=True)
+    found = jp.coupled_axes(transformer, PARAMS, TOKENS, depth=True)
     made = scored(found, chosen(found, jp.Depth()), jp.Depth(), PARAMS, [(transformer, (TOKENS,))])
     x = PARAMS["embedding"][TOKENS] + PARAMS["positions"]
     q, k, v = jnp.split(norm(PARAMS["layer0"]["norm1"], x) @ PARAMS["layer0"]["qkv"], 3, -1)
@@ -285,7 +287,7 @@ def scan_truth(variables, x, kept):
 @pytest.mark.parametrize("kept", [(0, 2), pytest.param((1,), marks=pytest.mark.slow)])
 def test_layers_that_a_scan_runs_over(kept):
     f, params, (x,) = linen(Scanned(), jax.random.normal(jax.random.key(2), (4, 6)))
-    [unit] = jp.blocks(f, params, x).units
+    [unit] = jp.residual_blocks(f, params, x).units
     assert unit.group.size == 3 and not unit.block and "scan at models.py" in unit.group.layers
     score = {".*Scan.*": [float(i in kept) for i in range(3)]}
     thin = jp.shrink(f, params, x, ratio=len(kept) / 3, depth=only(score))
@@ -372,7 +374,7 @@ def test_a_cache_of_each_layer_is_state_or_keeps_the_layers():
         ValueError, match=r"no block and no layer.*scan at .*: an output of the function"
     ):
         jp.shrink(decode, p, token, ratio=0.75, depth=only())
-    found = jp.axes(functools.partial(decode, out="sum"), p, token, depth=True)
+    found = jp.coupled_axes(functools.partial(decode, out="sum"), p, token, depth=True)
     assert all(g.approximate for g in found.groups if g.layers)  # a sum over the layers' caches
 
 
@@ -393,7 +395,7 @@ def stacked(body):
 )
 def test_scans_that_are_more_than_layers_stay(body):
     p = {"w": draw(3, 5, 5), "head": draw(5, 2)}
-    found = jp.axes(stacked(body), p, draw(5), depth=True)
+    found = jp.coupled_axes(stacked(body), p, draw(5), depth=True)
     assert "more than additions to what it carries: scan at test_depth.py" in found.frozen["w[0]"]
     with pytest.raises(
         ValueError,
@@ -416,8 +418,11 @@ def test_a_scan_over_data_or_in_a_loop_stays():
         )
 
     p = {"w": draw(5, 5), "ws": draw(3, 5, 5), "head": draw(5, 2)}
-    assert not any(g.layers for g in jp.axes(over, p, draw(4, 5), depth=True).groups)
-    assert "a scan runs along it: scan" in jp.axes(twice, p, draw(5), depth=True).frozen["ws[0]"]
+    assert not any(g.layers for g in jp.coupled_axes(over, p, draw(4, 5), depth=True).groups)
+    assert (
+        "a scan runs along it: scan"
+        in jp.coupled_axes(twice, p, draw(5), depth=True).frozen["ws[0]"]
+    )
 
     def once(p, x):
         return (
@@ -457,7 +462,7 @@ def test_branches_side_by_side_and_inside_of_calls(skip):
         n: draw(6, 6) for n in "abcd"
     }
     x = draw(2, 6)
-    assert [b.leaves for b in jp.axes(side_by_side, p, x, depth=True).blocks] == [
+    assert [b.leaves for b in jp.coupled_axes(side_by_side, p, x, depth=True).blocks] == [
         ("a",),
         ("b",),
         ("c",),
@@ -481,7 +486,10 @@ def test_params_of_two_blocks_stay():
         return x @ p["head"]
 
     p = {"a": draw(6, 6), "b": draw(6, 6), "tied": draw(6, 6), "head": draw(6, 2)}
-    assert [b.leaves for b in jp.axes(f, p, draw(2, 6), depth=True).blocks] == [("a",), ("b",)]
+    assert [b.leaves for b in jp.coupled_axes(f, p, draw(2, 6), depth=True).blocks] == [
+        ("a",),
+        ("b",),
+    ]
     assert jp.shrink(f, p, draw(2, 6), ratio=0.5, depth=only()).params["tied"] is not None
 
     def same(p, x):
@@ -502,7 +510,7 @@ def test_what_looks_like_a_block_and_is_none():
         lambda p, x: (x + (h := x @ p["a"]), h),  # the branch is an output
         lambda p, x: 2 * x + jnp.tanh(x @ p["a"]),
     ):
-        assert jp.axes(f, p, x, depth=True).blocks == ()
+        assert jp.coupled_axes(f, p, x, depth=True).blocks == ()
 
 
 def test_a_plan_is_saved_and_serves_other_trees(tmp_path):
@@ -572,9 +580,11 @@ def test_training_and_evaluation_lose_the_same_blocks_and_their_statistics():
         )
 
     state = "1/batch_stats/.*"
-    found = jp.axes([train, evaluate], variables, x, state=state, depth=True)
+    found = jp.coupled_axes([train, evaluate], variables, x, state=state, depth=True)
     assert [len(b.leaves) for b in found.blocks] == [8, 8, 8]
-    assert jp.axes(train, variables, x, depth=True).blocks[0].leaves != found.blocks[0].leaves
+    assert (
+        jp.coupled_axes(train, variables, x, depth=True).blocks[0].leaves != found.blocks[0].leaves
+    )
     thin = jp.shrink(
         [train, evaluate],
         variables,
@@ -650,7 +660,8 @@ def test_limits_protect_blocks_and_shares_choose_them():
         frozenset(BLOCKS[f"mlp{i}"]) for i in range(2)
     }
     shares = {
-        u.group.members[0].path: u.share for u in jp.blocks(transformer, PARAMS, TOKENS).units
+        u.group.members[0].path: u.share
+        for u in jp.residual_blocks(transformer, PARAMS, TOKENS).units
     }
     between = (min(shares.values()) + max(shares.values())) / 2
     for bound, fits in (("most", lambda s: s < between), ("least", lambda s: s > between)):

@@ -119,7 +119,7 @@ def test_statistics_are_those_of_the_images_that_are_given():
     settled = resnet.joined(params, seen)
     assert set(seen) == {name for name in params if ".bn" in name or name == "bn1"}
     np.testing.assert_allclose(resnet.apply(settled, x), logits, rtol=1e-4, atol=1e-4)
-    assert jp.axes(resnet56.with_statistics, params, x, state=".*/(mean|var)").groups
+    assert jp.coupled_axes(resnet56.with_statistics, params, x, state=".*/(mean|var)").groups
 
 
 @pytest.mark.slow

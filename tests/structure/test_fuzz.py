@@ -257,7 +257,7 @@ def cut_at_random(lines, widths, seed, uneven=False):
     f = function_of(lines)
     params = params_of(lines, widths, seed)
     x = jax.random.normal(jax.random.key(seed), (B, 6))
-    found = jp.axes(f, params, x)
+    found = jp.coupled_axes(f, params, x)
     rng = np.random.default_rng(seed)
     over = carried(Carriers(found.leaf_axes, found.programs), found.variables) if uneven else {}
     keep = {}
@@ -321,7 +321,7 @@ def test_the_programs_are_worth_the_name():
                 widths.append(n)
         f = function_of(lines)
         params = params_of(lines, widths, seed)
-        found = jp.axes(f, params, jnp.ones((B, 6)))
+        found = jp.coupled_axes(f, params, jnp.ones((B, 6)))
         cut += bool(found.groups)
         inexact += any(g.approximate for g in found.groups)
         differ += bool(carried(Carriers(found.leaf_axes, found.programs), found.variables))

@@ -274,7 +274,7 @@ def test_what_is_no_product_takes_the_rest_by_its_bytes():
             seconds = super().one(f, args)
             return seconds + 10 if len(self.asked[-1]) > 1 else seconds
 
-    found = jp.axes(mlp, PARAMS, X)
+    found = jp.coupled_axes(mlp, PARAMS, X)
     ranks = [np.arange(float(g.size)) for g in found.groups]
     table = Slow(flat).table
     model = Model(

@@ -137,7 +137,7 @@ def test_a_block_takes_its_additions_along():
     is left.
     """
     p = {"a": pair(wide=8), "end": draw(6, 3)}
-    found = jp.axes(lambda p, x: block(x, p["a"]) @ p["end"], p, X, depth=True)
+    found = jp.coupled_axes(lambda p, x: block(x, p["a"]) @ p["end"], p, X, depth=True)
     [switch] = [settled(b.switch) for b in found.blocks]
     model = Model(
         found.programs[0],

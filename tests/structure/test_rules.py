@@ -68,7 +68,9 @@ FREEZES = {
 @pytest.mark.parametrize("name", FREEZES)
 def test_what_looks_at_positions_freezes_them(name):
     f, why = FREEZES[name]
-    found = jp.axes(lambda p, x: f(x @ p["w"])[:, : p["v"].shape[0]] @ p["v"], {"w": W, "v": V}, X)
+    found = jp.coupled_axes(
+        lambda p, x: f(x @ p["w"])[:, : p["v"].shape[0]] @ p["v"], {"w": W, "v": V}, X
+    )
     reasons = " ".join(found.frozen.get(name, "") for name in ("w[1]", "v[0]"))
     assert why in reasons and not any(
         m.path == "w" and g.size == 12 for g in found.groups for m in g.members
@@ -114,7 +116,7 @@ def test_what_moves_positions_keeps_them_apart(name):
     def g(p, x):
         return f(x @ p["w"]) @ p["v"]
 
-    found = jp.axes(g, params, X)
+    found = jp.coupled_axes(g, params, X)
     assert sorted(group.size for group in found.groups) == sorted(sizes), found.frozen
     score = jax.tree.map(lambda w: rng.random(w.shape), params)
     thin = jp.shrink(g, params, draw(rng, 4, 6), ratio=0.6, score=score)
@@ -191,7 +193,7 @@ def test_zeros_are_followed(name):
     def g(p, x):
         return (lambda y: f(y) @ p["v"] + f(y).sum(1, keepdims=True))(x @ p["w"])
 
-    [group] = jp.axes(g, params, X).groups
+    [group] = jp.coupled_axes(g, params, X).groups
     assert bool(group.approximate) != exact
     thin = jp.shrink(g, params, X, ratio=0.5, approximate=True)
     assert (thin.report.error < 1e-5) == exact
@@ -208,7 +210,7 @@ def test_what_is_not_finite_with_zeros_is_said_and_may_be_allowed():
         jp.shrink(f, params, X, ratio=0.5)
     thin = jp.shrink(f, params, X, ratio=0.5, approximate=True)
     assert np.isfinite(np.asarray(thin.apply(thin.params, X))).all() and not thin.report.finite
-    [group] = jp.axes(
+    [group] = jp.coupled_axes(
         lambda p, x: (lambda y: y / jnp.linalg.norm(y, axis=0))(x @ p["w"]).sum(1), params, X
     ).groups
     assert group.approximate  # the sum leaves out 0 / 0
@@ -319,7 +321,7 @@ def test_numbers_as_params_and_complex_weights():
 
 
 def test_a_param_that_meets_itself_and_kernels_that_are_vmapped():
-    [group] = jp.axes(lambda p, x: x @ p @ p.T, W, X).groups
+    [group] = jp.coupled_axes(lambda p, x: x @ p @ p.T, W, X).groups
     assert group.size == 12
 
     def mapped(p, x):
@@ -338,7 +340,7 @@ def test_importance_on_a_product():
 
     w = jnp.arange(12.0).reshape(1, 12)
     params = {"w": w, "r": jnp.ones(3), "c": jnp.ones(4)}
-    groups = {g.size: g for g in jp.axes(f, params, jnp.ones((4, 1))).groups}
+    groups = {g.size: g for g in jp.coupled_axes(f, params, jnp.ones((4, 1))).groups}
     assert_array_equal(importance(groups[3], {"w": w}, "l1"), [6, 22, 38])
     assert_array_equal(importance(groups[4], {"w": w}, "l1"), [12, 15, 18, 21])
     assert_array_equal(importance(groups[4], {"w": w}, "max"), [8, 9, 10, 11])
@@ -354,7 +356,7 @@ def test_grouped_convolutions():
         "b": jnp.ones((1, 1, 4, 6)),
         "c": jnp.ones((1, 1, 6, 2)),
     }
-    found = jp.axes(
+    found = jp.coupled_axes(
         lambda p, x: conv(conv(conv(x, p["a"], 1), p["b"], 3), p["c"], 1),
         params,
         jnp.ones((1, 2, 2, 3)),

@@ -106,7 +106,7 @@ def test_the_nearest_budget_is_named_and_can_be_met():
 
 def test_approximate_groups_are_refused_allowed_and_named():
     params = {"a": PARAMS["a"], "b": {"kernel": PARAMS["b"]["kernel"]}}
-    [group] = jp.axes(centred, params, X).groups
+    [group] = jp.coupled_axes(centred, params, X).groups
     assert len(group.approximate) == 1 and "reduce_sum at test_shrink.py" in group.approximate[0]
     with pytest.raises(
         ValueError, match=r"would not be exact \(reduce_sum at test_shrink.py.*approximate=True"
@@ -120,7 +120,7 @@ def test_an_unknown_primitive_freezes_what_it_touches_and_is_named():
     def f(p, x):
         return jnp.fft.fft(x @ p["a"]["kernel"]).real @ p["b"]["kernel"] @ p["out"]["kernel"]
 
-    groups = jp.axes(f, PARAMS, X)
+    groups = jp.coupled_axes(f, PARAMS, X)
     assert [g.name for g in groups.groups] == ["b/kernel[1]"]
     assert "there is no rule for fft at test_shrink.py" in groups.frozen["a/kernel[1]"]
     thin = jp.shrink(f, PARAMS, X, ratio=0.5)
@@ -231,7 +231,7 @@ def test_training_and_decoding_share_a_plan():
     params = {"w": draw(6, 16), "mean": draw(16), "v": draw(16, 3), "cache": jnp.zeros((4, 16))}
     token = draw(6)
     calls = [(train, (X,)), (decode, (token,))]
-    groups = jp.axes(calls, params, state="1/(mean|cache)")
+    groups = jp.coupled_axes(calls, params, state="1/(mean|cache)")
     assert [sorted(m.path for m in g.members) for g in groups.groups] == [
         ["cache", "mean", "v", "w"]
     ]
@@ -247,7 +247,7 @@ def test_training_and_decoding_share_a_plan():
         ValueError, match=r"does not fit this function: cache\[1\].*cannot be cut: an output"
     ):
         thin.of(decode)(thin.params, token)
-    assert jp.axes(calls[0][0], {k: params[k] for k in ("w", "mean", "v")}, X).groups == ()
+    assert jp.coupled_axes(calls[0][0], {k: params[k] for k in ("w", "mean", "v")}, X).groups == ()
 
 
 def test_half_precision_and_sharded_params():
@@ -331,10 +331,16 @@ WRONG = {
         lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, keep={"(": 2}),
         "no regular expression",
     ),
-    "state is no pattern": (lambda: jp.axes(LINE, SMALL, X, state="("), "no regular expression"),
+    "state is no pattern": (
+        lambda: jp.coupled_axes(LINE, SMALL, X, state="("),
+        "no regular expression",
+    ),
     "half a unit": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, round_to=2.5), "round_to=2.5"),
-    "a string as a param": (lambda: jp.axes(LINE, SMALL | {"name": "net"}, X), "name is no array"),
-    "symbols": (lambda: jp.axes(LINE, SMALL, SYMBOLS), "symbolic"),
+    "a string as a param": (
+        lambda: jp.coupled_axes(LINE, SMALL | {"name": "net"}, X),
+        "name is no array",
+    ),
+    "symbols": (lambda: jp.coupled_axes(LINE, SMALL, SYMBOLS), "symbolic"),
     "round": (lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, round_to=0), "round_to=0"),
     "reduce": (
         lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, reduce="sum"),
@@ -353,21 +359,21 @@ WRONG = {
         lambda: jp.shrink(LINE, SMALL, X, ratio=0.5, score={"w": SMALL["w"] * np.nan, "v": None}),
         "NaN",
     ),
-    "side effects": (lambda: jp.axes(printing, PARAMS, X), "printing has side effects"),
-    "a string": (lambda: jp.axes(lambda p, x: "y", SMALL, X), "not an array"),
+    "side effects": (lambda: jp.coupled_axes(printing, PARAMS, X), "printing has side effects"),
+    "a string": (lambda: jp.coupled_axes(lambda p, x: "y", SMALL, X), "not an array"),
     "branches": (
-        lambda: jp.axes(lambda p, x: x if x.sum() > 0 else -x, SMALL, X),
+        lambda: jp.coupled_axes(lambda p, x: x if x.sum() > 0 else -x, SMALL, X),
         "cannot be traced",
     ),
     "shapes of values": (
-        lambda: jp.axes(lambda p, x: x[x > 0] @ p["w"], SMALL, X),
+        lambda: jp.coupled_axes(lambda p, x: x[x > 0] @ p["w"], SMALL, X),
         "cannot be traced",
     ),
-    "compressed": (lambda: jp.axes(LINE, jp.prune(0.5).init(SMALL), X), "v is compressed"),
-    "no params": (lambda: jp.axes(LINE, {}, X), "0 leaves"),
-    "state": (lambda: jp.axes(LINE, SMALL, X, state="new"), "matches no output"),
+    "compressed": (lambda: jp.coupled_axes(LINE, jp.prune(0.5).init(SMALL), X), "v is compressed"),
+    "no params": (lambda: jp.coupled_axes(LINE, {}, X), "0 leaves"),
+    "state": (lambda: jp.coupled_axes(LINE, SMALL, X, state="new"), "matches no output"),
     "state of no param": (
-        lambda: jp.axes(lambda p, x: {"u": LINE(p, x)}, SMALL, X, state="u"),
+        lambda: jp.coupled_axes(lambda p, x: {"u": LINE(p, x)}, SMALL, X, state="u"),
         "'u'.* is no param",
     ),
     "all frozen": (

@@ -168,7 +168,7 @@ def test_what_differs_is_lossless_where_each_has_dead_units_of_its_own(name):
         # a model that has these dead units is not changed by cutting as many, but if all must cut
         # the same
         how = Choice(None, "l2", "group", "mean", None, 1, {".*": 2}, False)
-        found = jp.axes(f, params, x)
+        found = jp.coupled_axes(f, params, x)
         again, even = (
             planned(found, dead, {"ratio": ratio}, how._replace(uneven=uneven), None)[0]
             for uneven in (True, False)
@@ -217,7 +217,7 @@ HEADS = {"w": draw(8, 12), "o": draw(12, 5), "d": draw(4)}
 def test_where_heads_meet_all_keep_the_same(name):
     change, culprit = SAME[name]
     f = by_head(change)
-    found = jp.axes(f, HEADS, ROWS)
+    found = jp.coupled_axes(f, HEADS, ROWS)
     carriers = Carriers(found.leaf_axes, found.programs)
     [v] = [v for g, v in zip(found.groups, found.variables) if g.size == 4]
     assert carriers(v) == [] and culprit in carriers.lost[v], carriers.lost[v]

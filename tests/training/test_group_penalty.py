@@ -23,7 +23,7 @@ def f(p, x):
     return jnp.concatenate([y, y**2], 1) @ p["b"]["kernel"]
 
 
-GROUPS = jp.axes(f, PARAMS, X).groups
+GROUPS = jp.coupled_axes(f, PARAMS, X).groups
 
 
 def norms(p):
@@ -67,8 +67,10 @@ def test_a_network_trained_with_it_loses_less_when_it_is_cut(kind, strength):
     target = f(PARAMS, X)
     loss = lambda f: lambda p: jnp.square(f(p, X) - target).mean()
     wide = {"a": {"kernel": jnp.tile(PARAMS["a"]["kernel"], (1, 2)), "bias": jnp.ones(12)}}
-    wide["b"] = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(24, 3)), jnp.float32) / 3}
-    groups = jp.axes(f, wide, X).groups
+    wide["b"] = {
+        "kernel": jnp.asarray(np.random.default_rng(1).normal(size=(24, 3)), jnp.float32) / 3
+    }
+    groups = jp.coupled_axes(f, wide, X).groups
 
     def lost(penalty):
         p, tx = wide, optax.chain(penalty, optax.sgd(0.05))
@@ -98,4 +100,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="needs the params"):
         tx.update(PARAMS, tx.init(PARAMS))
     with pytest.raises(ValueError, match="matches nothing"):
-        jp.group_penalty(GROUPS, 1.0, where=jp.where.path("u")).update(PARAMS, tx.init(PARAMS), PARAMS)
+        jp.group_penalty(GROUPS, 1.0, where=jp.where.path("u")).update(
+            PARAMS, tx.init(PARAMS), PARAMS
+        )

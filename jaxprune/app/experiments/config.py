@@ -195,8 +195,7 @@ def _check_phase(config: Config, phase: Phase) -> None:
     if not (0 < train.learning_rate < math.inf and 0 <= train.weight_decay < math.inf):
         raise ValueError(
             f"{where}: learning_rate = {train.learning_rate} must be > 0 and finite, weight_decay "
-            f"= "
-            f"{train.weight_decay} >= 0 and finite"
+            f"= {train.weight_decay} >= 0 and finite"
         )
     if phase.ramp and not (phase.epochs and any(rule.prune is not None for rule in phase.rule)):
         raise ValueError(f"{where}: ramp = {phase.ramp} needs epochs > 0 and a rule that prunes")

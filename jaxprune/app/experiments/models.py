@@ -48,8 +48,7 @@ def model_of(
         return _linen(made, example, dtype)
     raise ValueError(
         f"the model is a {type(made).__name__}: give a factory of a linen module, one with rngs= "
-        f"of an NNX module, or "
-        f"one of something with init, apply and example"
+        "of an NNX module, or one of something with init, apply and example"
     )
 
 
@@ -84,6 +83,5 @@ def _refuse(more: list[str]) -> None:
     if more:
         raise ValueError(
             f"the model has variables that are no params ({', '.join(more[:5])}), and a run trains "
-            f"params only: use "
-            f"jp.distill.fit, whose state holds them, or a module without them"
+            "params only: use jp.distill.fit, whose state holds them, or a module without them"
         )

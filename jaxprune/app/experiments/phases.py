@@ -142,9 +142,8 @@ def _train_one_epoch(now: Running) -> None:
     if not math.isfinite(loss):
         raise ValueError(
             f"seed {now.seed}, phase {now.phase.name!r}, epoch {now.epoch + 1}: the validation "
-            f"loss is {loss}. Lower "
-            f"learning_rate, or look at what the phase does to the weights; the last checkpoint is "
-            f"from before"
+            f"loss is {loss}. Lower learning_rate, or look at what the phase does to the weights; "
+            "the last checkpoint is from before"
         )
     now.epoch += 1
     now.state = choose(now.program, state, now.epoch, loss, accuracy)

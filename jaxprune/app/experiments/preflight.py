@@ -27,8 +27,7 @@ def check_batches(config: Config, examples: int) -> None:
         if phase.epochs and batch > examples:
             raise ValueError(
                 f"phase {phase.name!r}: batch = {batch}, and the training split has {examples} "
-                f"examples: set "
-                f"train.batch to {examples} at most"
+                f"examples: set train.batch to {examples} at most"
             )
 
 

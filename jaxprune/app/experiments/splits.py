@@ -58,8 +58,7 @@ def splits_of(made: Any) -> Splits:
         if (other_x.shape[1:], other_x.dtype) != (x.shape[1:], x.dtype):
             raise ValueError(
                 f"x of {name} is {other_x.dtype} of examples {other_x.shape[1:]}, and that of "
-                f"train {x.dtype} of "
-                f"{x.shape[1:]}: all splits are seen by one model"
+                f"train {x.dtype} of {x.shape[1:]}: all splits are seen by one model"
             )
         if other_y.shape[1:] != y.shape[1:]:
             raise ValueError(

@@ -124,8 +124,7 @@ def closing_lines(results: dict[str, Any]) -> list[str]:
     operations = results["flops"]
     lines = [
         f"{results['ratio']:.1f}x smaller on disk; accuracy {accuracy['dense']:.2%} -> "
-        f"{accuracy['final']:.2%}"
-        f" ({-lost:+.2f} points, std {100 * std['final']:.2f})",
+        f"{accuracy['final']:.2%} ({-lost:+.2f} points, std {100 * std['final']:.2f})",
         f"{operations['dense']:,.0f} -> {operations['final']:,.0f} FLOPs an example, were zeros "
         f"free",
     ]

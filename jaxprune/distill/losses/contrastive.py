@@ -103,8 +103,7 @@ def crd_negatives(key: Array, indices: Any, *, count: int, examples: int) -> Arr
     if examples < 2 or own.ndim != 1 or not jnp.issubdtype(own.dtype, jnp.integer):
         raise ValueError(
             f"indices: shape {own.shape}, dtype {own.dtype}, of {examples} examples; give (batch,) "
-            f"of integers, and "
-            f"two examples or more"
+            "of integers, and two examples or more"
         )
     steps = jax.random.randint(key, (own.shape[0], count), 1, examples, jnp.int32)
     return (own.astype(jnp.int32)[:, None] + steps) % examples

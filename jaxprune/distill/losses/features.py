@@ -261,8 +261,7 @@ def fsp(student: Any, teacher: Any, *, channel_axis: int = -1, mask: Any = None)
     if s.shape != t.shape:
         raise ValueError(
             f"student and teacher: flows of (batch, first channels, second channels) {s.shape} and "
-            f"{t.shape}; choose "
-            f"layers of the same channels, or project the student's"
+            f"{t.shape}; choose layers of the same channels, or project the student's"
         )
     return finish(jnp.mean(jnp.square(s - t), (-2, -1)), keep)
 

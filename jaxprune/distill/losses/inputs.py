@@ -112,8 +112,7 @@ def vectors(student: Any, teacher: Any, mask: Any) -> tuple[Array, Array, Array]
     if s.ndim == 0 or s.shape != t.shape:
         raise ValueError(
             f"student {s.shape} and teacher {t.shape}: shapes differ; both are (*examples, "
-            f"features). Project the "
-            f"student to the teacher's features first"
+            "features). Project the student to the teacher's features first"
         )
     keep = kept(mask, s.shape[:-1])
     return zeroed(s, keep), zeroed(t, keep), keep
@@ -127,8 +126,7 @@ def rows(student: Any, teacher: Any, mask: Any) -> tuple[Array, Array, Array]:
     if s.ndim < 2 or t.ndim < 2 or s.shape[0] != t.shape[0]:
         raise ValueError(
             f"student {s.shape} and teacher {t.shape}: relations compare the examples of one "
-            f"batch; give (batch, …) "
-            f"with the same batch"
+            "batch; give (batch, …) with the same batch"
         )
     keep = kept(mask, s.shape[:1])
 
@@ -148,8 +146,7 @@ def channels_last(name: str, x: Array, channel_axis: int, least: int = 2) -> Arr
     if not -x.ndim < channel_axis < x.ndim or channel_axis == 0:
         raise ValueError(
             f"channel_axis={channel_axis}: {name} has shape {x.shape}, whose axis 0 is the batch; "
-            f"channels stand on "
-            f"one of 1 to {x.ndim - 1}, or of {1 - x.ndim} to -1"
+            f"channels stand on one of 1 to {x.ndim - 1}, or of {1 - x.ndim} to -1"
         )
     return jnp.moveaxis(x, channel_axis, -1)
 
@@ -239,8 +236,7 @@ def labelled(labels: Any, shape: tuple[int, ...], keep: Array) -> Labels:
     if labels.shape != shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels: shape {labels.shape}, dtype {labels.dtype}; for logits {shape} give one "
-            f"integer an example, "
-            f"shape {shape[:-1]}"
+            f"integer an example, shape {shape[:-1]}"
         )
     inside = (labels >= 0) & (labels < classes)
     ignored = without_label(labels)
@@ -249,8 +245,7 @@ def labelled(labels: Any, shape: tuple[int, ...], keep: Array) -> Labels:
         first = int(np.asarray(labels)[np.asarray(wrong)][0])
         raise ValueError(
             f"labels: {first} is not one of the {classes} classes 0 … {classes - 1} of logits "
-            f"{shape}; correct it, or "
-            f"leave its example out with mask=, or with the label {IGNORED}"
+            f"{shape}; correct it, or leave its example out with mask=, or with the label {IGNORED}"
         )
     hot = labels[..., None] == jnp.arange(classes, dtype=labels.dtype)
     return Labels(hot, keep & inside, keep & ignored, wrong)

@@ -227,8 +227,7 @@ def dino(
     ):
         raise ValueError(
             f"student {s.shape} and teacher {t.shape}: give (views, *examples, classes), two or "
-            f"more views of the "
-            f"student, the first of which are the teacher's"
+            "more views of the student, the first of which are the teacher's"
         )
     c = _centre(centre, s)
     keep = inputs.kept(mask, s.shape[1:-1])

@@ -142,9 +142,8 @@ class Cache:
             ]
             raise ValueError(
                 f"{self.folder}: augmentation {augmentation!r} is not written in full. Those that "
-                f"are: "
-                f"{list(self.augmentations)}; begun: {', '.join(begun) or 'none'}. write_cache "
-                f"goes on where it ended"
+                f"are: {list(self.augmentations)}; begun: {', '.join(begun) or 'none'}. "
+                "write_cache goes on where it ended"
             )
         self._whole.add(augmentation)
 

@@ -137,8 +137,7 @@ class _Source:
         ):
             raise ValueError(
                 f"logits_of gives {dtype or type(found).__name__}{list(shape)} for {j - i} "
-                f"examples: it shall give "
-                f"floats of shape ({j - i}, *positions, classes)"
+                f"examples: it shall give floats of shape ({j - i}, *positions, classes)"
             )
         return found
 

@@ -1,10 +1,10 @@
 """Teachers: anything that can be asked `teacher(batch, key) -> {name: value}`, and is a pytree.
 
     Online      a network beside the student, in the same jit
-    Given       outputs that came with the batch
+    Precomputed       outputs that came with the batch
     Ensemble    several teachers, or one network with stacked params
     Itself      the student as it is now
-    Averaged    the moving average of the student
+    EMA    the moving average of the student
 
 "output" names what the network returns; other names are taps. The last two need the training state:
 a teacher that has a method `bind(state)` is replaced by what that gives before it is asked. The
@@ -70,7 +70,7 @@ class Online:
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["field"])
 @dataclasses.dataclass(frozen=True)
-class Given:
+class Precomputed:
     """A teacher whose outputs came with the batch: logits that were computed once, as of a `Cache`.
 
     Attributes:
@@ -78,7 +78,7 @@ class Given:
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> jp.distill.Given()({"x": jnp.ones((1, 3)), "teacher": jnp.zeros((1, 2))}, None)
+      >>> jp.distill.Precomputed()({"x": jnp.ones((1, 3)), "teacher": jnp.zeros((1, 2))}, None)
       {'output': Array([[0., 0.]], dtype=float32)}
     """
 
@@ -194,7 +194,7 @@ class Itself:
 
 @partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["network"])
 @dataclasses.dataclass(frozen=True)
-class Averaged:
+class EMA:
     """The exponential moving average of the student: `distiller(…, ema=m)` keeps it in
     `state.aux["ema"]`.
 
@@ -211,11 +211,11 @@ class Averaged:
     def bind(self, state: Any) -> Online:
         """The teacher of this step."""
         return Online(
-            self.network, averaged(state), state.model_state, warn=False
+            self.network, ema_params(state), state.model_state, warn=False
         )  # as the student
 
 
-def averaged(state: Any) -> Any:
+def ema_params(state: Any) -> Any:
     """The moving average of a state's params, as params: dense or compressed as they are.
 
     Raises:
@@ -240,12 +240,9 @@ def warn_of_train_mode(before: Any, after: Any) -> None:
     if changed:
         warnings.warn(
             f"the teacher changes its state in a forward pass ({', '.join(changed[:3])}), as a "
-            f"model in train mode "
-            f"does: its outputs depend on the other examples of a batch, or on chance. Call "
-            f"model.eval() before "
-            f"jp.distill.nnx(model), or give jp.distill.linen the keyword of evaluation; Online(…, "
-            f"warn=False) if it "
-            f"shall be so",
+            "model in train mode does: its outputs depend on the other examples of a batch, or on "
+            "chance. Call model.eval() before jp.distill.nnx(model), or give jp.distill.linen the "
+            "keyword of evaluation; Online(…, warn=False) if it shall be so",
             UserWarning,
             stacklevel=3,
         )

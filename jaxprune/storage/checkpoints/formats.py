@@ -26,8 +26,7 @@ READ = {
 WRITE = {".safetensors": safetensors.write, ".npz": npz.write, ".msgpack": msgpack.write}
 KNOWN = (
     "a .safetensors file, a folder of them or its index, a .npz, .npy or Flax .msgpack file, an "
-    "Orbax folder, or a "
-    "file of jaxprune's"
+    "Orbax folder, or a file of jaxprune's"
 )
 
 

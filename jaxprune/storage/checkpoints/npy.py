@@ -161,8 +161,7 @@ def _named(stored: np.dtype, name: str) -> np.dtype:
     if stored.str == "|V1":
         raise UnsupportedArray(
             f"{quoted(name)} is |V1, as NumPy writes float8 and int4 without their name: save it "
-            f"as .safetensors or "
-            f".msgpack"
+            "as .safetensors or .msgpack"
         )
     return BFLOAT16 if stored.str == "|V2" else stored
 

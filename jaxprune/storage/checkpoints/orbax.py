@@ -278,8 +278,7 @@ def check(tensors: Mapping[str, Tensor]) -> None:
         if other is not tensor.name and other != tensor.name:
             raise ValueError(
                 f"{quoted(tensor.name)}: Orbax joins keys by dots, and would write it over "
-                f"{quoted(other)}: "
-                f"restore to .safetensors or .msgpack"
+                f"{quoted(other)}: restore to .safetensors or .msgpack"
             )
 
 

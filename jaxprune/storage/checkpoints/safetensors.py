@@ -131,10 +131,8 @@ def _places(header: dict[str, Any], found: Mapping[str, Tensor], room: int) -> d
         if first != end or last - first != found[name].nbytes or last > room:
             raise FormatError(
                 f"{bounds.quoted(name)}, {found[name].dtype.name}{list(found[name].shape)} of "
-                f"{found[name].nbytes} "
-                f"bytes, says that it lies from byte {first} to {last} of {room}, after {end}: a "
-                f"gap, an overlap, or a "
-                f"truncated file"
+                f"{found[name].nbytes} bytes, says that it lies from byte {first} to {last} of "
+                f"{room}, after {end}: a gap, an overlap, or a truncated file"
             )
         places[name] = first
         end = last

@@ -61,8 +61,7 @@ def agreement(
     if not error <= allowed:
         raise ValueError(
             f"the rebuilt function differs from apply by {error:.1e} of the largest output, where "
-            f"{allowed:.0e} is "
-            f"rounding. {_first_difference(small, rebuilt, params, args)}"
+            f"{allowed:.0e} is rounding. {_first_difference(small, rebuilt, params, args)}"
         )
     return error
 

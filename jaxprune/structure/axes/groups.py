@@ -107,7 +107,7 @@ class Groups(NamedTuple):
         return "\n".join([*lines, *(f"       {name}: {why}" for name, why in self.frozen.items())])
 
 
-def axes(
+def coupled_axes(
     f: Any, params: Any, *args: Any, state: str | None = None, depth: bool = False, **kw: Any
 ) -> Groups:
     """Which axes of the params must be cut together, found by reading the jaxpr of f; nothing is
@@ -122,7 +122,7 @@ def axes(
         (batch statistics, a cache): each is cut as the leaf whose path its own ends with. All other
           outputs stay whole.
       depth: also find residual blocks, and make a group of the layers that a scan runs over
-        (`jp.blocks`).
+        (`jp.residual_blocks`).
 
     Returns:
       `Groups`; print it.
@@ -134,7 +134,7 @@ def axes(
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
       >>> f = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
-      >>> print(jp.axes(f, {"w": jnp.ones((3, 8)), "b": jnp.ones(8), "v": jnp.ones((8, 2))},
+      >>> print(jp.coupled_axes(f, {"w": jnp.ones((3, 8)), "b": jnp.ones(8), "v": jnp.ones((8, 2))},
       ...     jnp.ones((1, 3))))
       1 groups
           8  b[0], v[0], w[1]  (exact)
@@ -145,7 +145,7 @@ def axes(
     if state is not None:
         compiled("state", state)
     calls = pairs(f, args)
-    refuse_odd_call("axes", [g for g, _ in calls], params)
+    refuse_odd_call("coupled_axes", [g for g, _ in calls], params)
     shapes = shapes_of(params)
     leaf_axes = {path: [fresh(n) for n in x.shape] for path, x in shapes.items()}
     walk = Walk(depth)

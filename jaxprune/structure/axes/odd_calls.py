@@ -34,9 +34,8 @@ def refuse_odd_call(name: str, functions: Sequence[Any], params: Any) -> None:
         if _is_a(f, "flax.nnx", "Module"):
             raise ValueError(
                 f"{name}: {kind} is an NNX module, and a function of params is asked for: graph, "
-                f"params = "
-                f"nnx.split(model); jp.{name}(lambda params, x: nnx.merge(graph, params)(x), "
-                f"params, x)"
+                f"params = nnx.split(model); jp.{name}(lambda params, x: nnx.merge(graph, "
+                "params)(x), params, x)"
             )
         if _is_a(f, "equinox", "Module") and any(hasattr(x, "dtype") for x in jax.tree.leaves(f)):
             raise ValueError(

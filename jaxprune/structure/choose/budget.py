@@ -141,9 +141,8 @@ def fewest(name: str, cost: Callable[[int], float], budget: float, must: int, mo
     if cost(most) > budget * whole:
         raise ValueError(
             f"{name}={budget} cannot be met: with all that can be cut, {cost(most) / whole:.4f} "
-            f"are left. Nearest: "
-            f"{name}={cost(most) / whole:.4f}, or allow more (approximate=True, where=, keep=, "
-            f"round_to=)"
+            f"are left. Nearest: {name}={cost(most) / whole:.4f}, or allow more (approximate=True, "
+            "where=, keep=, round_to=)"
         )
     low = must
     high = most

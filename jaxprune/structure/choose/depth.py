@@ -22,7 +22,7 @@ from jaxprune.structure.apply.check import concrete
 from jaxprune.structure.apply.narrow import Narrow
 from jaxprune.structure.apply.switched import switched
 from jaxprune.structure.axes.expressions import Axis, Var, settled, size
-from jaxprune.structure.axes.groups import Group, Groups, Member, axes
+from jaxprune.structure.axes.groups import Group, Groups, Member, coupled_axes
 from jaxprune.structure.axes.masks import positions
 from jaxprune.structure.choose import cut_cost as cost
 from jaxprune.structure.choose.importance import Normalize, Scope
@@ -94,12 +94,12 @@ class Blocks(NamedTuple):
         )
 
 
-def blocks(f: Any, params: Any, *args: Any, state: str | None = None) -> Blocks:
+def residual_blocks(f: Any, params: Any, *args: Any, state: str | None = None) -> Blocks:
     """Residual blocks and layers that can be left out, the operations that they carry, and where
     they were written.
 
     Args:
-      f, params, args, state: as in `jp.axes`.
+      f, params, args, state: as in `jp.coupled_axes`.
 
     Returns:
       `Blocks`; print it.
@@ -108,12 +108,12 @@ def blocks(f: Any, params: Any, *args: Any, state: str | None = None) -> Blocks:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
       >>> f = lambda p, x: (x + jax.nn.relu(x @ p["w"]) @ p["v"]) @ p["out"]
       >>> p = {"out": jnp.ones((4, 2)), "v": jnp.ones((8, 4)), "w": jnp.ones((4, 8))}
-      >>> print(jp.blocks(f, p, jnp.ones((1, 4))))
+      >>> print(jp.residual_blocks(f, p, jnp.ones((1, 4))))
                  block   89.74%  v and 1 more  (add at <doctest
-                                               jaxprune.structure.choose.depth.blocks[1]>:1
+                                               jaxprune.structure.choose.depth.residual_blocks[1]>:1
                                                (<lambda>))
     """
-    found = axes(f, params, *args, state=state, depth=True)
+    found = coupled_axes(f, params, *args, state=state, depth=True)
     return Blocks(tuple(units(found)), found.scans)
 
 
@@ -163,7 +163,7 @@ def chosen(found: Groups, depth: Depth) -> list[Unit]:
             or "no branch that alone uses some params is added to what it comes from"
         )
         raise ValueError(
-            f"depth: no block and no layer can be left out: {why}. jp.blocks(f, params, x) lists "
+            f"depth: no block and no layer can be left out: {why}. jp.residual_blocks(f, params, x) lists "
             f"all"
         )
     return fit

@@ -1,4 +1,4 @@
-"""Why nothing can be cut: the reasons that `jp.axes` gives, axes with the same one together."""
+"""Why nothing can be cut: the reasons that `jp.coupled_axes` gives, axes with the same one together."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def refuse_frozen(
     if len(lines) > REASONS:
         lines = [
             *lines[: REASONS - 1],
-            f"  and {len(lines) - REASONS + 1} more reasons: print(jp.axes(f, params, x))",
+            f"  and {len(lines) - REASONS + 1} more reasons: print(jp.coupled_axes(f, params, x))",
         ]
     what = (
         "nothing can be cut"

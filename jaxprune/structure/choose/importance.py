@@ -66,7 +66,7 @@ def importance(
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> from jaxprune.structure.choose.importance import importance
       >>> params = {"w": jnp.array([[1.0, 3.0], [2.0, 4.0]]), "v": jnp.array([[2.0], [0.0]])}
-      >>> [group] = jp.axes(lambda p, x: x @ p["w"] @ p["v"], params, jnp.ones((1, 2))).groups
+      >>> [group] = jp.coupled_axes(lambda p, x: x @ p["w"] @ p["v"], params, jnp.ones((1, 2))).groups
       >>> print(importance(group, params))         # √(1 + 4 + 4), √(9 + 16)
       [3. 5.]
     """

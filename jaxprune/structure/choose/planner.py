@@ -299,7 +299,7 @@ def _deep(
     there = [u for u in there if test is None or any(test(m.path) for m in u.group.members)]
     if not there:
         if how.depth.only:
-            raise ValueError("where matches no block. jp.blocks(f, params, x) lists them")
+            raise ValueError("where matches no block. jp.residual_blocks(f, params, x) lists them")
         return Cuts([], [], [], [], [])
     made = depth.scored(found, there, how.depth, tree, calls)
     units = [Ranked(u.variable, values) for u, values in made]

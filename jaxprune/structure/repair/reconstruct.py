@@ -129,7 +129,7 @@ def reconstruct(
           the rows, fitted to the others.
       biases: whether biases and the means of norms are fitted with the weights in front of them.
       streams: whether a layer that is added to something corrects the error of that too.
-      state: outputs that are new values of params, as in `jp.axes`.
+      state: outputs that are new values of params, as in `jp.coupled_axes`.
 
     Returns:
       A `Reconstruction`: print it for what was done to each leaf. The layers of a scan over stacked

@@ -153,8 +153,7 @@ def _all(budget: float, path: Path, timed: Callable[[int], Seconds]) -> tuple[in
     if after > budget * before:
         raise ValueError(
             f"latency={budget} cannot be met: with all that saves time gone, {after / before:.4f} "
-            f"of it are left. "
-            f"Nearest: latency={after / before:.4f}, or allow more (approximate=True, where=, "
-            f"keep=, round_to=)"
+            f"of it are left. Nearest: latency={after / before:.4f}, or allow more "
+            "(approximate=True, where=, keep=, round_to=)"
         )
     return len(path.steps), (before, after)
