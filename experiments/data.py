@@ -1,8 +1,9 @@
 """Data sets as arrays: `Data(train, validation, test)`, each (x, y).
 
-The validation split is a fixed part of the training set: it selects, the test set only reports. Files are looked for
-in the folder that the environment variable JAXPRUNE_DATA names, as .npz or in the formats their authors publish; else
-they are downloaded once, checked by sha256, into pooch's cache. `digits` comes with scikit-learn and needs neither.
+The validation split is a fixed part of the training set: it selects, the test set only reports.
+Files are looked for in the folder that the environment variable JAXPRUNE_DATA names, as .npz or in
+the formats their authors publish; else they are downloaded once, checked by sha256, into pooch's
+cache. `digits` comes with scikit-learn and needs neither.
 """
 
 import gzip
@@ -43,7 +44,9 @@ class Data(NamedTuple):
 
 
 def digits() -> Data:
-    """1,797 handwritten digits of 8×8 pixels, flat in [0, 1]: 1,257 to train, 180 to validate, 360 to test."""
+    """1,797 handwritten digits of 8×8 pixels, flat in [0, 1]: 1,257 to train, 180 to validate, 360
+    to test.
+    """
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -64,7 +67,9 @@ def mnist(validation: int = 5000) -> Data:
 
 
 def cifar10(validation: int = 5000) -> Data:
-    """60,000 colour images of ten classes, (32, 32, 3), each channel normalised by its mean and deviation."""
+    """60,000 colour images of ten classes, (32, 32, 3), each channel normalised by its mean and
+    deviation.
+    """
     pairs = _first_found(
         ("cifar10_train.npz", _cifar_npz),
         ("cifar-10-batches-bin", _cifar_binary),
@@ -78,15 +83,21 @@ def cifar10(validation: int = 5000) -> Data:
 
 
 def tiny_shakespeare(length: int = 128) -> Data:
-    """1.1 MB of plays: windows of `length` characters (int32), y one character further; cut in order 90:5:5."""
+    """1.1 MB of plays: windows of `length` characters (int32), y one character further; cut in
+    order 90:5:5.
+    """
     text = _first_found(("tinyshakespeare.txt", _text), fetch="tinyshakespeare.txt")
     vocabulary = sorted(set(text))
     ids = np.searchsorted(np.array(vocabulary), np.array(list(text))).astype(np.int32)
     n = (len(ids) - 1) // length
     if n < 20:
-        raise ValueError(f"tinyshakespeare.txt has {len(ids)} characters: too few for 20 windows of {length}")
-    x, y = ids[: n * length].reshape(n, length), ids[1 : n * length + 1].reshape(n, length)
-    a, b = int(0.9 * n), int(0.95 * n)
+        raise ValueError(
+            f"tinyshakespeare.txt has {len(ids)} characters: too few for 20 windows of {length}"
+        )
+    x = ids[: n * length].reshape(n, length)
+    y = ids[1 : n * length + 1].reshape(n, length)
+    a = int(0.9 * n)
+    b = int(0.95 * n)
     return Data((x[:a], y[:a]), (x[a:b], y[a:b]), (x[b:], y[b:]))
 
 
@@ -99,7 +110,9 @@ def split(x: np.ndarray, y: np.ndarray, n: int) -> tuple[Pair, Pair]:
 def with_validation(train: Pair, test: Pair, n: int) -> Data:
     """The training set less n examples, those n, and the test set."""
     if not 0 < n < len(train[0]):
-        raise ValueError(f"a validation split of {n} does not fit in {len(train[0])} training examples")
+        raise ValueError(
+            f"a validation split of {n} does not fit in {len(train[0])} training examples"
+        )
     rest, validation = split(*train, n)
     return Data(rest, validation, test)
 
@@ -121,10 +134,21 @@ def _first_found(*readers: tuple[str, Callable[[Path], Any]], fetch: str) -> Any
 def _read(read: Callable[[Path], Any], path: Path) -> Any:
     try:
         return read(path)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, tarfile.TarError, zlib.error) as e:
+    except (
+        OSError,
+        EOFError,
+        KeyError,
+        ValueError,
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+    ) as e:
         if isinstance(e, _Broken):
             raise
-        message = f"{path} cannot be read ({e}): it is cut short or is another file. Delete it and fetch it again"
+        message = (
+            f"{path} cannot be read ({e}): it is cut short or is another file. Delete it and "
+            f"fetch it again"
+        )
         raise _Broken(message) from e
 
 
@@ -134,17 +158,26 @@ class _Broken(ValueError):
 
 def _download(name: str, names: list[str]) -> Path:
     url, sha256 = SOURCES[name]
-    help = f"download {url} elsewhere and set JAXPRUNE_DATA to a folder that holds one of: {', '.join(names)}"
+    help = (
+        f"download {url} elsewhere and set JAXPRUNE_DATA to a folder that holds one of: "
+        f"{', '.join(names)}"
+    )
     try:
         import pooch
     except ImportError as e:
-        raise ValueError(f"{name} is not here, nor is pooch: pip install 'jaxprune[experiments]', or {help}") from e
+        raise ValueError(
+            f"{name} is not here, nor is pooch: pip install 'jaxprune[experiments]', or {help}"
+        ) from e
     try:
-        return Path(pooch.retrieve(url, sha256, name, pooch.os_cache("jaxprune"), progressbar=False))
+        return Path(
+            pooch.retrieve(url, sha256, name, pooch.os_cache("jaxprune"), progressbar=False)
+        )
     except ValueError as e:
         raise ValueError(f"{url} is not the file it was ({e}): {help}") from e
     except Exception as e:  # whichever of requests, urllib3 and the socket speaks first
-        raise ValueError(f"{name} cannot be downloaded ({type(e).__name__}). Offline: {help}") from e
+        raise ValueError(
+            f"{name} cannot be downloaded ({type(e).__name__}). Offline: {help}"
+        ) from e
 
 
 def _mnist_npz(path: Path) -> tuple[Pair, Pair]:
@@ -166,7 +199,9 @@ def _mnist_idx(path: Path) -> tuple[Pair, Pair]:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of bytes: two zeros, the type 8, the number of axes, their lengths (big-endian), the bytes."""
+    """An IDX file of bytes: two zeros, the type 8, the number of axes, their lengths (big-endian),
+    the bytes.
+    """
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise ValueError("it has not the IDX header of bytes")
@@ -186,7 +221,9 @@ def _cifar_npz(path: Path) -> tuple[Pair, Pair]:
 
 
 def _cifar_binary(folder: Path) -> tuple[Pair, Pair]:
-    batch = lambda name: _read(lambda p: cifar_records(p.read_bytes()), folder / name)
+    def batch(name):
+        return _read(lambda p: cifar_records(p.read_bytes()), folder / name)
+
     parts = [batch(f"data_batch_{i}.bin") for i in range(1, 6)]
     x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return (x, y), batch("test_batch.bin")
@@ -206,7 +243,9 @@ def _cifar_tar(path: Path) -> tuple[Pair, Pair]:
 
 
 def cifar_records(raw: bytes) -> Pair:
-    """CIFAR-10's binary format: a label byte, then 32×32 red, green and blue bytes, 10,000 times."""
+    """CIFAR-10's binary format: a label byte, then 32×32 red, green and blue bytes, 10,000
+    times.
+    """
     if len(raw) == 0 or len(raw) % 3073:
         raise ValueError(f"{len(raw)} bytes are not whole records of 3,073")
     records = np.frombuffer(raw, np.uint8).reshape(-1, 3073)

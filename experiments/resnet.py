@@ -1,7 +1,8 @@
 """The CIFAR-10 ResNets of He et al. 2016 (arXiv:1512.03385), option-A shortcuts, channels last.
 
-`load` reads a PyTorch checkpoint's names and layouts (an .npz) into `{"conv1": {"kernel": HWIO}, "bn1": …}`. What the
-three stages give is tapped as "stage1" to "stage3", what the last layer takes as "features".
+`load` reads a PyTorch checkpoint's names and layouts (an .npz) into `{"conv1": {"kernel": HWIO},
+"bn1": …}`. What the three stages give is tapped as "stage1" to "stage3", what the last layer takes
+as "features".
 """
 
 from collections.abc import Callable
@@ -44,7 +45,9 @@ def _norm(p: Any, x: Array) -> Array:
 def _conv(p: Any, x: Array, stride: int = 1) -> Array:
     # not "SAME", which pads a stride of 2 on one side only
     dims = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, p["kernel"], (stride, stride), [(1, 1), (1, 1)], dimension_numbers=dims)
+    return lax.conv_general_dilated(
+        x, p["kernel"], (stride, stride), [(1, 1), (1, 1)], dimension_numbers=dims
+    )
 
 
 def apply(params: Any, x: Array) -> Array:
@@ -53,7 +56,9 @@ def apply(params: Any, x: Array) -> Array:
 
 
 def training(params: Any, moments: Any, x: Array, momentum: float = 0.1) -> tuple[Array, Any]:
-    """Logits, normalised by the batch's own moments, and the stored moments after it; both trees as of `parted`."""
+    """Logits, normalised by the batch's own moments, and the stored moments after it; both trees as
+    of `parted`.
+    """
     seen: dict[str, dict[str, Array]] = {}
 
     def norm(name: str, y: Array) -> Array:
@@ -67,8 +72,13 @@ def training(params: Any, moments: Any, x: Array, momentum: float = 0.1) -> tupl
 
 def parted(params: Any) -> tuple[Any, Any]:
     """The trained params and the moments, by layer."""
-    moments = {layer: {k: p[k] for k in ("mean", "var")} for layer, p in params.items() if "mean" in p}
-    return {layer: {k: x for k, x in p.items() if k not in ("mean", "var")} for layer, p in params.items()}, moments
+    moments = {
+        layer: {k: p[k] for k in ("mean", "var")} for layer, p in params.items() if "mean" in p
+    }
+    return {
+        layer: {k: x for k, x in p.items() if k not in ("mean", "var")}
+        for layer, p in params.items()
+    }, moments
 
 
 def joined(params: Any, moments: Any) -> Any:
@@ -87,13 +97,22 @@ def forward(params: Any, x: Array, norm: Callable[[str, Array], Array]) -> Array
             y = jax.nn.relu(norm(at + "bn1", _conv(params[at + "conv1"], x, stride)))
             y = norm(at + "bn2", _conv(params[at + "conv2"], y))
             more = (y.shape[-1] - x.shape[-1]) // 2
-            x = jax.nn.relu(y + jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (more, more))))
+            x = jax.nn.relu(
+                y + jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (more, more)))
+            )
         x = jp.tap(x, f"stage{stage}")
-    return jp.tap(x.mean((1, 2)), "features") @ params["linear"]["kernel"] + params["linear"]["bias"]
+    return (
+        jp.tap(x.mean((1, 2)), "features") @ params["linear"]["kernel"] + params["linear"]["bias"]
+    )
 
 
-def accuracy(params: Any, x: np.ndarray, y: np.ndarray, batch: int = 250, apply: Callable[..., Array] = apply) -> float:
+def accuracy(
+    params: Any, x: np.ndarray, y: np.ndarray, batch: int = 250, apply: Callable[..., Array] = apply
+) -> float:
     """Percent right."""
-    run, starts = jax.jit(apply), range(0, len(y), batch)
-    right = [np.argmax(run(params, normalised(x[i : i + batch])), 1) == y[i : i + batch] for i in starts]
+    run = jax.jit(apply)
+    starts = range(0, len(y), batch)
+    right = [
+        np.argmax(run(params, normalised(x[i : i + batch])), 1) == y[i : i + batch] for i in starts
+    ]
     return 100 * float(np.concatenate(right).mean())

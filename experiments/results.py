@@ -1,7 +1,9 @@
-"""Where a script writes: below runs/ of the working folder, as `jaxprune run` does. Results in git stay as they are.
+"""Where a script writes: below runs/ of the working folder, as `jaxprune run` does. Results in git
+stay as they are.
 
 python -m experiments.distillation.hinton           writes runs/distillation/hinton/results.json
-cp -r runs/distillation/hinton experiments/distillation/results/         makes it the result that the pages cite
+cp -r runs/distillation/hinton experiments/distillation/results/         makes it the result that
+    the pages cite
 """
 
 from pathlib import Path

@@ -1,9 +1,11 @@
 """A causal transformer over characters or tokens, as a pair of functions.
 
-    h ← E[x] + P;    h ← h + attention(norm(h)),  h ← h + MLP(norm(h)) in each block;    logits = norm(h) Eᵀ
+    h ← E[x] + P;    h ← h + attention(norm(h)),  h ← h + MLP(norm(h)) in each block;    logits =
+                                                  norm(h) Eᵀ
 
-Pre-norm, learned positions P, the head tied to the embedding E (as GPT-2, Radford et al. 2019). Every position says
-what comes next, so logits are (batch, length, vocabulary) and labels (batch, length).
+Pre-norm, learned positions P, the head tied to the embedding E (as GPT-2, Radford et al. 2019).
+Every position says what comes next, so logits are (batch, length, vocabulary) and labels (batch,
+length).
 """
 
 import math
@@ -17,8 +19,11 @@ import jaxprune as jp
 from experiments.models import Model
 
 
-def transformer(layers: int = 4, width: int = 128, heads: int = 4, vocabulary: int = 65, length: int = 128) -> Model:
-    """Blocks of attention and an MLP of four times the width; what a block gives is tapped as "block0", ….
+def transformer(
+    layers: int = 4, width: int = 128, heads: int = 4, vocabulary: int = 65, length: int = 128
+) -> Model:
+    """Blocks of attention and an MLP of four times the width; what a block gives is tapped as
+    "block0", ….
 
     Args:
       layers: how many blocks.
@@ -31,23 +36,35 @@ def transformer(layers: int = 4, width: int = 128, heads: int = 4, vocabulary: i
       ValueError: a width that heads do not divide; at trace time, an input that is longer.
     """
     if width % heads:
-        raise ValueError(f"transformer(width={width}, heads={heads}): the width is a multiple of the heads")
+        raise ValueError(
+            f"transformer(width={width}, heads={heads}): the width is a multiple of the heads"
+        )
 
     def init(key: Array) -> Any:
         keys = jax.random.split(key, layers + 2)
-        normal = lambda k, *shape: 0.02 * jax.random.normal(k, shape, jnp.float32)
-        ends = {"embedding": normal(keys[0], vocabulary, width), "positions": normal(keys[1], length, width)}
+
+        def normal(k, *shape):
+            return 0.02 * jax.random.normal(k, shape, jnp.float32)
+
+        ends = {
+            "embedding": normal(keys[0], vocabulary, width),
+            "positions": normal(keys[1], length, width),
+        }
         blocks = {f"block{i}": _block(keys[i + 2], width, 2 * layers) for i in range(layers)}
         return ends | blocks | {"norm": _norm_init(width)}
 
     def apply(params: Any, x: Array) -> Array:
         if x.shape[-1] > length:
-            raise ValueError(f"an input of {x.shape[-1]} tokens: this transformer has {length} positions")
+            raise ValueError(
+                f"an input of {x.shape[-1]} tokens: this transformer has {length} positions"
+            )
         h = params["embedding"][x] + params["positions"][: x.shape[-1]]
         for i in range(layers):
             block = params[f"block{i}"]
             h = h + _attention(block, _norm(block["norm1"], h), heads)
-            h = h + _dense(block["down"], jax.nn.gelu(_dense(block["up"], _norm(block["norm2"], h))))
+            h = h + _dense(
+                block["down"], jax.nn.gelu(_dense(block["up"], _norm(block["norm2"], h)))
+            )
             h = jp.tap(h, f"block{i}")
         return _norm(params["norm"], h) @ params["embedding"].T
 
@@ -55,7 +72,9 @@ def transformer(layers: int = 4, width: int = 128, heads: int = 4, vocabulary: i
 
 
 def _block(key: Array, width: int, branches: int) -> Any:
-    """Weights of variance 1 / fan-in; what is added to the stream has that over the number of branches."""
+    """Weights of variance 1 / fan-in; what is added to the stream has that over the number of
+    branches.
+    """
     keys = jax.random.split(key, 4)
 
     def dense(k: Array, n: int, m: int, scale: float = 1.0) -> dict[str, Array]:
@@ -90,7 +109,10 @@ def _dense(layer: Any, x: Array) -> Array:
 def _attention(block: Any, x: Array, heads: int) -> Array:
     """softmax(q kᵀ / √d) v of each head, over the positions up to one's own."""
     n, width = x.shape[-2:]
-    split = lambda a: jnp.moveaxis(a.reshape(*a.shape[:-1], heads, width // heads), -2, -3)
+
+    def split(a):
+        return jnp.moveaxis(a.reshape(*a.shape[:-1], heads, width // heads), -2, -3)
+
     q, k, v = (split(a) for a in jnp.split(_dense(block["qkv"], x), 3, -1))
     scores = q @ jnp.swapaxes(k, -1, -2) / math.sqrt(width // heads)
     seen = jnp.tril(jnp.ones((n, n), bool))

@@ -1,8 +1,8 @@
 """jaxprune: compress neural networks in JAX.
 
-A compression writes arrays in a shorter code: for weights w it picks a code Θ and a decompression map Δ with Δ(Θ) near
-w. Everything here is a pytree transform (`params -> tree of compressed arrays`) or a function of one; `materialize`
-gives dense arrays back.
+A compression writes arrays in a shorter code: for weights w it picks a code Θ and a decompression
+map Δ with Δ(Θ) near w. Everything here is a pytree transform (`params -> tree of compressed
+arrays`) or a function of one; `materialize` gives dense arrays back.
 """
 
 from jaxprune import distill as distill
@@ -59,10 +59,10 @@ from jaxprune.storage.files import load as load
 from jaxprune.storage.files import save as save
 from jaxprune.storage.format.words import FormatError as FormatError
 from jaxprune.structure.apply.plan import Plan as Plan
-from jaxprune.structure.axes.groups import axes as axes
+from jaxprune.structure.axes.groups import coupled_axes as coupled_axes
 from jaxprune.structure.choose.activation import input_rms as input_rms
 from jaxprune.structure.choose.depth import Depth as Depth
-from jaxprune.structure.choose.depth import blocks as blocks
+from jaxprune.structure.choose.depth import residual_blocks as residual_blocks
 from jaxprune.structure.repair.reconstruct import Reconstruction as Reconstruction
 from jaxprune.structure.repair.reconstruct import reconstruct as reconstruct
 from jaxprune.structure.shrink import shrink as shrink

@@ -1,7 +1,7 @@
 """Every test runs on 8 virtual CPU devices, with strict dtype promotion, and a warning is an error.
 
-Programs are compiled without most of XLA's optimizations, for they are many and run once: a third of the time. CI runs
-the tests on the newest Python with them (JAX_DISABLE_MOST_OPTIMIZATIONS=0).
+Programs are compiled without most of XLA's optimizations, for they are many and run once: a third
+of the time. CI runs the tests on the newest Python with them (JAX_DISABLE_MOST_OPTIMIZATIONS=0).
 """
 
 import gc
@@ -9,7 +9,9 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 
 if os.environ.get("JAXPRUNE_CHECK_TYPES"):
     # Every call of the library is held against the shapes and dtypes of its signature.
@@ -23,7 +25,9 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-gc.set_threshold(200_000, 20, 100)  # a sixth of the tests' time went into looking at JAX's many small objects again
+gc.set_threshold(
+    200_000, 20, 100
+)  # a sixth of the tests' time went into looking at JAX's many small objects again
 
 
 @pytest.fixture
@@ -33,22 +37,32 @@ def key():
 
 @pytest.fixture
 def cheap():
-    """For programs that are compiled and run once, where others are optimized: the compiler need not try hard."""
+    """For programs that are compiled and run once, where others are optimized: the compiler need
+    not try hard.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-# What one Python shows for all: rows with the code of `cluster`, the arithmetic that the laws use, files that were
-# tampered with.
+# What one Python shows for all: rows with the code of `cluster`, the arithmetic that the laws use,
+# files that were tampered with.
 ONCE_ROWS = ("cluster linear", "cluster density", "cluster tile", "unsharded[deep compression")
-ONCE_FILES = ("test_affine", "test_kmeans", "test_lowrank", "test_contexts", "test_hostile", "test_reader")
+ONCE_FILES = (
+    "test_affine",
+    "test_kmeans",
+    "test_lowrank",
+    "test_contexts",
+    "test_hostile",
+    "test_reader",
+)
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        name, file = item.name, str(item.path)
+        name = item.name
+        file = str(item.path)
         if any(row in name for row in ONCE_ROWS) or any(part in file for part in ONCE_FILES):
             item.add_marker(pytest.mark.once)
         if file.endswith("_experiment.py"):

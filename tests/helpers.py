@@ -10,11 +10,15 @@ import jaxprune as jp
 
 
 def normal(shape, seed=0, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32).astype(dtype)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32).astype(
+        dtype
+    )
 
 
 def model(dtype=jnp.float32, seed=0):
-    """A small tree with what a network has: a kernel, a convolution, biases, an embedding, a counter."""
+    """A small tree with what a network has: a kernel, a convolution, biases, an embedding, a
+    counter.
+    """
     return {
         "conv": {"kernel": normal((3, 3, 8, 16), seed, dtype), "bias": normal(16, seed + 1, dtype)},
         "dense": {"kernel": normal((16, 24), seed + 2, dtype), "bias": normal(24, seed + 3, dtype)},
@@ -25,7 +29,9 @@ def model(dtype=jnp.float32, seed=0):
 
 compilations = []
 jax.monitoring.register_event_duration_secs_listener(
-    lambda event, *_, **__: compilations.append(event) if event.endswith("backend_compile_duration") else None
+    lambda event, *_, **__: (
+        compilations.append(event) if event.endswith("backend_compile_duration") else None
+    )
 )
 
 
@@ -63,7 +69,9 @@ def same(a, b, exact=True):
         if exact:
             np.testing.assert_array_equal(bits(x), bits(y))
         else:
-            np.testing.assert_allclose(np.asarray(x, np.float64), np.asarray(y, np.float64), rtol=2e-6, atol=2e-6)
+            np.testing.assert_allclose(
+                np.asarray(x, np.float64), np.asarray(y, np.float64), rtol=2e-6, atol=2e-6
+            )
 
 
 def bits(x):
@@ -74,14 +82,19 @@ def bits(x):
 def distortion(params, tree):
     dense = jp.materialize(tree)
     gaps = jax.tree.map(
-        lambda a, b: np.sum((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2), params, dense
+        lambda a, b: np.sum((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2),
+        params,
+        dense,
     )
     return sum(jax.tree.leaves(gaps))
 
 
 def avals(tree):
     """Structure, shapes, dtypes and weak types."""
-    one = lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False))
+
+    def one(x):
+        return (x.shape, x.dtype, getattr(x, "weak_type", False))
+
     return jax.tree.structure(tree), [one(x) for x in jax.tree.leaves(tree)]
 
 

@@ -48,17 +48,33 @@ METHODS = [
     Method("prune lamp", _keep(allocate=jp.allocate.lamp), DENSITIES, 1.0, gathers=True),
     Method("prune by path", lambda d: jp.prune({"(.*/)?kernel": 1 - d}), DENSITIES),
     Method("prune threshold", lambda d: jp.prune(threshold=1 - d), DENSITIES),
-    Method("prune cubic", lambda d: jp.prune(jp.schedules.cubic(0.9, 0, 10, initial=1 - d)), DENSITIES, 1.0),
+    Method(
+        "prune cubic",
+        lambda d: jp.prune(jp.schedules.cubic(0.9, 0, 10, initial=1 - d)),
+        DENSITIES,
+        1.0,
+    ),
     Method("prune fraction, score", _keep(score=lambda p: jp.scores.magnitude(p)), DENSITIES, 1.0),
     Method("prune n:m", lambda n: jp.prune(pattern=jp.patterns.n_m(n, 8)), (2, 4, 6), 8),
-    Method("prune n:m, outputs", lambda n: jp.prune(pattern=jp.patterns.n_m(n, 4, axis=-1)), (1, 2, 3), 4),
+    Method(
+        "prune n:m, outputs",
+        lambda n: jp.prune(pattern=jp.patterns.n_m(n, 4, axis=-1)),
+        (1, 2, 3),
+        4,
+    ),
     Method("prune block", _keep(pattern=jp.patterns.block(4, 4)), DENSITIES, 1.0),
     Method("prune channel", _keep(pattern=jp.patterns.channel(-1)), DENSITIES, 1.0),
     Method("prune input channel", _keep(pattern=jp.patterns.channel(-2)), DENSITIES, 1.0),
     Method("cluster", lambda k: jp.cluster(k), (4, 8, 16, 32)),
-    Method("cluster linear", lambda k: jp.cluster(k, init="linear"), (4, 8, 16, 32), projects=False),
-    Method("cluster density", lambda k: jp.cluster(k, init="density"), (4, 8, 16, 32), projects=False),
-    Method("cluster tile", lambda k: jp.at(matrix, jp.cluster(k, scope=(8,))), (4, 8), gathers=True),
+    Method(
+        "cluster linear", lambda k: jp.cluster(k, init="linear"), (4, 8, 16, 32), projects=False
+    ),
+    Method(
+        "cluster density", lambda k: jp.cluster(k, init="density"), (4, 8, 16, 32), projects=False
+    ),
+    Method(
+        "cluster tile", lambda k: jp.at(matrix, jp.cluster(k, scope=(8,))), (4, 8), gathers=True
+    ),
     Method("share k", lambda k: jp.share(k=k), (4, 8, 12), inexact=True, gathers=True),
     Method(
         "share similarity",
@@ -77,7 +93,11 @@ METHODS = [
     Method("quantize scale", lambda q: jp.quantize(scale=q, bits=16), (16, 64, 1024)),
     Method("entropy_quantize step", lambda s: jp.entropy_quantize(step=s), (0.5, 0.25, 0.1, 0.01)),
     Method(
-        "entropy_quantize sqnr", lambda db: jp.entropy_quantize(sqnr=db), (10, 20, 30), projects=False, traced=False
+        "entropy_quantize sqnr",
+        lambda db: jp.entropy_quantize(sqnr=db),
+        (10, 20, 30),
+        projects=False,
+        traced=False,
     ),
     Method(
         "entropy_quantize bits",
@@ -86,7 +106,11 @@ METHODS = [
         projects=False,
         traced=False,
     ),
-    Method("prune, entropy_quantize", lambda d: jp.chain(jp.prune(1 - d), jp.entropy_quantize(step=0.2)), DENSITIES),
+    Method(
+        "prune, entropy_quantize",
+        lambda d: jp.chain(jp.prune(1 - d), jp.entropy_quantize(step=0.2)),
+        DENSITIES,
+    ),
     Method("float8 e4m3", lambda _: jp.quantize(kind="float8_e4m3"), (8,)),
     Method("float8 e5m2", lambda _: jp.quantize(kind="float8_e5m2"), (8,)),
     Method("nf4", lambda g: jp.quantize(kind="nf4", group=g), (8,)),
@@ -110,7 +134,9 @@ METHODS = [
     Method("prune, quantize", lambda d: jp.chain(jp.prune(1 - d), jp.quantize(bits=4)), DENSITIES),
     Method(
         "every, between",
-        lambda d: jp.every(2, jp.between(0, 9, jp.prune(jp.schedules.cubic(0.9, 0, 8, initial=1 - d)))),
+        lambda d: jp.every(
+            2, jp.between(0, 9, jp.prune(jp.schedules.cubic(0.9, 0, 8, initial=1 - d)))
+        ),
         DENSITIES,
     ),
 ]

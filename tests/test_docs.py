@@ -18,7 +18,13 @@ MODULES = sorted(
     if p.name != "__init__.py"
 )
 PAGES = [
-    p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments/README.md") if p.exists()
+    p
+    for p in (
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        ROOT / "experiments/README.md",
+    )
+    if p.exists()
 ]
 
 
@@ -27,7 +33,9 @@ def test_docstring_examples(name):
     module = importlib.import_module(name)
     names = {"jp": jp, "jnp": jnp}
     with jax.numpy_dtype_promotion("standard"):  # as readers have it
-        failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE, extraglobs=names)
+        failed, _ = doctest.testmod(
+            module, optionflags=doctest.NORMALIZE_WHITESPACE, extraglobs=names
+        )
     assert failed == 0
 
 
@@ -47,7 +55,10 @@ def run_blocks(page):
         if ">>>" in block:
             test = doctest.DocTestParser().get_doctest(block, names, page.name, str(page), 0)
             assert (
-                doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, clear_globs=False).failed == 0
+                doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+                .run(test, clear_globs=False)
+                .failed
+                == 0
             )
             names.update(test.globs)
         else:
@@ -60,6 +71,11 @@ def test_public_functions_have_examples():
         thing = getattr(jp, name)
         if name.startswith("_") or not callable(thing) or isinstance(thing, type):
             continue
-        if ">>>" not in (thing.__doc__ or "") and name not in ("freeze", "every", "between", "identity"):
+        if ">>>" not in (thing.__doc__ or "") and name not in (
+            "freeze",
+            "every",
+            "between",
+            "identity",
+        ):
             lacking.append(name)
     assert not lacking

@@ -28,7 +28,10 @@ def test_scripts_write_below_runs_and_leave_the_results_in_git_alone(tmp_path, m
     monkeypatch.setattr("sys.argv", ["script"])
     tracked = table.HERE / "distillation/results/hinton/results.json"
     before = tracked.read_bytes()
-    written = [common.save("hinton", {}, {"errors": 74}), common.save("speed", {}, {}, "structured")]
+    written = [
+        common.save("hinton", {}, {"errors": 74}),
+        common.save("speed", {}, {}, "structured"),
+    ]
     written += [measures.save("lenet5", {}, {})]
     assert [str(path) for path in written] == [
         "runs/distillation/hinton/results.json",
@@ -57,7 +60,9 @@ def test_the_cached_teacher_runs_at_a_small_size(capsys):
 
 @pytest.mark.slow
 def test_the_inner_loop_is_measured_at_a_small_size():
-    sizes = inner_loop.Sizes((5, 4, 3), (9, 8, 3), (4, 8), 32, (64, 10), 1, table=(((3, 2), 2),), chunk=5)
+    sizes = inner_loop.Sizes(
+        (5, 4, 3), (9, 8, 3), (4, 8), 32, (64, 10), 1, table=(((3, 2), 2),), chunk=5
+    )
     rows, figures = inner_loop.measured(sizes)
     json.dumps(figures)
     assert all(row["measured"] > 0 for row in rows) and len(figures["milliseconds_a_step"]) == 7
@@ -72,7 +77,9 @@ def test_hintons_experiment_runs_at_a_small_size(monkeypatch):
     monkeypatch.setattr(hinton, "STUDENT", (784, 8, 10))
     small = hinton.SETTINGS["teacher"] | {"epochs": 2, "batch": 16}
     settings = hinton.SETTINGS | {"epochs": 1, "teacher": small, "batch": 16, "seeds": [0, 1]}
-    found = hinton.measured(settings, (digit_images(64, 0), digit_images(20, 1), digit_images(30, 2)))
+    found = hinton.measured(
+        settings, (digit_images(64, 0), digit_images(20, 1), digit_images(30, 2))
+    )
     json.dumps(found)
     assert len(found["paired"]["values"]) == len(found["no_threes"]["seeds"]) == 2
     assert 0 <= found["teacher_errors"] <= 30
@@ -81,8 +88,12 @@ def test_hintons_experiment_runs_at_a_small_size(monkeypatch):
 
 
 def test_norms_are_bounded_after_each_step():
-    params = {"kernel": np.array([[3.0, 0.1], [4.0, 0.1]], np.float32), "bias": np.array([9.0, 9.0], np.float32)}
-    bound, up = hinton.max_norm(2.0), jax.tree.map(np.ones_like, params)
+    params = {
+        "kernel": np.array([[3.0, 0.1], [4.0, 0.1]], np.float32),
+        "bias": np.array([9.0, 9.0], np.float32),
+    }
+    bound = hinton.max_norm(2.0)
+    up = jax.tree.map(np.ones_like, params)
     found = optax.apply_updates(params, bound.update(up, bound.init(params), params)[0])
     column = np.array([4.0, 5.0]) * 2 / np.hypot(4, 5)
     np.testing.assert_allclose(found["kernel"], np.stack([column, [1.1, 1.1]], 1), rtol=1e-6)
@@ -94,7 +105,9 @@ def test_images_move_anew_in_each_epoch():
     recipe = {"epochs": 2, "batch": 4, "jitter": 2}
     batches = list(hinton.moving(x.reshape(8, -1), y, recipe))
     epochs = [np.concatenate([b["x"] for b in batches[i : i + 2]]) for i in (0, 2)]
-    assert len(batches) == 4 and [sorted(np.concatenate([b["y"] for b in batches[:2]]))] == [sorted(y)]
+    assert len(batches) == 4 and [sorted(np.concatenate([b["y"] for b in batches[:2]]))] == [
+        sorted(y)
+    ]
     assert not np.array_equal(np.sort(epochs[0], 0), np.sort(epochs[1], 0))
 
 
@@ -103,7 +116,9 @@ def test_images_are_moved_by_whole_pixels_and_lose_nothing_that_stays_inside():
     x[:, 28 * 14 + 9] = 1 + np.arange(50)
     moved = hinton.jittered(x, 2, seed=3).reshape(50, 28, 28)
     places = np.array([np.argwhere(m)[0] for m in moved])
-    assert np.array_equal(moved.max((1, 2)), 1 + np.arange(50)) and np.all(np.count_nonzero(moved, (1, 2)) == 1)
+    assert np.array_equal(moved.max((1, 2)), 1 + np.arange(50)) and np.all(
+        np.count_nonzero(moved, (1, 2)) == 1
+    )
     assert np.abs(places - [14, 9]).max() == 2 and len(np.unique(places, axis=0)) > 10
     assert np.array_equal(hinton.jittered(x, 0, seed=3), x)
 

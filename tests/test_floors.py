@@ -35,7 +35,10 @@ def imported(tree, package):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
-            yield [*base, *(node.module.split(".") if node.module else ())], [a.name for a in node.names]
+            yield (
+                [*base, *(node.module.split(".") if node.module else ())],
+                [a.name for a in node.names],
+            )
         elif isinstance(node, ast.Import):
             for a in node.names:
                 yield a.name.split("."), []
@@ -46,7 +49,9 @@ def test_imports_go_down(file):
     parts = file.relative_to(ROOT).with_suffix("").parts
     here = floor(parts) if len(parts) > 2 else None
     for module, names in imported(ast.parse(file.read_text()), parts[:-1]):
-        assert not (module[0] == "jax" and len(module) > 1 and module[1] == "_src"), f"{file}: private JAX"
+        assert not (module[0] == "jax" and len(module) > 1 and module[1] == "_src"), (
+            f"{file}: private JAX"
+        )
         if module == ["jaxprune"] and here is not None and here != "app":
             raise AssertionError(f"{file} imports the public package from below")
         for target in [floor(module)] if len(module) > 1 else names:
@@ -70,8 +75,11 @@ def test_relative_imports_are_understood(line, module):
 
 
 def test_the_reader_needs_numpy_alone():
-    """It is run by its path where JAX is not: all else that it imports is beside it, and named relatively."""
-    waiting, seen = [ROOT / "jaxprune/storage/reader.py"], set()
+    """It is run by its path where JAX is not: all else that it imports is beside it, and named
+    relatively.
+    """
+    waiting = [ROOT / "jaxprune/storage/reader.py"]
+    seen = set()
     while waiting:
         file = waiting.pop()
         if file in seen:
@@ -81,11 +89,15 @@ def test_the_reader_needs_numpy_alone():
         for node in (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level):
             folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
             modules = [folder.with_suffix(".py")] if node.module else []
-            waiting += [p for p in (*modules, *(folder / f"{a.name}.py" for a in node.names)) if p.exists()]
+            waiting += [
+                p for p in (*modules, *(folder / f"{a.name}.py" for a in node.names)) if p.exists()
+            ]
         absolute = {m[0] for m, _ in imported(tree, ("relative",) * 3) if m[0] != "relative"}
         assert absolute <= {"numpy", *sys.stdlib_module_names}, f"{file} imports {sorted(absolute)}"
     assert len(seen) > 15
-    assert not {p.stem for p in (ROOT / "jaxprune/storage").iterdir()} & sys.stdlib_module_names  # it is on sys.path
+    assert (
+        not {p.stem for p in (ROOT / "jaxprune/storage").iterdir()} & sys.stdlib_module_names
+    )  # it is on sys.path
 
 
 def test_every_public_name_has_one_address():
@@ -98,8 +110,12 @@ def test_every_public_name_has_one_address():
 
 def test_import_is_light():
     code = (
-        "import sys, time, jax; t = time.process_time(); import jaxprune; t = time.process_time() - t\n"
-        "print([m for m in 'flax matplotlib optax orbax rich typer sklearn'.split() if m in sys.modules])"
+        "import sys, time, jax; t = time.process_time(); import jaxprune; t = time.process_time() "
+        "- t\n"
+        "print([m for m in 'flax matplotlib optax orbax rich typer sklearn'.split() if m in "
+        "sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert out.stdout.strip() == "[]"

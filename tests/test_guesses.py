@@ -58,22 +58,43 @@ LINES = {
     "bits of a method": (lambda _: jp.nbits(HALF), r"compression\.init\(params\)"),
     "parts of a module": (lambda _: jp.partition(DENSE), r"model\.init\(key, x\)"),
     "summary of a module": (lambda _: jp.summary(DENSE), r"model\.init\(key, x\)"),
-    "summary of an optimizer": (lambda _: jp.summary(optax.sgd(0.1)), "in place of a tree of weights"),
-    "density of a function": (lambda _: jp.measure.density(jnp.sin), "in place of a tree of weights"),
+    "summary of an optimizer": (
+        lambda _: jp.summary(optax.sgd(0.1)),
+        "in place of a tree of weights",
+    ),
+    "density of a function": (
+        lambda _: jp.measure.density(jnp.sin),
+        "in place of a tree of weights",
+    ),
     "a module compressed": (lambda _: HALF.init(DENSE), r"model\.init\(key, x\)"),
     "nothing compressed": (lambda _: HALF.init(None), "has no leaves"),
     "a path compressed": (lambda path: HALF.init(str(path)), "matches nothing"),
-    "save swapped": (lambda path: jp.save(PARAMS, path), r"jp\.save\('model\.jpz', params\).*swapped"),
+    "save swapped": (
+        lambda path: jp.save(PARAMS, path),
+        r"jp\.save\('model\.jpz', params\).*swapped",
+    ),
     "save a module": (lambda path: jp.save(path, DENSE), r"model\.init\(key, x\)"),
     "save a method": (lambda path: jp.save(path, HALF), r"compression\.init\(params\)"),
-    "load swapped": (lambda path: jp.load(PARAMS, path), r"jp\.load\('model\.jpz', like=params\).*swapped"),
+    "load swapped": (
+        lambda path: jp.load(PARAMS, path),
+        r"jp\.load\('model\.jpz', like=params\).*swapped",
+    ),
     "load nothing": (lambda _: jp.load(None), r"jp\.load\('model\.jpz'"),
     "load into a module": (lambda path: jp.load(path, DENSE), r"model\.init\(key, x\)"),
-    "load a choice that is none": (lambda path: jp.load(path, as_="jax"), r"load\(as_='jax'\): choose one of"),
-    "load an expression that is none": (lambda path: jp.load(path, only="("), "no regular expression"),
+    "load a choice that is none": (
+        lambda path: jp.load(path, as_="jax"),
+        r"load\(as_='jax'\): choose one of",
+    ),
+    "load an expression that is none": (
+        lambda path: jp.load(path, only="("),
+        "no regular expression",
+    ),
     "inspect params": (lambda _: jp.inspect(PARAMS), r"jp\.inspect\('model\.jpz'\)"),
     "reap a path that is none": (lambda _: jp.reap(jnp.sin, "("), "no regular expression"),
-    "shrink swapped": (lambda _: jp.shrink(VARIABLES, DENSE.apply, X), r"jp\.shrink\(f, params, x\)"),
+    "shrink swapped": (
+        lambda _: jp.shrink(VARIABLES, DENSE.apply, X),
+        r"jp\.shrink\(f, params, x\)",
+    ),
     "shrink a module": (
         lambda _: jp.shrink(nnx.Linear(8, 3, rngs=nnx.Rngs(0)), X),
         r"nnx\.split\(model\); jp\.shrink\(lambda params, x",
@@ -92,7 +113,9 @@ LINES = {
     ),
     "a batch that is a pair": (
         lambda _: DISTILLER.step(
-            DISTILLER.init(VARIABLES["params"], {"x": X}, TEACHER, key=jax.random.key(0)), (X, X), TEACHER
+            DISTILLER.init(VARIABLES["params"], {"x": X}, TEACHER, key=jax.random.key(0)),
+            (X, X),
+            TEACHER,
         ),
         "give {'x': inputs, 'y': labels}",
     ),
@@ -107,9 +130,12 @@ def test_guesses_end_in_one_line_with_the_fix(name, path):
     assert "\n" not in str(error.value)
 
 
-# --- masked arrays of NumPy ------------------------------------------------------------------------------------------
+# --- masked arrays of NumPy
+# ---------------------------------------------------------------------------------------
 
-HIDDEN = {"layer": {"kernel": np.ma.masked_array(np.ones((4, 4), np.float32), mask=np.eye(4, dtype=bool))}}
+HIDDEN = {
+    "layer": {"kernel": np.ma.masked_array(np.ones((4, 4), np.float32), mask=np.eye(4, dtype=bool))}
+}
 TAKERS = {
     "prune": jp.prune(0.5).init,
     "cluster": jp.cluster(2).init,
@@ -122,7 +148,9 @@ TAKERS = {
     "straight_through": jp.straight_through(jp.quantize(8)),
     "summary": jp.summary,
     "sizes": jp.measure.sizes,
-    "shrink": lambda tree: jp.shrink(lambda p, x: x @ p["layer"]["kernel"], tree, jnp.ones((1, 4)), flops=0.5),
+    "shrink": lambda tree: jp.shrink(
+        lambda p, x: x @ p["layer"]["kernel"], tree, jnp.ones((1, 4)), flops=0.5
+    ),
     "keep_pruned": jp.keep_pruned().init,
 }
 
@@ -143,7 +171,11 @@ def test_masked_arrays_are_not_saved(path):
 
 def test_weights_of_an_error_are_finite_and_not_negative():
     for make in (lambda h: jp.cluster(2, curvature=h), lambda h: jp.factorize(rank=1, curvature=h)):
-        for bad, words in ((jnp.nan, "3 NaN or infinite"), (jnp.inf, "3 NaN or infinite"), (-1.0, "3 negative")):
+        for bad, words in (
+            (jnp.nan, "3 NaN or infinite"),
+            (jnp.inf, "3 NaN or infinite"),
+            (-1.0, "3 negative"),
+        ):
             h = {"kernel": jnp.ones((8, 8)).at[0, :3].set(bad)}
             with pytest.raises(ValueError, match=rf"the curvature of kernel.*has {words} entries"):
                 make(h).init({"kernel": PARAMS["kernel"]})

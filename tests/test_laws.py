@@ -1,4 +1,5 @@
-"""The laws of a compression, for every method of the table. A new method joins by one line there."""
+"""The laws of a compression, for every method of the table. A new method joins by one line
+there."""
 
 import itertools
 
@@ -12,11 +13,15 @@ from tests.helpers import avals, bits, compiled_once, distortion, is_code, model
 from tests.methods_table import METHODS
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-traced_methods = pytest.mark.parametrize("method", [m for m in METHODS if m.traced], ids=lambda m: m.name)
+traced_methods = pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.traced], ids=lambda m: m.name
+)
 
 
 @every_method
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=lambda d: d.__name__
+)
 def test_stands_for_an_array_of_the_same_shape_and_dtype(method, dtype):
     params = model(dtype)
     tree = method.compression.init(params)
@@ -37,7 +42,10 @@ def test_encoding_twice_is_encoding_once(method):
     twice = jp.materialize(method.compression.init(once))
     for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice)):
         np.testing.assert_allclose(
-            np.asarray(a), np.asarray(b), rtol=3e-7 if not method.inexact else 2e-5, atol=1e-6 if method.inexact else 0
+            np.asarray(a),
+            np.asarray(b),
+            rtol=3e-7 if not method.inexact else 2e-5,
+            atol=1e-6 if method.inexact else 0,
         )
 
 
@@ -50,7 +58,9 @@ def test_update_keeps_the_structure_and_never_recompiles(method):
     for step in range(3):
         new = update(new, jnp.int32(step))
         assert avals(new) == avals(tree)
-    scanned, _ = jax.lax.scan(lambda t, step: (c.update(t, step=step), None), tree, jnp.arange(3, dtype=jnp.int32))
+    scanned, _ = jax.lax.scan(
+        lambda t, step: (c.update(t, step=step), None), tree, jnp.arange(3, dtype=jnp.int32)
+    )
     same(scanned, new)
 
 
@@ -69,10 +79,14 @@ def test_more_budget_never_distorts_more(method):
         assert more <= less * (1 + 1e-6)
     if method.full is not None:
         lossless = distortion(params, method.at(method.full).init(params))
-        assert lossless <= 1e-10 * sum(float(jnp.sum(x.astype(jnp.float32) ** 2)) for x in jax.tree.leaves(params))
+        assert lossless <= 1e-10 * sum(
+            float(jnp.sum(x.astype(jnp.float32) ** 2)) for x in jax.tree.leaves(params)
+        )
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m.name.startswith("prune")], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.name.startswith("prune")], ids=lambda m: m.name
+)
 def test_masks_nest_as_sparsity_grows(method):
     masks = [jp.materialize(method.at(b).init(model())) for b in method.budgets]
     for small, large in itertools.pairwise(masks):
@@ -82,13 +96,18 @@ def test_masks_nest_as_sparsity_grows(method):
 
 @traced_methods
 def test_a_batch_of_codes_is_the_codes_of_a_batch(method):
-    init = lambda x: method.compression.init({"kernel": x})
+    def init(x):
+        return method.compression.init({"kernel": x})
+
     batch = normal((3, 16, 24), 5)
     together = jp.materialize(jax.vmap(init)(batch))["kernel"]
     for i in range(3):
         alone = jp.materialize(jax.jit(init)(batch[i]))["kernel"]
         np.testing.assert_allclose(
-            np.asarray(together[i]), np.asarray(alone), rtol=2e-6, atol=2e-6 if method.inexact else 0
+            np.asarray(together[i]),
+            np.asarray(alone),
+            rtol=2e-6,
+            atol=2e-6 if method.inexact else 0,
         )
 
 
@@ -105,7 +124,9 @@ def test_eval_shape_and_jit_agree_with_init(method):
 @every_method
 def test_a_chain_is_associative_and_identity_is_its_unit(method):
     params = model()
-    p, m, i = jp.prune(0.3), method.compression, jp.identity
+    p = jp.prune(0.3)
+    m = method.compression
+    i = jp.identity
     if method.name.startswith(("prune", "every")):
         p = jp.prune(0.1)
     left = jp.chain(jp.chain(p, m), i).init(params)
@@ -139,9 +160,15 @@ def test_gradients_of_the_code_are_those_of_finite_differences(method):
     grads = jax.grad(loss)(free)
     assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(grads))
     direction = jax.tree.map(lambda x: normal(x.shape, 9, x.dtype), free)
-    along = sum(float(jnp.sum(g * d)) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction)))
-    # Weights are products of at most three factors, so these differences are exact however large the step is.
-    at = lambda s: float(loss(jax.tree.map(lambda x, d: x + s * d, free, direction)))
+    along = sum(
+        float(jnp.sum(g * d)) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction))
+    )
+
+    # Weights are products of at most three factors, so these differences are exact however large
+    # the step is.
+    def at(s):
+        return float(loss(jax.tree.map(lambda x, d: x + s * d, free, direction)))
+
     step = 0.5
     slope = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step)
     assert slope == pytest.approx(along, rel=1e-4, abs=1e-3)

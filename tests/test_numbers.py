@@ -1,4 +1,6 @@
-"""Every number that a public function takes: right whatever its type, or an error that names the argument."""
+"""Every number that a public function takes: right whatever its type, or an error that names the
+argument.
+"""
 
 import inspect
 import math
@@ -27,7 +29,8 @@ LABELS = jnp.array([0, 1, 2, 0])
 NET = jp.distill.plain(lambda w, x: x @ w)
 DATA = {"x": np.ones((6, 3), np.float32), "y": np.zeros(6, np.int32)}
 BANK = losses.crd_init(jax.random.key(0), 6, 3)
-OWN, OTHERS = jnp.array([0, 1, 2, 3]), jnp.array([[4], [5], [4], [5]])
+OWN = jnp.array([0, 1, 2, 3])
+OTHERS = jnp.array([[4], [5], [4], [5]])
 
 VALUES = {"nan": math.nan, "inf": math.inf, "-1": -1, "1.5": 1.5, "text": "x", "True": True}
 ALLOWED = {
@@ -70,7 +73,8 @@ def data_free(**kw):
 
 
 def fit(**kw):
-    teacher, d = jp.distill.Online(NET, jnp.eye(3)), distiller()
+    teacher = jp.distill.Online(NET, jnp.eye(3))
+    d = distiller()
     state = d.init(jnp.zeros((3, 3)), {"x": DATA["x"]}, teacher, key=jax.random.key(0))
     given = {"evaluate": lambda s: {"accuracy": 1.0}, "steps": 1, "progress": False} | kw
     return jp.distill.fit(d, state, jp.distill.Shuffled(DATA, 2), teacher, **given)
@@ -83,7 +87,9 @@ def write_cache(**kw):
 
 
 def shrink(**kw):
-    f = lambda p, x: jax.nn.relu(x @ p["kernel"]) @ p["out"]["kernel"]
+    def f(p, x):
+        return jax.nn.relu(x @ p["kernel"]) @ p["out"]["kernel"]
+
     return jp.shrink(f, W | {"out": {"kernel": normal((8, 2))}}, X, **({"flops": 0.5} | kw))
 
 
@@ -96,7 +102,7 @@ def keyword(function, name, *args, **kw):
 
 
 PAIR = {"a": jnp.ones((2, 3)), "b": jnp.ones((3, 2))}
-GROUPS = jp.axes(lambda p, x: x @ p["a"] @ p["b"], PAIR, jnp.ones((1, 2))).groups
+GROUPS = jp.coupled_axes(lambda p, x: x @ p["a"] @ p["b"], PAIR, jnp.ones((1, 2))).groups
 STACK = {"kernel": normal((3, 4, 4))}
 BN = {"w": jnp.eye(2), "mean": jnp.ones(2), "var": 4 * jnp.ones(2)}
 
@@ -127,8 +133,12 @@ ROWS = [
     Row(jp.quantize, "scale", "positive", lambda x: jp.quantize(scale=x).init(W), 16.0),
     Row(jp.quantize, "group", "count", lambda x: jp.quantize(8, group=x).init(W), 4),
     Row(jp.quantize, "axis", "axis", lambda x: jp.quantize(8, axis=x).init(W), -2),
-    Row(jp.entropy_quantize, "step", "positive", lambda x: jp.entropy_quantize(step=x).init(W), 0.1),
-    Row(jp.entropy_quantize, "sqnr", "positive", lambda x: jp.entropy_quantize(sqnr=x).init(W), 20.0),
+    Row(
+        jp.entropy_quantize, "step", "positive", lambda x: jp.entropy_quantize(step=x).init(W), 0.1
+    ),
+    Row(
+        jp.entropy_quantize, "sqnr", "positive", lambda x: jp.entropy_quantize(sqnr=x).init(W), 20.0
+    ),
     Row(
         jp.entropy_quantize,
         "bits_per_weight",
@@ -145,8 +155,16 @@ ROWS = [
     Row(jp.attract, "mu", "weight", lambda x: loss_of(jp.attract(HALF, x)), 0.5),
     Row(jp.project, "every", "count", lambda x: loss_of(jp.project(HALF, every=x)), 1),
     Row(jp.rate_penalty, "strength", "weight", lambda x: loss_of(jp.rate_penalty(x)), 0.5),
-    Row(jp.rate_penalty, "width", "positive", lambda x: loss_of(jp.rate_penalty(1.0, width=x)), 0.5),
-    Row(jp.rate_penalty, "value_bits", "finite", lambda x: loss_of(jp.rate_penalty(1.0, value_bits=x)), 5.0),
+    Row(
+        jp.rate_penalty, "width", "positive", lambda x: loss_of(jp.rate_penalty(1.0, width=x)), 0.5
+    ),
+    Row(
+        jp.rate_penalty,
+        "value_bits",
+        "finite",
+        lambda x: loss_of(jp.rate_penalty(1.0, value_bits=x)),
+        5.0,
+    ),
     Row(jp.group_penalty, "strength", "weight", lambda x: jp.group_penalty(GROUPS, x), 0.5),
     Row(jp.load, "max_bytes", "count", lambda x: jp.load(FILE, max_bytes=x), 10_000),
     Row(
@@ -157,7 +175,14 @@ ROWS = [
         0.01,
     ),
     *(
-        Row(jp.shrink, name, "fraction", lambda x, name=name: shrink(**{"flops": None, name: x}), 0.5, False)
+        Row(
+            jp.shrink,
+            name,
+            "fraction",
+            lambda x, name=name: shrink(**{"flops": None, name: x}),
+            0.5,
+            False,
+        )
         for name in ("flops", "params", "bytes", "ratio", "latency")
     ),
     Row(jp.shrink, "round_to", "count", lambda x: shrink(round_to=x), 2, False),
@@ -190,16 +215,50 @@ ROWS = [
     Row(jp.where.ndim, "min", "count", lambda x: jp.where.ndim(min=x)(W), 2),
     Row(jp.where.size, "n", "count", lambda x: jp.where.size(x)(W), 64),
     Row(jp.where.size, "min", "count", lambda x: jp.where.size(min=x)(W), 2),
-    Row(jp.patterns.n_m, "n", "count", lambda x: jp.prune(pattern=jp.patterns.n_m(x, 4)).init(W), 2),
-    Row(jp.patterns.n_m, "m", "count", lambda x: jp.prune(pattern=jp.patterns.n_m(1, x)).init(W), 2),
-    Row(jp.patterns.n_m, "axis", "axis", lambda x: jp.prune(pattern=jp.patterns.n_m(1, 2, x)).init(W), -2),
-    Row(jp.patterns.block, "shape", "count", lambda x: jp.prune(0.5, pattern=jp.patterns.block(x, 2)).init(W), 2),
-    Row(jp.patterns.channel, "axis", "axis", lambda x: jp.prune(0.5, pattern=jp.patterns.channel(x)).init(W), -2),
+    Row(
+        jp.patterns.n_m, "n", "count", lambda x: jp.prune(pattern=jp.patterns.n_m(x, 4)).init(W), 2
+    ),
+    Row(
+        jp.patterns.n_m, "m", "count", lambda x: jp.prune(pattern=jp.patterns.n_m(1, x)).init(W), 2
+    ),
+    Row(
+        jp.patterns.n_m,
+        "axis",
+        "axis",
+        lambda x: jp.prune(pattern=jp.patterns.n_m(1, 2, x)).init(W),
+        -2,
+    ),
+    Row(
+        jp.patterns.block,
+        "shape",
+        "count",
+        lambda x: jp.prune(0.5, pattern=jp.patterns.block(x, 2)).init(W),
+        2,
+    ),
+    Row(
+        jp.patterns.channel,
+        "axis",
+        "axis",
+        lambda x: jp.prune(0.5, pattern=jp.patterns.channel(x)).init(W),
+        -2,
+    ),
     Row(jp.schedules.cubic, "final", "fraction", lambda x: jp.schedules.cubic(x, 0, 9)(5), 0.5),
-    Row(jp.schedules.cubic, "initial", "fraction", lambda x: jp.schedules.cubic(0.9, 0, 9, initial=x)(5), 0.5),
+    Row(
+        jp.schedules.cubic,
+        "initial",
+        "fraction",
+        lambda x: jp.schedules.cubic(0.9, 0, 9, initial=x)(5),
+        0.5,
+    ),
     Row(jp.schedules.cubic, "begin", "count", lambda x: jp.schedules.cubic(0.9, x, 9)(5), 2),
     Row(jp.schedules.cubic, "end", "count", lambda x: jp.schedules.cubic(0.9, 0, x)(5), 9),
-    Row(jp.schedules.cubic, "power", "positive", lambda x: jp.schedules.cubic(0.9, 0, 9, power=x)(5), 2),
+    Row(
+        jp.schedules.cubic,
+        "power",
+        "positive",
+        lambda x: jp.schedules.cubic(0.9, 0, 9, power=x)(5),
+        2,
+    ),
     Row(jp.schedules.one_shot, "final", "fraction", lambda x: jp.schedules.one_shot(x)(5), 0.5),
     Row(jp.schedules.one_shot, "at", "count", lambda x: jp.schedules.one_shot(0.5, x)(5), 2),
     Row(jp.scores.fpgm, "axis", "axis", lambda x: jp.scores.fpgm(W, axis=x), -2),
@@ -216,8 +275,16 @@ ROWS = [
         Row(f, "sparsity", "fraction", lambda x, f=f: f(W, None, x), 0.5)
         for f in (jp.allocate.uniform, jp.allocate.erk, jp.allocate.global_, jp.allocate.lamp)
     ),
-    Row(jp.distill.match, "weight", "weight", lambda x: jp.distill.match(losses.hint, weight=x), 0.5),
-    Row(jp.distill.match, "channel_axis", "axis", lambda x: jp.distill.match(losses.hint, channel_axis=x), 1),
+    Row(
+        jp.distill.match, "weight", "weight", lambda x: jp.distill.match(losses.hint, weight=x), 0.5
+    ),
+    Row(
+        jp.distill.match,
+        "channel_axis",
+        "axis",
+        lambda x: jp.distill.match(losses.hint, channel_axis=x),
+        1,
+    ),
     Row(jp.distill.distiller, "labels", "weight", lambda x: distiller(labels=x), 0.5),
     Row(jp.distill.distiller, "ema", "fraction", lambda x: distiller(ema=x), 0.5),
     *(
@@ -242,12 +309,34 @@ ROWS = [
     Row(jp.distill.write_cache, "shard", "count", lambda x: write_cache(shard=x), 2),
     Row(jp.distill.crd_loss, "examples", "count", lambda x: jp.distill.crd_loss(x), 6),
     Row(jp.distill.crd_loss, "features", "count", lambda x: jp.distill.crd_loss(6, features=x), 6),
-    Row(jp.distill.crd_loss, "negatives", "count", lambda x: jp.distill.crd_loss(6, negatives=x), 6),
-    Row(jp.distill.crd_loss, "temperature", "positive", lambda x: jp.distill.crd_loss(6, temperature=x), 0.5),
-    Row(jp.distill.crd_loss, "momentum", "fraction", lambda x: jp.distill.crd_loss(6, momentum=x), 0.5),
-    Row(jp.distill.vid_loss, "variance", "positive", lambda x: jp.distill.vid_loss(variance=x), 0.5),
+    Row(
+        jp.distill.crd_loss, "negatives", "count", lambda x: jp.distill.crd_loss(6, negatives=x), 6
+    ),
+    Row(
+        jp.distill.crd_loss,
+        "temperature",
+        "positive",
+        lambda x: jp.distill.crd_loss(6, temperature=x),
+        0.5,
+    ),
+    Row(
+        jp.distill.crd_loss,
+        "momentum",
+        "fraction",
+        lambda x: jp.distill.crd_loss(6, momentum=x),
+        0.5,
+    ),
+    Row(
+        jp.distill.vid_loss, "variance", "positive", lambda x: jp.distill.vid_loss(variance=x), 0.5
+    ),
     Row(jp.distill.vid_loss, "eps", "positive", lambda x: jp.distill.vid_loss(eps=x), 0.5),
-    Row(jp.distill.vid_loss, "channel_axis", "axis", lambda x: jp.distill.vid_loss(channel_axis=x), 1),
+    Row(
+        jp.distill.vid_loss,
+        "channel_axis",
+        "axis",
+        lambda x: jp.distill.vid_loss(channel_axis=x),
+        1,
+    ),
     Row(
         jp.distill.dino_loss,
         "student_temperature",
@@ -262,7 +351,13 @@ ROWS = [
         lambda x: jp.distill.dino_loss(teacher_temperature=x),
         0.5,
     ),
-    Row(jp.distill.dino_loss, "momentum", "fraction", lambda x: jp.distill.dino_loss(momentum=x), 0.5),
+    Row(
+        jp.distill.dino_loss,
+        "momentum",
+        "fraction",
+        lambda x: jp.distill.dino_loss(momentum=x),
+        0.5,
+    ),
     *(
         Row(f, "temperature", "positive", keyword(f, "temperature", *LOGITS), 2.0)
         for f in (
@@ -282,7 +377,13 @@ ROWS = [
         keyword(losses.soft_and_hard, "temperature", *LOGITS, labels=LABELS),
         2.0,
     ),
-    Row(losses.soft_and_hard, "alpha", "fraction", keyword(losses.soft_and_hard, "alpha", *LOGITS, labels=LABELS), 0.5),
+    Row(
+        losses.soft_and_hard,
+        "alpha",
+        "fraction",
+        keyword(losses.soft_and_hard, "alpha", *LOGITS, labels=LABELS),
+        0.5,
+    ),
     *(
         Row(
             losses.dkd,
@@ -293,9 +394,18 @@ ROWS = [
         )
         for name in ("alpha", "beta", "temperature")
     ),
-    *(Row(losses.dist, name, "weight", keyword(losses.dist, name, *LOGITS), 2.0) for name in ("inter", "intra")),
+    *(
+        Row(losses.dist, name, "weight", keyword(losses.dist, name, *LOGITS), 2.0)
+        for name in ("inter", "intra")
+    ),
     Row(losses.top_k, "k", "count", lambda x: losses.top_k(*LOGITS, k=x), 2),
-    Row(losses.top_k, "temperature", "positive", lambda x: losses.top_k(*LOGITS, k=2, temperature=x), 2.0),
+    Row(
+        losses.top_k,
+        "temperature",
+        "positive",
+        lambda x: losses.top_k(*LOGITS, k=2, temperature=x),
+        2.0,
+    ),
     Row(losses.top_k_teacher, "k", "count", lambda x: losses.top_k_teacher(LOGITS[1], x), 2),
     Row(
         losses.top_k_teacher,
@@ -304,8 +414,20 @@ ROWS = [
         lambda x: losses.top_k_teacher(LOGITS[1], 2, temperature=x),
         2.0,
     ),
-    Row(losses.attention_transfer, "p", "positive", keyword(losses.attention_transfer, "p", *MAPS), 2),
-    Row(losses.activation_boundary, "margin", "positive", keyword(losses.activation_boundary, "margin", *MAPS), 2.0),
+    Row(
+        losses.attention_transfer,
+        "p",
+        "positive",
+        keyword(losses.attention_transfer, "p", *MAPS),
+        2,
+    ),
+    Row(
+        losses.activation_boundary,
+        "margin",
+        "positive",
+        keyword(losses.activation_boundary, "margin", *MAPS),
+        2.0,
+    ),
     Row(
         losses.correlation_congruence,
         "gamma",
@@ -313,11 +435,31 @@ ROWS = [
         keyword(losses.correlation_congruence, "gamma", *LOGITS),
         0.5,
     ),
-    Row(losses.correlation_congruence, "order", "count", keyword(losses.correlation_congruence, "order", *LOGITS), 2),
-    Row(losses.vid, "eps", "positive", keyword(losses.vid, "eps", *MAPS, raw_variance=jnp.ones(3)), 0.5),
+    Row(
+        losses.correlation_congruence,
+        "order",
+        "count",
+        keyword(losses.correlation_congruence, "order", *LOGITS),
+        2,
+    ),
+    Row(
+        losses.vid,
+        "eps",
+        "positive",
+        keyword(losses.vid, "eps", *MAPS, raw_variance=jnp.ones(3)),
+        0.5,
+    ),
     Row(losses.vid_raw_variance, "channels", "count", losses.vid_raw_variance, 3),
-    Row(losses.vid_raw_variance, "variance", "positive", lambda x: losses.vid_raw_variance(3, variance=x), 0.5),
-    Row(losses.vid_raw_variance, "eps", "positive", lambda x: losses.vid_raw_variance(3, eps=x), 0.5),
+    Row(
+        losses.vid_raw_variance,
+        "variance",
+        "positive",
+        lambda x: losses.vid_raw_variance(3, variance=x),
+        0.5,
+    ),
+    Row(
+        losses.vid_raw_variance, "eps", "positive", lambda x: losses.vid_raw_variance(3, eps=x), 0.5
+    ),
     *(
         Row(f, "channel_axis", "axis", keyword(f, "channel_axis", *MAPS, **more), 3)
         for f, more in (
@@ -341,11 +483,17 @@ ROWS = [
         losses.batch_norm_matching,
         "channel_axis",
         "axis",
-        lambda x: losses.batch_norm_matching(MAPS[0], mean=jnp.ones(3), var=jnp.ones(3), channel_axis=x),
+        lambda x: losses.batch_norm_matching(
+            MAPS[0], mean=jnp.ones(3), var=jnp.ones(3), channel_axis=x
+        ),
         3,
     ),
-    Row(losses.crd_init, "examples", "count", lambda x: losses.crd_init(jax.random.key(0), x, 3), 4),
-    Row(losses.crd_init, "features", "count", lambda x: losses.crd_init(jax.random.key(0), 3, x), 4),
+    Row(
+        losses.crd_init, "examples", "count", lambda x: losses.crd_init(jax.random.key(0), x, 3), 4
+    ),
+    Row(
+        losses.crd_init, "features", "count", lambda x: losses.crd_init(jax.random.key(0), 3, x), 4
+    ),
     Row(
         losses.crd_negatives,
         "count",
@@ -393,7 +541,9 @@ ROWS = [
             losses.dino,
             name,
             "positive",
-            keyword(losses.dino, name, normal((2, 4, 3)), normal((2, 4, 3), 1), centre=jnp.zeros(3)),
+            keyword(
+                losses.dino, name, normal((2, 4, 3)), normal((2, 4, 3), 1), centre=jnp.zeros(3)
+            ),
             0.5,
         )
         for name in ("student_temperature", "teacher_temperature")
@@ -421,40 +571,69 @@ def test_a_number_is_right_or_an_error_names_the_argument(row, value):
     assert row.argument in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.runs], ids=[i for i, row in zip(IDS, ROWS) if row.runs])
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.runs], ids=[i for i, row in zip(IDS, ROWS) if row.runs]
+)
 def test_numbers_of_numpy_and_jax_are_as_good_as_those_of_python(row):
     expected = jax.tree.leaves(row.call(row.good))
     for x in (np.array(row.good), np.asarray(row.good)[()], jnp.asarray(row.good)):
         for mine, other in zip(expected, jax.tree.leaves(row.call(x)), strict=True):
             if hasattr(mine, "dtype") and not jnp.issubdtype(mine.dtype, jax.dtypes.prng_key):
-                mine, other = np.asarray(mine, np.float64), np.asarray(other, np.float64)
+                mine = np.asarray(mine, np.float64)
+                other = np.asarray(other, np.float64)
                 np.testing.assert_allclose(mine, other, rtol=2e-5, atol=1e-6)
 
 
 OTHER_WAYS = {
-    "Packed", "Quantized", "Shared", "Stacked", "LowRank", "Tucker", "Clustered", "Common", "Masked", "Binary", "Dense",
-    "Plan", "Timings", "Folded", "Diverged", "Fitted", "Piece", "Sizes", "Leaf", "Term", "State", "DataFreeState",
-    "TopK", "Manifest", "Top",  # values that functions make, or that are checked where they are used
+    "Packed", "Quantized", "Shared", "Stacked", "LowRank", "Tucker", "Clustered", "Common",
+    "Masked", "Binary", "Dense",
+    "Plan", "Timings", "Folded", "Diverged", "Fitted", "Piece", "Sizes", "Leaf", "Term", "State",
+    "DataFreeState",
+    # values that functions make, or that are checked where they are used
+    "TopK", "Manifest", "Top",
 }  # fmt: skip
 NUMERIC = ("int", "float")
 
 
 def public_functions():
-    """(name, function) of everything in jaxprune, its modules of functions, distill and its losses."""
-    rooms = [jp, jp.allocate, jp.patterns, jp.schedules, jp.scores, jp.measure, jp.where, jp.distill, jp.distill.losses]
+    """(name, function) of everything in jaxprune, its modules of functions, distill and its
+    losses.
+    """
+    rooms = [
+        jp,
+        jp.allocate,
+        jp.patterns,
+        jp.schedules,
+        jp.scores,
+        jp.measure,
+        jp.where,
+        jp.distill,
+        jp.distill.losses,
+    ]
     for room in rooms:
         for name in dir(room):
             thing = getattr(room, name)
             home = getattr(thing, "__module__", "")
             whole = room in (jp, jp.distill, losses) and home.startswith("jaxprune")
-            public = not name.startswith("_") and callable(thing) and not isinstance(thing, jp.Compression)
+            public = (
+                not name.startswith("_")
+                and callable(thing)
+                and not isinstance(thing, jp.Compression)
+            )
             if public and (whole or home == room.__name__):
                 yield name, thing
 
 
 def is_number(parameter):
     text = str(parameter.annotation)
-    words = text.replace("[", " ").replace("]", " ").replace("|", " ").replace(",", " ").replace("'", " ").split()
+    words = (
+        text.replace("[", " ")
+        .replace("]", " ")
+        .replace("|", " ")
+        .replace(",", " ")
+        .replace("'", " ")
+        .split()
+    )
     if isinstance(parameter.annotation, type):
         words = [parameter.annotation.__name__]
     return any(word in NUMERIC for word in words) and "dict" not in text and "Mapping" not in text
@@ -470,7 +649,11 @@ def test_every_numeric_argument_of_a_public_function_is_in_the_table():
             parameters = inspect.signature(function).parameters.values()
         except ValueError:  # of a class of errors
             continue
-        missing |= {f"{name} {p.name}" for p in parameters if is_number(p) and (id(function), p.name) not in known}
+        missing |= {
+            f"{name} {p.name}"
+            for p in parameters
+            if is_number(p) and (id(function), p.name) not in known
+        }
     # Fields of a pattern, sizes that were measured, and functions of numbers.
     others = {
         "Pattern axes",

@@ -1,4 +1,6 @@
-"""On 8 devices a compression gives what it gives on one, where the weights lie, and gathers none of them."""
+"""On 8 devices a compression gives what it gives on one, where the weights lie, and gathers none of
+them.
+"""
 
 import functools
 import re
@@ -37,10 +39,14 @@ def test_sharded_equals_unsharded(method, kind, spec):
     devices = mesh(kind)
     with jax.set_mesh(devices):
         sharded = jax.device_put(w, NamedSharding(devices, spec))
-        compiled = jax.jit(lambda x: encoded_and_decoded(method.compression, x)).lower(sharded).compile()
+        compiled = (
+            jax.jit(lambda x: encoded_and_decoded(method.compression, x)).lower(sharded).compile()
+        )
         out = compiled(sharded)
     tolerance = 2e-5 if method.inexact else 1e-7
-    np.testing.assert_allclose(np.asarray(out), on_one_device(method.name), rtol=2e-6, atol=tolerance)
+    np.testing.assert_allclose(
+        np.asarray(out), on_one_device(method.name), rtol=2e-6, atol=tolerance
+    )
     if not method.gathers:
         assert out.sharding.is_equivalent_to(sharded.sharding, 2)
         assert gathered(compiled.as_text()) < w.size, "the program gathers the weight"
@@ -48,7 +54,9 @@ def test_sharded_equals_unsharded(method, kind, spec):
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m.traced], ids=lambda m: m.name)
 def test_no_mesh_need_be_set(method):
-    """`jax.make_mesh` gives Explicit axes, and most code has no `jax.set_mesh` around it. Inside and outside mix."""
+    """`jax.make_mesh` gives Explicit axes, and most code has no `jax.set_mesh` around it. Inside
+    and outside mix.
+    """
     devices = mesh(AxisType.Explicit)
     w = jax.device_put(normal((64, 64), 3), NamedSharding(devices, P("x", None)))
     code = jax.jit(method.compression.init)({"kernel": w})
@@ -94,20 +102,32 @@ IN_SHARDS = EAGER | {
 
 @pytest.mark.parametrize("name", IN_SHARDS)
 def test_inside_shard_map_each_device_compresses_its_own_part(name):
-    """With `check_vma`, JAX's default, which wants loops to begin with values that vary as their results do."""
-    w, init = normal((16, 64), 3), IN_SHARDS[name].init
+    """With `check_vma`, JAX's default, which wants loops to begin with values that vary as their
+    results do.
+    """
+    w = normal((16, 64), 3)
+    init = IN_SHARDS[name].init
 
     def dense(x):
         return jp.materialize(init({"w": x}))["w"]
 
-    f = jax.shard_map(dense, mesh=mesh(AxisType.Auto), in_specs=P(None, "x"), out_specs=P(None, "x"), check_vma=True)
+    f = jax.shard_map(
+        dense,
+        mesh=mesh(AxisType.Auto),
+        in_specs=P(None, "x"),
+        out_specs=P(None, "x"),
+        check_vma=True,
+    )
     parts = jax.vmap(dense, in_axes=1, out_axes=1)(w.reshape(16, 8, 8))
-    np.testing.assert_allclose(np.asarray(jax.jit(f)(w)), np.asarray(parts).reshape(16, 64), rtol=2e-6, atol=2e-5)
+    np.testing.assert_allclose(
+        np.asarray(jax.jit(f)(w)), np.asarray(parts).reshape(16, 64), rtol=2e-6, atol=2e-5
+    )
 
 
 def gathered(hlo: str) -> int:
     """The largest number of elements that an all-gather of the program makes."""
     sizes = [
-        np.prod([int(n) for n in dims.split(",") if n]) for dims in re.findall(r"\w+\[([\d,]*)\][^=]* all-gather", hlo)
+        np.prod([int(n) for n in dims.split(",") if n])
+        for dims in re.findall(r"\w+\[([\d,]*)\][^=]* all-gather", hlo)
     ]
     return int(max(sizes, default=0))

@@ -1,7 +1,9 @@
-"""The speed half of `coder`: files to float32 and back, of ResNet-56 and of one leaf of 100 million weights.
+"""The speed half of `coder`: files to float32 and back, of ResNet-56 and of one leaf of 100 million
+weights.
 
-Goals are for CPU time, which other work on the machine moves less than the clock; both are written down. MB are of
-float32 weights. Memory is what a call adds to the process at most, beside what it had.
+Goals are for CPU time, which other work on the machine moves less than the clock; both are written
+down. MB are of float32 weights. Memory is what a call adds to the process at most, beside what it
+had.
 """
 
 import pathlib
@@ -37,21 +39,36 @@ def speed(kernels: Any) -> tuple[Rows, dict[str, Any]]:
 
 
 def _resnet(kernels: Any, folder: pathlib.Path) -> tuple[Rows, dict[str, Any]]:
-    rows, figures = [], {}
+    rows = []
+    figures = {}
     for sparsity in (0.0, 0.9):
-        pruned = jp.prune(sparsity, allocate=jp.allocate.global_).init(kernels) if sparsity else kernels
+        pruned = (
+            jp.prune(sparsity, allocate=jp.allocate.global_).init(kernels) if sparsity else kernels
+        )
         path = folder / f"{sparsity}.jp"
         jp.save(path, jp.entropy_quantize(sqnr=25).init(pruned))
-        times = race({"reader": lambda p=path: reader.read(p), "load": lambda p=path: jp.load(p, as_="numpy")}, ROUNDS)
+        times = race(
+            {
+                "reader": lambda p=path: reader.read(p),
+                "load": lambda p=path: jp.load(p, as_="numpy"),
+            },
+            ROUNDS,
+        )
         figures[f"ResNet-56, {sparsity:.0%}"] = times
         rows.append(
-            at_most(f"s to read ResNet-56, {sparsity:.0%} pruned", times["reader"]["cpu_ms"]["median"] / 1e3, 0.3)
+            at_most(
+                f"s to read ResNet-56, {sparsity:.0%} pruned",
+                times["reader"]["cpu_ms"]["median"] / 1e3,
+                0.3,
+            )
         )
     return rows, figures
 
 
 def _saved(path: pathlib.Path) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
-    """The integers of the large leaf, and the times and the peak of saving it; the tree itself is forgotten."""
+    """The integers of the large leaf, and the times and the peak of saving it; the tree itself is
+    forgotten.
+    """
     tree = {"kernel": _levels()}
     times = race({"save": lambda: jp.save(path, tree)}, 3)
     return np.asarray(tree["kernel"].q), times, {"save": _peak(lambda: jp.save(path, tree))}
@@ -67,14 +84,18 @@ def _large(path: pathlib.Path) -> tuple[Rows, dict[str, Any]]:
     peaks |= {name: _peak(f) for name, f in contestants.items()}
     files = race(contestants, ROUNDS)
     coders = _coders(levels)
-    rates = {name: MB / t["cpu_ms"]["median"] * 1e3 for name, t in {**saving, **files, **coders}.items()}
+    rates = {
+        name: MB / t["cpu_ms"]["median"] * 1e3 for name, t in {**saving, **files, **coders}.items()
+    }
     rows = [
         at_least("MB/s from a file of 100M weights to float32, NumPy", rates["reader"], 250),
         at_least("the stream alone to float32, NumPy", rates["decode"], 250),
         at_least("the same in JAX, of NumPy's speed", rates["decode in JAX"] / rates["decode"], 1),
         at_least("MB/s of save", rates["save"], 50),
     ]
-    return rows, {"100M weights": {**saving, **files, **coders, "mb_per_cpu_s": rates, "peak_bytes": peaks}}
+    return rows, {
+        "100M weights": {**saving, **files, **coders, "mb_per_cpu_s": rates, "peak_bytes": peaks}
+    }
 
 
 def _levels() -> Any:
@@ -105,7 +126,10 @@ def _peak(f: Callable[[], Any]) -> int:
     status = pathlib.Path("/proc/self/status")
     if not status.exists():
         return 0
-    field = lambda name: 1024 * int(re.search(rf"{name}:\s+(\d+)", status.read_text())[1])  # pyright: ignore
+
+    def field(name):
+        return 1024 * int(re.search(rf"{name}:\s+(\d+)", status.read_text())[1])
+
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = field("VmRSS")
     jax.block_until_ready(f())

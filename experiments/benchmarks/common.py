@@ -1,7 +1,9 @@
-"""What every benchmark needs: interleaved timing, the machine it ran on, a table of ratios and a results.json.
+"""What every benchmark needs: interleaved timing, the machine it ran on, a table of ratios and a
+results.json.
 
-Times on a shared machine wander; so the contestants take turns in one process, and what is printed is the median over
-the rounds of the ratio within a round. CPU time is that of the process, all threads together.
+Times on a shared machine wander; so the contestants take turns in one process, and what is printed
+is the median over the rounds of the ratio within a round. CPU time is that of the process, all
+threads together.
 """
 
 import argparse
@@ -25,13 +27,21 @@ from jaxprune.app.experiments.results import write_json
 
 def timed(f: Callable[[], Any]) -> dict[str, float]:
     """Milliseconds of CPU and of wall time until the result of f() is there."""
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu = time.process_time()
+    wall = time.perf_counter()
     jax.block_until_ready(f())
-    return {"cpu_ms": 1e3 * (time.process_time() - cpu), "wall_ms": 1e3 * (time.perf_counter() - wall)}
+    return {
+        "cpu_ms": 1e3 * (time.process_time() - cpu),
+        "wall_ms": 1e3 * (time.perf_counter() - wall),
+    }
 
 
-def race(contestants: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, dict[str, Any]]:
-    """Times of each contestant, in turns, after one warm-up: medians, and every round. Each starts as often."""
+def race(
+    contestants: Mapping[str, Callable[[], Any]], rounds: int = 7
+) -> dict[str, dict[str, Any]]:
+    """Times of each contestant, in turns, after one warm-up: medians, and every round. Each starts
+    as often.
+    """
     for f in contestants.values():
         jax.block_until_ready(f())
     names = list(contestants)
@@ -74,27 +84,46 @@ def _cpuinfo() -> list[str]:
 
 
 def report(
-    name: str, title: str, rows: list[dict[str, Any]], figures: Mapping[str, Any], out: pathlib.Path | None = None
+    name: str,
+    title: str,
+    rows: list[dict[str, Any]],
+    figures: Mapping[str, Any],
+    out: pathlib.Path | None = None,
 ) -> None:
-    """Print rows of {what, measured, goal, met} and write runs/benchmarks/NAME/NAME.results.json, `out`, or --out."""
+    """Print rows of {what, measured, goal, met} and write runs/benchmarks/NAME/NAME.results.json,
+    `out`, or --out.
+    """
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--out", type=pathlib.Path, default=out)
     out = parser.parse_args().out or run_file("benchmarks", name, f"{name}.results.json")
     table = Table("what", "measured", "goal", "", title=title)
     for row in rows:
         table.add_row(
-            row["what"], f"{row['measured']:.4g}", row["goal"], {True: "yes", False: "NO"}.get(row["met"], "")
+            row["what"],
+            f"{row['measured']:.4g}",
+            row["goal"],
+            {True: "yes", False: "NO"}.get(row["met"], ""),
         )
     Console(width=100).print(table)
     write_json(out, {"machine": machine(), "rows": rows, "figures": figures})
 
 
 def at_least(what: str, measured: float, goal: float) -> dict[str, Any]:
-    return {"what": what, "measured": measured, "goal": f">= {goal:g}", "met": bool(measured >= goal)}
+    return {
+        "what": what,
+        "measured": measured,
+        "goal": f">= {goal:g}",
+        "met": bool(measured >= goal),
+    }
 
 
 def at_most(what: str, measured: float, goal: float) -> dict[str, Any]:
-    return {"what": what, "measured": measured, "goal": f"<= {goal:g}", "met": bool(measured <= goal)}
+    return {
+        "what": what,
+        "measured": measured,
+        "goal": f"<= {goal:g}",
+        "met": bool(measured <= goal),
+    }
 
 
 def shown(what: str, measured: float) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""Arrays that are kept: bytes and speed of jaxprune's codecs beside zstd, of the same arrays in one run.
+"""Arrays that are kept: bytes and speed of jaxprune's codecs beside zstd, of the same arrays in one
+run.
 
-python -m experiments.benchmarks.floats [--out results.json]          (pip install zstandard; about five minutes)
+python -m experiments.benchmarks.floats [--out results.json]          (pip install zstandard; about
+    five minutes)
 
-Two arrays of 100 million weights, normal with a scale for each row, float32 and bfloat16; and, where JAXPRUNE_DATA
-names a folder with resnet56.npz, the weights of a trained ResNet-56. MB are of the array, and times CPU times of one
-core: medians of rounds in turns, but for `zstd -19`, which runs once. Then arrays of every kind that a checkpoint may
-hold, of a million elements each: their bytes beside those of `zstd -19`.
+Two arrays of 100 million weights, normal with a scale for each row, float32 and bfloat16; and,
+where JAXPRUNE_DATA names a folder with resnet56.npz, the weights of a trained ResNet-56. MB are of
+the array, and times CPU times of one core: medians of rounds in turns, but for `zstd -19`, which
+runs once. Then arrays of every kind that a checkpoint may hold, of a million elements each: their
+bytes beside those of `zstd -19`.
 """
 
 import os
@@ -39,16 +42,21 @@ def resnet56() -> np.ndarray | None:
     if not path.is_file():
         return None
     with np.load(path) as arrays:
-        return np.concatenate([arrays[name].ravel() for name in arrays.files if arrays[name].dtype == np.float32])
+        return np.concatenate(
+            [arrays[name].ravel() for name in arrays.files if arrays[name].dtype == np.float32]
+        )
 
 
-def measured(arrays: dict[str, np.ndarray], zstandard: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def measured(
+    arrays: dict[str, np.ndarray], zstandard: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows and figures: of each array the sizes and speeds of the three coders."""
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     for name, array in arrays.items():
         figures[name] = _one(array, zstandard)
-        sizes, rates = figures[name]["fraction"], figures[name]["MB/s"]
+        sizes = figures[name]["fraction"]
+        rates = figures[name]["MB/s"]
         rows += [
             at_most(f"{name}: planes, of the array's bytes", sizes["planes"], sizes["zstd -19"]),
             shown(f"{name}: zstd -19", sizes["zstd -19"]),
@@ -65,8 +73,10 @@ def measured(arrays: dict[str, np.ndarray], zstandard: Any) -> tuple[list[dict[s
 def _one(array: np.ndarray, zstandard: Any) -> dict[str, Any]:
     words = array.ravel().view(f"u{array.itemsize}")
     raw = memoryview(words).cast("B")
-    fast, best = zstandard.ZstdCompressor(3), zstandard.ZstdCompressor(19)
-    stream, small = b"".join(planes.encode(words)), fast.compress(raw)
+    fast = zstandard.ZstdCompressor(3)
+    best = zstandard.ZstdCompressor(19)
+    stream = b"".join(planes.encode(words))
+    small = fast.compress(raw)
     if not np.array_equal(planes.decode(stream, words.size, words.dtype.str[1:]), words):
         raise AssertionError("planes do not give the words back")
     contestants: dict[str, Callable[[], Any]] = {
@@ -100,7 +110,8 @@ def kinds() -> dict[str, np.ndarray]:
     few = rng.standard_normal(1000).astype(np.float32)
     tiled = np.tile(rng.integers(-3000, 3000, 8192), 128)
     zeros = {
-        f"{100 * share:g}% zeros": np.where(mask < share, np.float32(0), dense) for share in (0.5, 0.9, 0.99, 0.999)
+        f"{100 * share:g}% zeros": np.where(mask < share, np.float32(0), dense)
+        for share in (0.5, 0.9, 0.99, 0.999)
     }
     again = {f"{bits} bits a row, dense again": _dense_again(dense, bits) for bits in (8, 4, 3)}
     return {
@@ -136,15 +147,21 @@ def _dense_again(x: np.ndarray, bits: int) -> np.ndarray:
     return np.rint(x / scale) * scale
 
 
-def beside_zstd(arrays: dict[str, np.ndarray], zstandard: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row and figures for each array: its stream's bytes, codec and speed, and the bytes of zstd -19."""
+def beside_zstd(
+    arrays: dict[str, np.ndarray], zstandard: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row and figures for each array: its stream's bytes, codec and speed, and the bytes of zstd
+    -19.
+    """
     best = zstandard.ZstdCompressor(19)
     rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
     for name, array in arrays.items():
         one = _beside_zstd(array, best)
         figures[name] = one
-        rows.append(at_most(f"{name} ({one['codec']}), of zstd -19", one["stored"] / one["zstd -19"], 1.0))
+        rows.append(
+            at_most(f"{name} ({one['codec']}), of zstd -19", one["stored"] / one["zstd -19"], 1.0)
+        )
     return rows, figures
 
 
@@ -177,7 +194,10 @@ def main() -> None:
     arrays = {"100M float32": large, "100M bfloat16": large.astype(ml_dtypes.bfloat16)}
     trained = resnet56()
     if trained is not None:
-        arrays |= {"ResNet-56 float32": trained, "ResNet-56 bfloat16": trained.astype(ml_dtypes.bfloat16)}
+        arrays |= {
+            "ResNet-56 float32": trained,
+            "ResNet-56 bfloat16": trained.astype(ml_dtypes.bfloat16),
+        }
     rows, figures = measured(arrays, zstandard)
     more_rows, figures["kinds"] = beside_zstd(kinds(), zstandard)
     report("floats", "Arrays that are kept, and by zstd", rows + more_rows, figures)

@@ -1,4 +1,5 @@
-"""One-dimensional k-means against sorting (time) and against the exact dynamic programme (distortion).
+"""One-dimensional k-means against sorting (time) and against the exact dynamic programme
+(distortion).
 
 python -m experiments.benchmarks.kmeans [--out results.json]
 """
@@ -25,7 +26,10 @@ FIRST_CALL = """
 import time, jax, jax.numpy as jnp, numpy as np
 from jaxprune.numerics import kmeans
 shapes = [(64 + 20 * i, 64 + 24 * i) for i in range(30)]
-leaves = [jnp.asarray(np.random.default_rng(i).standard_normal(s, np.float32)) for i, s in enumerate(shapes)]
+leaves = [
+    jnp.asarray(np.random.default_rng(i).standard_normal(shape, np.float32))
+    for i, shape in enumerate(shapes)
+]
 start = time.perf_counter()
 for x in leaves:
     jax.block_until_ready(kmeans.assign(x, kmeans.codebook(x, 16)))
@@ -34,13 +38,16 @@ print(time.perf_counter() - start)
 
 
 def optimum(points: np.ndarray, k: int) -> np.ndarray:
-    """The best k levels for equally heavy points, by dynamic programming: D[j] = min over i of D'[i] + cost(i, j)."""
+    """The best k levels for equally heavy points, by dynamic programming: D[j] = min over i of
+    D'[i] + cost(i, j).
+    """
     m = points.size
     S, Q = (np.concatenate([[0.0], np.cumsum(points.astype(np.float64) ** p)]) for p in (1, 2))
     count = np.maximum(np.arange(m + 1) - np.arange(m + 1)[:, None], 0)
     cost = (Q - Q[:, None]) - (S - S[:, None]) ** 2 / np.maximum(count, 1)
     cost = np.where(count > 0, cost, np.where(np.eye(m + 1, dtype=bool), 0.0, np.inf))
-    best, cuts = cost[0], []
+    best = cost[0]
+    cuts = []
     for _ in range(k - 1):
         total = best[:, None] + cost
         cuts.append(total.argmin(0))
@@ -92,23 +99,44 @@ def one(name: str, k: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         )
     )
     rows = [
-        at_most(f"{name}, k={k}: codebook / np.sort, wall", ratio(times, "codebook", "np.sort", "wall_ms"), 0.5),
-        at_most(f"{name}, k={k}: codebook / np.sort, CPU time", ratio(times, "codebook", "np.sort"), 0.5),
-        at_most(f"{name}, k={k}: assign / np.searchsorted, CPU time", ratio(times, "assign", "searchsorted"), 0.5),
+        at_most(
+            f"{name}, k={k}: codebook / np.sort, wall",
+            ratio(times, "codebook", "np.sort", "wall_ms"),
+            0.5,
+        ),
+        at_most(
+            f"{name}, k={k}: codebook / np.sort, CPU time", ratio(times, "codebook", "np.sort"), 0.5
+        ),
+        at_most(
+            f"{name}, k={k}: assign / np.searchsorted, CPU time",
+            ratio(times, "assign", "searchsorted"),
+            0.5,
+        ),
         at_most(f"{name}, k={k}: distortion / best", distortion(x, np.asarray(book)) / best, 1.01),
-        at_most(f"{name}, k={k}: temporary memory / array", fit.memory_analysis().temp_size_in_bytes / w.nbytes, 0.2),
+        at_most(
+            f"{name}, k={k}: temporary memory / array",
+            fit.memory_analysis().temp_size_in_bytes / w.nbytes,
+            0.2,
+        ),
     ]
     return rows, times
 
 
 def main() -> None:
-    rows, figures = [], {}
+    rows = []
+    figures = {}
     for name in DRAW:
         for k in (16, 256):
             new, figures[f"{name}, k={k}"] = one(name, k)
             rows += new
-    run = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=True)
-    rows.append(at_most("30 leaves of 30 shapes, codebook and assign, first call, seconds", float(run.stdout), 1))
+    run = subprocess.run(
+        [sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=True
+    )
+    rows.append(
+        at_most(
+            "30 leaves of 30 shapes, codebook and assign, first call, seconds", float(run.stdout), 1
+        )
+    )
     report("kmeans", "One-dimensional k-means, 10M weights", rows, figures)
 
 

@@ -1,9 +1,11 @@
-"""Peak memory of functions that are evaluated outside of jit, beside the function that they were made of.
+"""Peak memory of functions that are evaluated outside of jit, beside the function that they were
+made of.
 
     python -m experiments.benchmarks.peak_memory [layers] [MiB of an activation]
 
-Each is run in a process of its own, on a chain of products and relus; what is printed is how much the peak of resident
-memory grows while it runs. A run that keeps activations until its end grows with the number of layers.
+Each is run in a process of its own, on a chain of products and relus; what is printed is how much
+the peak of resident memory grows while it runs. A run that keeps activations until its end grows
+with the number of layers.
 """
 
 import multiprocessing
@@ -53,7 +55,9 @@ EVALUATED = {"f": dense, "thin.apply": small, "reap": tapped, "input_rms": input
 
 def peak():
     """The most that this process has held, in MiB."""
-    return int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
+    return (
+        int(re.search(r"VmHWM:\s+(\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
+    )
 
 
 def grown(name, layers, mebibytes, answers):

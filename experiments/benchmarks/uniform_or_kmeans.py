@@ -1,9 +1,10 @@
-"""A uniform step, k-means or integers a channel: accuracy of ResNet-20 on CIFAR-10 at equal entropy-coded bytes.
+"""A uniform step, k-means or integers a channel: accuracy of ResNet-20 on CIFAR-10 at equal
+entropy-coded bytes.
 
 JAXPRUNE_DATA=folder python -m experiments.benchmarks.uniform_or_kmeans [--out results.json]
 
-The folder holds resnet20.npz and cifar10_test.npz. Nothing is trained after compressing. Bytes are the order-0 entropy
-of each kernel's levels, and scales and codebooks as they are.
+The folder holds resnet20.npz and cifar10_test.npz. Nothing is trained after compressing. Bytes are
+the order-0 entropy of each kernel's levels, and scales and codebooks as they are.
 """
 
 import os
@@ -24,7 +25,8 @@ IMAGES = 2000
 def main() -> None:
     folder = pathlib.Path(os.environ["JAXPRUNE_DATA"])
     with np.load(folder / "cifar10_test.npz") as file:
-        x, y = resnet.normalised(file["x"][:IMAGES]), file["y"][:IMAGES]
+        x = resnet.normalised(file["x"][:IMAGES])
+        y = file["y"][:IMAGES]
     params = resnet.load(folder / "resnet20.npz")
     run = jax.jit(resnet.apply)
 
@@ -49,7 +51,11 @@ def main() -> None:
         ours = measured(jp.entropy_quantize(bits_per_weight=budget).init(params))
         figures[name] = {"theirs": theirs, "uniform": ours}
         rows.append(
-            at_least(f"accuracy of a uniform step, less that of {name}", ours["accuracy"] - theirs["accuracy"], 0)
+            at_least(
+                f"accuracy of a uniform step, less that of {name}",
+                ours["accuracy"] - theirs["accuracy"],
+                0,
+            )
         )
     report("uniform_or_kmeans", "ResNet-20: a uniform step at equal coded bytes", rows, figures)
 

@@ -1,8 +1,10 @@
-"""The classical losses, ready for `every_loss`: which layers each compares, and around which weight to look.
+"""The classical losses, ready for `every_loss`: which layers each compares, and around which weight
+to look.
 
-Layers are the taps of `experiments.models.strided`. Weights are those of RepDistiller's CIFAR-100 runs where it has the
-loss, else 1; sums over neurons get 1/1000, as there. Four moved on to the best of a first grid, which lay at its end:
-`hint`, `attention_transfer`, `dkd` (down) and `correlation_congruence` (up). `soft_and_hard` is no arm.
+Layers are the taps of `experiments.models.strided`. Weights are those of RepDistiller's CIFAR-100
+runs where it has the loss, else 1; sums over neurons get 1/1000, as there. Four moved on to the
+best of a first grid, which lay at its end: `hint`, `attention_transfer`, `dkd` (down) and
+`correlation_congruence` (up). `soft_and_hard` is no arm.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +28,8 @@ class Arm(NamedTuple):
       layers: of both networks, a regular expression; None: their logits.
       weight: the middle of the grid.
       project: for `match`.
-      how: who learns from whom: "teacher", "previous" (the student of labels alone), "peers" or "views".
+      how: who learns from whom: "teacher", "previous" (the student of labels alone), "peers" or
+        "views".
     """
 
     loss: Any
@@ -72,7 +75,9 @@ def arms(examples: int, margin: Any) -> dict[str, Arm]:
         "crd": Arm(crd, "hidden", 0.8),
         "deep_mutual": Arm(mutual, how="peers"),
         "born_again": Arm(losses.born_again, how="previous"),
-        "born_again_confidence": Arm(labelled("born_again_confidence", losses.born_again_confidence), how="previous"),
+        "born_again_confidence": Arm(
+            labelled("born_again_confidence", losses.born_again_confidence), how="previous"
+        ),
         "born_again_permuted": Arm(permuted, how="previous"),
         "dino": Arm(jp.distill.dino_loss(), "views", how="views"),
     }
@@ -81,13 +86,17 @@ def arms(examples: int, margin: Any) -> dict[str, Arm]:
 def labelled(name: str, loss: Callable[..., Array]) -> Stateful:
     """A loss that asks for the labels."""
 
-    def apply(params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any) -> tuple[Array, Any]:
+    def apply(
+        params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any
+    ) -> tuple[Array, Any]:
         return loss(s, t, labels=batch["y"], mask=mask), memory
 
     return Stateful(name, lambda key, s, t: ({}, {}), apply)
 
 
-def _permuted(params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any) -> tuple[Array, Any]:
+def _permuted(
+    params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any
+) -> tuple[Array, Any]:
     return losses.born_again_permuted(s, t, key=key, mask=mask), memory
 
 
@@ -96,14 +105,21 @@ permuted = Stateful("born_again_permuted", lambda key, s, t: ({}, {}), _permuted
 
 def mutual(s: Any, t: Any, *, mask: Any = None) -> Array:
     """Both peers' `deep_mutual`, of logits (batch, 2, classes): each learns from the other."""
-    one = lambda i: losses.deep_mutual(s[:, i], t[None, :, 1 - i], mask=mask)
+
+    def one(i):
+        return losses.deep_mutual(s[:, i], t[None, :, 1 - i], mask=mask)
+
     return (one(0) + one(1)) / 2
 
 
 def joined(x: Mapping[str, Any]) -> Array:
-    """ "map1", average-pooled to the size of "map2", and "map2": (batch, 7, 7, channels of both)."""
+    """ "map1", average-pooled to the size of "map2", and "map2": (batch, 7, 7, channels of
+    both).
+    """
     n, h, w, c = x["map1"].shape
-    return jnp.concatenate([x["map1"].reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4)), x["map2"]], -1)
+    return jnp.concatenate(
+        [x["map1"].reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4)), x["map2"]], -1
+    )
 
 
 def _parts(x: Array) -> tuple[Array, Array]:
@@ -121,10 +137,15 @@ def flow_projection(width: int) -> Projection:
     maps = linear(width), linear(2 * width)
 
     def init(key: Array, x: Any) -> Any:
-        return [m.init(k, part) for m, k, part in zip(maps, jax.random.split(key), _parts(x), strict=True)]
+        return [
+            m.init(k, part)
+            for m, k, part in zip(maps, jax.random.split(key), _parts(x), strict=True)
+        ]
 
     def apply(params: Any, x: Any) -> Array:
-        return jnp.concatenate([m.apply(w, part) for m, w, part in zip(maps, params, _parts(x), strict=True)], -1)
+        return jnp.concatenate(
+            [m.apply(w, part) for m, w, part in zip(maps, params, _parts(x), strict=True)], -1
+        )
 
     return Projection(init, apply)
 
@@ -133,7 +154,9 @@ FLOW = flow_projection(16)
 
 
 def network(apply: Callable[..., Any], layers: str | None = None, how: str = "teacher") -> Any:
-    """What learns: the model, with the tap "flow" or "views" if that is asked for; or two of it side by side."""
+    """What learns: the model, with the tap "flow" or "views" if that is asked for; or two of it
+    side by side.
+    """
     if how == "peers":
         return jp.distill.plain(lambda both, x: jnp.stack([apply(p, x) for p in both], 1))
     if layers == "flow":
@@ -148,7 +171,9 @@ def _with_flow(apply: Callable[..., Any], params: Any, x: Array) -> Array:
 
 
 def _with_views(apply: Callable[..., Any], params: Any, x: Array) -> Array:
-    """Two views of an image: moved by two pixels up and left, or down and right. Logits (2, batch, classes)."""
+    """Two views of an image: moved by two pixels up and left, or down and right. Logits (2, batch,
+    classes).
+    """
     moved = jnp.concatenate([jnp.roll(x, pixels, (1, 2)) for pixels in (-2, 2)])
     jp.tap(apply(params, moved).reshape(2, len(x), -1), "views")
     return apply(params, x)

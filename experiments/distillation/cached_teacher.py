@@ -1,8 +1,10 @@
-"""A cached teacher on MNIST: what it costs to write, and its step beside one of labels alone and one with the teacher.
+"""A cached teacher on MNIST: what it costs to write, and its step beside one of labels alone and
+one with the teacher.
 
-An MLP of 784-1200-1200-10 teaches one of 784-800-800-10. Its logits of the 60,000 images are written once, as float16;
-then three students take turns, five steps each: from labels alone, from labels and the cached logits (on the device,
-gathered by index within the step, or read from the files at every step), and with the teacher in the step.
+An MLP of 784-1200-1200-10 teaches one of 784-800-800-10. Its logits of the 60,000 images are
+written once, as float16; then three students take turns, five steps each: from labels alone, from
+labels and the cached logits (on the device, gathered by index within the step, or read from the
+files at every step), and with the teacher in the step.
 
 python -m experiments.distillation.cached_teacher [--out results.json]
 """
@@ -26,9 +28,13 @@ from experiments.distillation.common import nobody
 from experiments.models import mlp
 from experiments.results import run_file
 
-TEACHER, STUDENT = (784, 1200, 1200, 10), (784, 800, 800, 10)
+TEACHER = (784, 1200, 1200, 10)
+STUDENT = (784, 800, 800, 10)
 SOFT = jp.distill.match(jp.distill.losses.soft_targets)  # T = 4
-ALONE, CACHED, READ, ONLINE = "labels alone", "cached logits", "cached logits, read at each step", "teacher in the step"
+ALONE = "labels alone"
+CACHED = "cached logits"
+READ = "cached logits, read at each step"
+ONLINE = "teacher in the step"
 
 
 class Sizes(NamedTuple):
@@ -50,17 +56,24 @@ class Sizes(NamedTuple):
 
 @contextlib.contextmanager
 def bar(what: str, after: float = 2.0) -> Iterator[Callable[[int, int], None]]:
-    """A `progress` for write_cache: a bar with the time left on stderr, once the work has taken some seconds."""
+    """A `progress` for write_cache: a bar with the time left on stderr, once the work has taken
+    some seconds.
+    """
     from rich import progress as p
     from rich.console import Console
 
     columns = p.TextColumn(what), p.BarColumn(), p.MofNCompleteColumn(), p.TimeRemainingColumn()
     shown = p.Progress(*columns, console=Console(stderr=True), transient=True)
-    task, began = shown.add_task(what, total=None), time.monotonic()
+    task = shown.add_task(what, total=None)
+    began = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         shown.update(task, completed=done, total=total)
-        if time.monotonic() - began > after and shown.console.is_terminal and not shown.live.is_started:
+        if (
+            time.monotonic() - began > after
+            and shown.console.is_terminal
+            and not shown.live.is_started
+        ):
             shown.start()
 
     try:
@@ -71,7 +84,8 @@ def bar(what: str, after: float = 2.0) -> Iterator[Callable[[int, int], None]]:
 
 def taught(sizes: Sizes, data: Pair) -> Any:
     """A teacher's params: one epoch of labels."""
-    model, n = mlp(sizes.teacher), len(data[0])
+    model = mlp(sizes.teacher)
+    n = len(data[0])
     d = jp.distill.distiller(jp.distill.plain(model.apply), [], optax.adam(1e-3), labels=1.0)
     arrays = {"x": jnp.asarray(data[0]), "y": jnp.asarray(data[1])}
     order = np.random.default_rng(0).permutation(n)
@@ -86,26 +100,37 @@ def part(arrays: Any, indices: Any) -> Any:
     return jax.tree.map(lambda x: x[indices], arrays)
 
 
-def written(folder: str, sizes: Sizes, params: Any, x: Any) -> tuple[jp.distill.Cache, dict[str, float]]:
+def written(
+    folder: str, sizes: Sizes, params: Any, x: Any
+) -> tuple[jp.distill.Cache, dict[str, float]]:
     """The cache, and what it took: seconds of every part, and bytes."""
-    clock, told = time.perf_counter, {}
+    clock = time.perf_counter
+    told = {}
     apply = jax.jit(mlp(sizes.teacher).apply)
-    logits_of = lambda x: apply(params, x)
+
+    def logits_of(x):
+        return apply(params, x)
+
     start = clock()
     name = jp.distill.fingerprint(params, f"mlp {list(sizes.teacher)}")
-    told["fingerprint_s"], start = clock() - start, clock()
+    told["fingerprint_s"] = clock() - start
+    start = clock()
     with bar("teacher's logits") as progress:
         jp.distill.write_cache(folder, logits_of, x, fingerprint=name, progress=progress)
-    told["write_s"], start = clock() - start, clock()
+    told["write_s"] = clock() - start
+    start = clock()
     jp.distill.write_cache(folder, logits_of, x, fingerprint=name)
-    told["write_again_s"], start = clock() - start, clock()
+    told["write_again_s"] = clock() - start
+    start = clock()
     cache = jp.distill.Cache.open(folder, fingerprint=name)
     cache.whole()
-    told["open_and_check_s"], start = clock() - start, clock()
+    told["open_and_check_s"] = clock() - start
+    start = clock()
     order = np.random.default_rng(1).permutation(len(x))
     for i in range(0, len(x), sizes.batch):
         cache.read(order[i : i + sizes.batch])
-    told["read_an_epoch_s"], start = clock() - start, clock()
+    told["read_an_epoch_s"] = clock() - start
+    start = clock()
     for i in range(0, len(x), 1000):
         jax.block_until_ready(logits_of(x[i : i + 1000]))
     told["teacher_an_epoch_s"] = clock() - start
@@ -113,12 +138,17 @@ def written(folder: str, sizes: Sizes, params: Any, x: Any) -> tuple[jp.distill.
     return cache, {**told, "bytes": float(sum(files)), "files": float(len(files))}
 
 
-def student(sizes: Sizes, terms: Sequence[Any], teacher: Any, arrays: Any, rows: Any = None) -> Callable[[], Any]:
+def student(
+    sizes: Sizes, terms: Sequence[Any], teacher: Any, arrays: Any, rows: Any = None
+) -> Callable[[], Any]:
     """A call that makes some steps, always from where the last one ended."""
-    model, draw = mlp(sizes.student), np.random.default_rng(2)
+    model = mlp(sizes.student)
+    draw = np.random.default_rng(2)
     d = jp.distill.distiller(jp.distill.plain(model.apply), terms, optax.adam(1e-3), labels=1.0)
     step = jax.jit(lambda s, a, i, t, more: d.step(s, {**part(a, i), **more}, t), donate_argnums=0)
-    first = part(arrays, np.arange(sizes.batch)) | ({} if rows is None else rows(np.arange(sizes.batch)))
+    first = part(arrays, np.arange(sizes.batch)) | (
+        {} if rows is None else rows(np.arange(sizes.batch))
+    )
     at = [d.init(model.init(jax.random.key(1)), first, teacher, key=jax.random.key(2))]
 
     def run() -> Any:
@@ -130,10 +160,13 @@ def student(sizes: Sizes, terms: Sequence[Any], teacher: Any, arrays: Any, rows:
     return run
 
 
-def contestants(sizes: Sizes, params: Any, cache: jp.distill.Cache, data: Pair) -> dict[str, Callable[[], Any]]:
+def contestants(
+    sizes: Sizes, params: Any, cache: jp.distill.Cache, data: Pair
+) -> dict[str, Callable[[], Any]]:
     """Steps of the same student."""
     arrays = {"x": jnp.asarray(data[0]), "y": jnp.asarray(data[1])}
-    given, online = jp.distill.Given(), jp.distill.Online(jp.distill.plain(mlp(sizes.teacher).apply), params)
+    given = jp.distill.Precomputed()
+    online = jp.distill.Online(jp.distill.plain(mlp(sizes.teacher).apply), params)
     return {
         ALONE: student(sizes, [], nobody, arrays),
         CACHED: student(sizes, [SOFT], given, {**arrays, "teacher": jnp.asarray(cache.whole())}),
@@ -148,7 +181,10 @@ def measured(sizes: Sizes, data: Pair) -> tuple[list[dict[str, Any]], dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         cache, told = written(folder, sizes, params, data[0])
         times = race(contestants(sizes, params, cache, data), sizes.rounds)
-    over = lambda name, clock: ratio(times, name, ALONE, clock)
+
+    def over(name, clock):
+        return ratio(times, name, ALONE, clock)
+
     rows = [
         shown("logits on disk, MB", told["bytes"] / 1e6),
         shown("written once, s", told["write_s"]),

@@ -1,4 +1,6 @@
-"""What the distillation experiments share: students over seeds, errors on a split, and a results.json."""
+"""What the distillation experiments share: students over seeds, errors on a split, and a
+results.json.
+"""
 
 import json
 import pathlib
@@ -41,7 +43,9 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def paired(better: Sequence[float], worse: Sequence[float]) -> dict[str, Any]:
-    """The mean of the differences worse − better, seed by seed, and its 95% interval by Student's t."""
+    """The mean of the differences worse − better, seed by seed, and its 95% interval by Student's
+    t.
+    """
     difference = np.subtract(worse, better)
     n = len(difference)
     t = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(n, 1.96)
@@ -50,14 +54,18 @@ def paired(better: Sequence[float], worse: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": [mean - half, mean + half], "values": difference.tolist()}
 
 
-def save(name: str, about: Mapping[str, Any], results: Mapping[str, Any], group: str = "distillation") -> pathlib.Path:
+def save(
+    name: str, about: Mapping[str, Any], results: Mapping[str, Any], group: str = "distillation"
+) -> pathlib.Path:
     """Writes runs/GROUP/NAME/results.json."""
     versions = {"jaxprune": jp.__version__, "machine": machine()}
     return save_results(group, name, {**versions, "settings": about, "results": results})
 
 
 def remembered(path: pathlib.Path | None, name: str, make: Callable[[], Any]) -> Any:
-    """make(), or what it gave in an earlier run that was killed: a JSON object by name; no path: make()."""
+    """make(), or what it gave in an earlier run that was killed: a JSON object by name; no path:
+    make().
+    """
     known = json.loads(path.read_text()) if path is not None and path.exists() else {}
     if name not in known:
         known[name] = make()

@@ -1,13 +1,14 @@
 """A student of MNIST that never sees an image of it (after Chen et al. 2019, arXiv:1904.01186).
 
-The teacher, LeNet-5, learns from real images. The student, LeNet-5 with half the channels and units, learns from what
-generators make against that teacher, by one setting each:
+The teacher, LeNet-5, learns from real images. The student, LeNet-5 with half the channels and
+units, learns from what generators make against that teacher, by one setting each:
 
     competing   with Adaptive DeepInversion's competition (Yin et al. 2020, arXiv:1912.08795)
     dafl        one-hot, information entropy and activation alone, as DAFL; of the first seed
     noise       no generator: images of independent normal pixels, for as many steps
 
-Pixels lie in [0, 1]; nothing else is told of the data. The last step counts. Validation images only show the progress.
+Pixels lie in [0, 1]; nothing else is told of the data. The last step counts. Validation images only
+show the progress.
 
 python -m experiments.distillation.data_free
 """
@@ -50,7 +51,10 @@ LETTERS = ("NHWC", "HWIO", "NHWC")
 def generator_init(key: Array, inputs: int, channels: int) -> Any:
     """Params of a generator that makes 28×28 pixels of vectors."""
     draws = jax.random.split(key, 3)
-    normal = lambda i, *shape: jax.random.normal(draws[i], shape, jnp.float32) / np.sqrt(np.prod(shape[:-1]))
+
+    def normal(i, *shape):
+        return jax.random.normal(draws[i], shape, jnp.float32) / np.sqrt(np.prod(shape[:-1]))
+
     unit = {"scale": jnp.ones(channels, jnp.float32), "bias": jnp.zeros(channels, jnp.float32)}
     return {
         "dense": normal(0, inputs, 49 * channels),
@@ -63,14 +67,21 @@ def generator_init(key: Array, inputs: int, channels: int) -> Any:
 
 
 def generator(params: Any, z: Array) -> Array:
-    """7×7 -> 14×14 -> four channels, woven into 28×28 and blurred by (1, 2, 1)/4 each way -> a sigmoid.
+    """7×7 -> 14×14 -> four channels, woven into 28×28 and blurred by (1, 2, 1)/4 each way -> a
+    sigmoid.
 
-    Batch norms see the batch at all times. The sigmoid starts out dark, as the teacher's images are.
+    Batch norms see the batch at all times. The sigmoid starts out dark, as the teacher's images
+    are.
     """
     x = _norm(params["norm1"], (z @ params["dense"]).reshape(len(z), 7, 7, -1))
     x = jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
     x = jax.nn.leaky_relu(_norm(params["norm2"], _conv(params["conv1"], x)), 0.2)
-    x = _conv(params["conv2"], x).reshape(len(z), 14, 14, 2, 2).transpose(0, 1, 3, 2, 4).reshape(len(z), 28, 28, 1)
+    x = (
+        _conv(params["conv2"], x)
+        .reshape(len(z), 14, 14, 2, 2)
+        .transpose(0, 1, 3, 2, 4)
+        .reshape(len(z), 28, 28, 1)
+    )
     for axis in (1, 2):
         x = (jnp.roll(x, 1, axis) + 2 * x + jnp.roll(x, -1, axis)) / 4
     return jax.nn.sigmoid(2 * x + params["bias"] - 2)
@@ -81,7 +92,8 @@ def _conv(kernel: Array, x: Array) -> Array:
 
 
 def _norm(params: Any, x: Array) -> Array:
-    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    mean = x.mean((0, 1, 2))
+    var = x.var((0, 1, 2))
     return (x - mean) * lax.rsqrt(var + 1e-5) * params["scale"] + params["bias"]
 
 
@@ -93,10 +105,12 @@ def accuracy(apply: Callable[..., Array], params: Any, pair: Any) -> float:
 def taught_by_data(settings: Any, pair: Any, seed: int) -> Any:
     """The teacher's params, from labels."""
     (x, y), how = pair, settings["teacher"]
-    model, n = lenet5(how["width"]), len(x) // how["batch"]
+    model = lenet5(how["width"])
+    n = len(x) // how["batch"]
     rate = optax.cosine_decay_schedule(how["learning_rate"], how["epochs"] * n)
     d = jp.distill.distiller(jp.distill.plain(model.apply), [], optax.adam(rate), labels=1.0)
-    key, rng = jax.random.key(seed), np.random.default_rng(seed)
+    key = jax.random.key(seed)
+    rng = np.random.default_rng(seed)
     state = d.init(model.init(key), {"x": x[:1], "y": y[:1]}, nobody, key=key)
     step = jax.jit(d.step, donate_argnums=0)
     for _ in range(how["epochs"]):
@@ -118,7 +132,10 @@ def from_noise(settings: Any, teacher: Any, seed: int, look: Callable[..., None]
     """The student's params after all steps on images of normal pixels."""
     model, d = student_of(settings)
     start, key = jax.random.split(jax.random.key(seed))
-    images = lambda i: jax.random.normal(jax.random.fold_in(key, i), (settings["batch"], *model.example))
+
+    def images(i):
+        return jax.random.normal(jax.random.fold_in(key, i), (settings["batch"], *model.example))
+
     state = d.init(model.init(start), {"x": images(0)}, teacher, key=key)
     step = jax.jit(lambda s, i, t: d.step(s, {"x": images(i)}, t), donate_argnums=0)
     for i in range(settings["steps"]):
@@ -127,9 +144,17 @@ def from_noise(settings: Any, teacher: Any, seed: int, look: Callable[..., None]
     return state.params
 
 
-def from_generator(settings: Any, weights: Any, teacher: Any, seed: int, look: Callable[..., None]) -> tuple[Any, Any]:
-    """The student's params after all steps on what a generator makes, and 10 of its images a class."""
-    (model, d), how, latent = student_of(settings), settings["generator"], settings["generator"]["latent"]
+def from_generator(
+    settings: Any, weights: Any, teacher: Any, seed: int, look: Callable[..., None]
+) -> tuple[Any, Any]:
+    """The student's params after all steps on what a generator makes, and 10 of its images a
+    class.
+    """
+    (model, d), how, latent = (
+        student_of(settings),
+        settings["generator"],
+        settings["generator"]["latent"],
+    )
     rival = jp.distill.plain(model.apply) if "competition" in weights else None
     free = jp.distill.data_free(
         d,
@@ -157,13 +182,18 @@ def from_generator(settings: Any, weights: Any, teacher: Any, seed: int, look: C
 def measured(
     settings: Any, data: Any, save: Callable[..., None] = lambda *_: None, found: Any = None
 ) -> dict[str, Any]:
-    """Every figure; `save` is given them after each student, with the images of the last generator or None.
+    """Every figure; `save` is given them after each student, with the images of the last generator
+    or None.
 
     `found` is what an earlier call found by the same settings: its students are not trained again.
     """
     found = found or {"teacher": {}, "competing": {}, "noise": {}, "dafl": {}}
     for seed in map(str, settings["seeds"]):
-        arms = ("competing", "noise", "dafl") if seed == str(settings["seeds"][0]) else ("competing", "noise")
+        arms = (
+            ("competing", "noise", "dafl")
+            if seed == str(settings["seeds"][0])
+            else ("competing", "noise")
+        )
         missing = [arm for arm in arms if seed not in found[arm]]
         if not missing:
             continue
@@ -180,22 +210,34 @@ def measured(
     return found
 
 
-def _student(settings: Any, arm: str, teacher: Any, seed: int, data: Any) -> tuple[dict[str, Any], Any]:
-    model, curve, clock = lenet5(settings["student"]["width"]), [], _clock()
-    steps, every = settings["steps"], max(1, settings["steps"] // settings["looks"])
+def _student(
+    settings: Any, arm: str, teacher: Any, seed: int, data: Any
+) -> tuple[dict[str, Any], Any]:
+    model = lenet5(settings["student"]["width"])
+    curve = []
+    clock = _clock()
+    steps = settings["steps"]
+    every = max(1, settings["steps"] // settings["looks"])
 
     def look(i: int, params: Any, metrics: Any) -> None:
         if (i + 1) % every == 0:
             right = accuracy(model.apply, params, data.validation)
-            curve.append({"step": i + 1, "validation": right, **{k: float(v) for k, v in metrics.items()}})
+            curve.append(
+                {"step": i + 1, "validation": right, **{k: float(v) for k, v in metrics.items()}}
+            )
             left = _clock(clock)["wall_s"] * (steps - i - 1) / (i + 1)
-            print(f"seed {seed}, {arm}: {i + 1}/{steps}, validation {right:.4f}, {left:.0f} s left", flush=True)
+            print(
+                f"seed {seed}, {arm}: {i + 1}/{steps}, validation {right:.4f}, {left:.0f} s left",
+                flush=True,
+            )
 
     if arm == "noise":
-        params, images = from_noise(settings, teacher, seed, look), None
+        params = from_noise(settings, teacher, seed, look)
+        images = None
     else:
         params, images = from_generator(settings, settings[arm], teacher, seed, look)
-    took, right = _clock(clock), accuracy(model.apply, params, data.test)
+    took = _clock(clock)
+    right = accuracy(model.apply, params, data.test)
     print(f"seed {seed}, {arm}: test {right:.4f}", flush=True)
     return {"accuracy": right, **took, "curve": curve}, images
 
@@ -203,14 +245,24 @@ def _student(settings: Any, arm: str, teacher: Any, seed: int, data: Any) -> tup
 def _clock(since: dict[str, float] | None = None) -> dict[str, float]:
     """Seconds, of the wall and of this process."""
     since = since or {"wall_s": 0.0, "cpu_s": 0.0}
-    return {"wall_s": time.perf_counter() - since["wall_s"], "cpu_s": time.process_time() - since["cpu_s"]}
+    return {
+        "wall_s": time.perf_counter() - since["wall_s"],
+        "cpu_s": time.process_time() - since["cpu_s"],
+    }
 
 
 def summary(found: Any) -> dict[str, Any]:
     """Mean, standard deviation (n − 1) and values of each arm's accuracy on the test split."""
-    values = {arm: [run["accuracy"] for run in runs.values()] for arm, runs in found.items() if runs}
-    std = lambda v: float(np.std(v, ddof=1)) if len(v) > 1 else None
-    return {arm: {"mean": float(np.mean(v)), "std": std(v), "values": v} for arm, v in values.items()}
+    values = {
+        arm: [run["accuracy"] for run in runs.values()] for arm, runs in found.items() if runs
+    }
+
+    def std(v):
+        return float(np.std(v, ddof=1)) if len(v) > 1 else None
+
+    return {
+        arm: {"mean": float(np.mean(v)), "std": std(v), "values": v} for arm, v in values.items()
+    }
 
 
 def earlier(path: pathlib.Path) -> Any:

@@ -1,7 +1,8 @@
-"""The task of `every_loss`: one teacher, one training set, and students that one loss after the other teaches.
+"""The task of `every_loss`: one teacher, one training set, and students that one loss after the
+other teaches.
 
-A step is compiled once for each loss: its weight is an argument. What the teacher says of the training images, logits
-and taps, is computed once, as the images are the same in every epoch.
+A step is compiled once for each loss: its weight is an argument. What the teacher says of the
+training images, logits and taps, is computed once, as the images are the same in every epoch.
 """
 
 import re
@@ -35,24 +36,33 @@ def run(step: Any, state: Any, batches: Any, steps: int, weight: float) -> Any:
 
 
 def trainer(net: Any, arm: Arm | None, teacher: Any, settings: Any, steps: int) -> tuple[Any, Any]:
-    """The init of a student and its compiled step: (state, batch, weight) -> state; one compilation for all weights."""
+    """The init of a student and its compiled step: (state, batch, weight) -> state; one compilation
+    for all weights.
+    """
     rate = optax.cosine_decay_schedule(settings["learning_rate"], steps)
     ema = MOMENTUM if arm and arm.how == "views" else None
 
     def distiller(weight: Any) -> Any:
-        match = lambda arm: jp.distill.match(
-            arm.loss, arm.layers, project=arm.project, weight=lambda step: weight, name="taught"
-        )
-        terms = [match(arm)] if arm else []
-        return jp.distill.distiller(net, terms, optax.adam(rate), labels=1.0, ema=ema, compare=False)
+        def match(arm):
+            return jp.distill.match(
+                arm.loss, arm.layers, project=arm.project, weight=lambda step: weight, name="taught"
+            )
 
-    step = lambda state, batch, weight: distiller(weight).step(state, batch, teacher)[0]
+        terms = [match(arm)] if arm else []
+        return jp.distill.distiller(
+            net, terms, optax.adam(rate), labels=1.0, ema=ema, compare=False
+        )
+
+    def step(state, batch, weight):
+        return distiller(weight).step(state, batch, teacher)[0]
+
     return distiller(0.0).init, jax.jit(step, donate_argnums=0)
 
 
 def of_teacher(x: np.ndarray, y: np.ndarray, settings: Any) -> Any:
     """The teacher's params, from all labels."""
-    model, batches = strided(**settings["teacher"]), jp.distill.Shuffled({"x": x, "y": y}, settings["batch"], seed=0)
+    model = strided(**settings["teacher"])
+    batches = jp.distill.Shuffled({"x": x, "y": y}, settings["batch"], seed=0)
     steps = settings["teacher_epochs"] * batches.steps
     init, step = trainer(jp.distill.plain(model.apply), None, nobody, settings, steps)
     key = jax.random.key(100)
@@ -64,8 +74,13 @@ def told(model: Any, params: Any, x: np.ndarray, part: int = 1000) -> dict[str, 
     """All outputs and taps of the teacher, on the host."""
     seen = jax.jit(jp.reap(model.apply, ".*"))
     parts = [seen(params, x[i : i + part]) for i in range(0, len(x), part)]
-    found = {name: np.concatenate([np.asarray(taps[name]) for _, taps in parts]) for name in parts[0][1]}
-    return found | {"output": np.concatenate([np.asarray(z) for z, _ in parts]), "flow": np.asarray(joined(found))}
+    found = {
+        name: np.concatenate([np.asarray(taps[name]) for _, taps in parts]) for name in parts[0][1]
+    }
+    return found | {
+        "output": np.concatenate([np.asarray(z) for z, _ in parts]),
+        "flow": np.asarray(joined(found)),
+    }
 
 
 class Task:
@@ -77,21 +92,30 @@ class Task:
 
     def __init__(self, data: Any, settings: Any) -> None:
         (x, y), self.validation, self.test = data
-        self.settings, self.model, teacher = settings, strided(**settings["student"]), strided(**settings["teacher"])
-        params, n = of_teacher(x, y, settings), settings["images"]
+        self.settings = settings
+        self.model = strided(**settings["student"])
+        teacher = strided(**settings["teacher"])
+        params = of_teacher(x, y, settings)
+        n = settings["images"]
         self.errors = wrong(logits(teacher.apply, params, self.test[0]), self.test[1])
-        self.x, self.y = x[:n], y[:n]
+        self.x = x[:n]
+        self.y = y[:n]
         self.taught = told(teacher, params, self.x)
         before = self.taught["before"]
-        self.margin = jp.distill.losses.overhaul_margin(before.mean((0, 1, 2)), before.std((0, 1, 2)))
+        self.margin = jp.distill.losses.overhaul_margin(
+            before.mean((0, 1, 2)), before.std((0, 1, 2))
+        )
         self.steps = settings["epochs"] * (n // settings["batch"])
-        self._plain, self._alone = self.made(None), {}
+        self._plain = self.made(None)
+        self._alone = {}
 
     def made(self, arm: Arm | None) -> tuple[Any, Any, Any]:
-        """The init and the compiled step of an arm's students, and their teacher. None: labels alone."""
+        """The init and the compiled step of an arm's students, and their teacher. None: labels
+        alone.
+        """
         how, layers = (arm.how, arm.layers) if arm else ("teacher", None)
         net = network(self.model.apply, layers, how)
-        own = {"peers": jp.distill.Itself(net), "views": jp.distill.Averaged(net)}
+        own = {"peers": jp.distill.Itself(net), "views": jp.distill.EMA(net)}
         teacher = own.get(how, stored if arm else nobody)
         return (*trainer(net, arm, teacher, self.settings, self.steps), teacher)
 
@@ -110,13 +134,23 @@ class Task:
         """Params before the first step: of one student, or of two peers."""
         key = jax.random.key(seed)
         one = self.model.init(key)
-        return [one, self.model.init(jax.random.fold_in(key, 1))] if arm and arm.how == "peers" else one
+        return (
+            [one, self.model.init(jax.random.fold_in(key, 1))]
+            if arm and arm.how == "peers"
+            else one
+        )
 
     def batches(self, arm: Arm | None, seed: int) -> Any:
         """The training set with what the arm's teacher says of it."""
-        fields = {"x": self.x, "y": np.stack([self.y, self.y], 1) if arm and arm.how == "peers" else self.y}
+        fields = {
+            "x": self.x,
+            "y": np.stack([self.y, self.y], 1) if arm and arm.how == "peers" else self.y,
+        }
         if arm and arm.how == "teacher":
-            wanted = lambda name: name == "output" or re.fullmatch(arm.layers or "output", name)
+
+            def wanted(name):
+                return name == "output" or re.fullmatch(arm.layers or "output", name)
+
             fields["teacher"] = {name: x for name, x in self.taught.items() if wanted(name)}
         if arm and arm.how == "previous":
             fields["teacher"] = {"output": logits(self.model.apply, self.alone(seed), self.x)}

@@ -1,10 +1,11 @@
 """What a compiled loop saves where steps are small, and what `fit` costs over the bare step.
 
-A small MLP (64-32-10, batch 32, cached logits): steps a second of fit(inner="scan") against fit(inner="python"), with
-the loss and its terms as metrics, and with all metrics (the KL at temperature 1, agreement). An MLP
-of 784-800-800-10 (batch 128): fit against a Python loop over the bare jitted step that gathers the same batches. Times
-are taken between two writes of metrics, so compilation is not among them; contestants take turns. Then the two loops
-alone, without the rest of `fit`, at several sizes, and what the compiled step is made of (`inner_loop_parts`).
+A small MLP (64-32-10, batch 32, cached logits): steps a second of fit(inner="scan") against
+fit(inner="python"), with the loss and its terms as metrics, and with all metrics (the KL at
+temperature 1, agreement). An MLP of 784-800-800-10 (batch 128): fit against a Python loop over the
+bare jitted step that gathers the same batches. Times are taken between two writes of metrics, so
+compilation is not among them; contestants take turns. Then the two loops alone, without the rest of
+`fit`, at several sizes, and what the compiled step is made of (`inner_loop_parts`).
 
 python -m experiments.distillation.inner_loop [--rounds N]
 """
@@ -82,26 +83,36 @@ class Bench:
     """One student on random data with cached logits."""
 
     def __init__(self, widths: tuple[int, ...], batch: int, examples: int, compare: bool) -> None:
-        rng, model = np.random.default_rng(0), mlp(widths)
+        rng = np.random.default_rng(0)
+        model = mlp(widths)
         x = rng.normal(size=(examples, widths[0])).astype(np.float32)
         self.data = {"x": x, "teacher": rng.normal(size=(examples, widths[-1])).astype(np.float32)}
         self.source = jp.distill.Shuffled(self.data, batch)
         terms = [jp.distill.match(jp.distill.losses.soft_targets)]
-        self.d = jp.distill.distiller(jp.distill.plain(model.apply), terms, optax.adam(1e-3), compare=compare)
+        self.d = jp.distill.distiller(
+            jp.distill.plain(model.apply), terms, optax.adam(1e-3), compare=compare
+        )
         first = {name: v[:1] for name, v in self.data.items()}
-        self.state = self.d.init(model.init(jax.random.key(0)), first, jp.distill.Given(), key=jax.random.key(1))
+        self.state = self.d.init(
+            model.init(jax.random.key(0)), first, jp.distill.Precomputed(), key=jax.random.key(1)
+        )
 
     def fit(self, steps: int, inner: Any, inner_steps: int) -> float:
         """Seconds a step."""
-        clock, given = Clock(), jp.distill.Given()
+        clock = Clock()
+        given = jp.distill.Precomputed()
         more = {"inner": inner, "inner_steps": inner_steps, "writer": clock, "progress": False}
         jp.distill.fit(self.d, self.state, self.source, given, steps=steps + inner_steps, **more)
         return clock.seconds_a_step
 
     def bare(self) -> Callable[[int], float]:
         """A Python loop over the jitted step, for so many steps: seconds a step."""
-        given, data = jp.distill.Given(), jax.tree.map(jnp.asarray, self.data)
-        take = lambda data, i: {name: v[i] for name, v in data.items()}
+        given = jp.distill.Precomputed()
+        data = jax.tree.map(jnp.asarray, self.data)
+
+        def take(data, i):
+            return {name: v[i] for name, v in data.items()}
+
         step = jax.jit(lambda s, data, i: self.d.step(s, take(data, i), given), donate_argnums=0)
         at = [jax.tree.map(jnp.copy, self.state)]
         rows = [self.source.indices(i) for i in range(self.source.steps)]
@@ -120,9 +131,12 @@ class Bench:
 
 def measured(sizes: Sizes) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of the table and every time."""
-    small, told = (Bench(sizes.small, sizes.batch[0], sizes.examples, compare) for compare in (False, True))
+    small, told = (
+        Bench(sizes.small, sizes.batch[0], sizes.examples, compare) for compare in (False, True)
+    )
     large = Bench(sizes.large, sizes.batch[1], sizes.examples, True)
-    tiny, big = small.bare(), large.bare()
+    tiny = small.bare()
+    big = large.bare()
     n, m = sizes.steps
     contestants: dict[str, Callable[[], float]] = {
         "small, scan": lambda: small.fit(n, "scan", max(1, n // 8)),
@@ -138,34 +152,66 @@ def measured(sizes: Sizes) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         names = list(contestants)
         turn = names[i % len(names) :] + names[: i % len(names)]
         rounds.append({name: contestants[name]() for name in turn})
-    over = lambda a, b: float(np.median([r[a] / r[b] for r in rounds]))
+
+    def over(a, b):
+        return float(np.median([r[a] / r[b] for r in rounds]))
+
     rows = [
-        at_least("small MLP: steps/s of scan over those of the Python loop", over("small, python", "small, scan"), 5.0),
-        at_least("small MLP: steps/s of scan over the bare step", over("small, bare step", "small, scan"), 5.0),
+        at_least(
+            "small MLP: steps/s of scan over those of the Python loop",
+            over("small, python", "small, scan"),
+            5.0,
+        ),
+        at_least(
+            "small MLP: steps/s of scan over the bare step",
+            over("small, bare step", "small, scan"),
+            5.0,
+        ),
         shown(
             "small MLP with all metrics: scan over the Python loop",
             over("small, all metrics, python", "small, all metrics, scan"),
         ),
-        at_most("784-800-800-10: time of fit over the bare step", over("large, fit", "large, bare step"), 1.03),
+        at_most(
+            "784-800-800-10: time of fit over the bare step",
+            over("large, fit", "large, bare step"),
+            1.03,
+        ),
     ]
     medians = {name: 1e3 * float(np.median([r[name] for r in rounds])) for name in contestants}
     rest = sizes.examples, sizes.chunk, sizes.turns
-    alone = {"sizes": at_sizes(sizes.table, *rest), "attempts": attempts(sizes.small, sizes.batch[0], *rest)}
+    alone = {
+        "sizes": at_sizes(sizes.table, *rest),
+        "attempts": attempts(sizes.small, sizes.batch[0], *rest),
+    }
     return rows, {"milliseconds_a_step": medians, "rounds_s": rounds, **alone}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=Sizes().rounds)
     sizes = Sizes()._replace(rounds=parser.parse_args().rounds)
     rows, figures = measured(sizes)
     path = save("inner_loop", sizes._asdict(), {"rows": rows, **figures})
-    told = [(r["what"], f"{r['measured']:.3f}", r["goal"], {True: "yes", False: "NO"}.get(r["met"], "")) for r in rows]
+    told = [
+        (r["what"], f"{r['measured']:.3f}", r["goal"], {True: "yes", False: "NO"}.get(r["met"], ""))
+        for r in rows
+    ]
     show("The inner loop", ["what", "measured", "goal", ""], told)
-    times = lambda r: [f"{r[f'{other} over scan']:.1f}" for other in ("python", "bare")]
+
+    def times(r):
+        return [f"{r[f'{other} over scan']:.1f}" for other in ("python", "bare")]
+
     ratios = [("-".join(map(str, r["layers"])), r["batch"], *times(r)) for r in figures["sizes"]]
-    show("Steps/s of the compiled loop, times those of", ["layers", "batch", "Python loop", "bare step"], ratios)
-    tried = [(n, f"{r['of it']:.2f}", f"{r['python over']:.1f}") for n, r in figures["attempts"].items()]
+    show(
+        "Steps/s of the compiled loop, times those of",
+        ["layers", "batch", "Python loop", "bare step"],
+        ratios,
+    )
+    tried = [
+        (n, f"{r['of it']:.2f}", f"{r['python over']:.1f}") for n, r in figures["attempts"].items()
+    ]
     show("The compiled step of 64-32-10", ["how", "time", "Python loop over it"], tried)
     print(path)
 

@@ -1,9 +1,10 @@
 """What the compiled loop gains at which size, and what its step of a small MLP is made of.
 
-Here the two inner loops are timed without the rest of `fit`: K steps and the metrics on the host. Each is compiled
-once, all take turns, and a figure is the median of the ratios within a round. The attempts at a faster compiled step
-are loops whose batches come otherwise: each gathered by itself, with bounds checks and without, all K before the first
-step, or none at all; and one whose step also tells "kl" and "agreement".
+Here the two inner loops are timed without the rest of `fit`: K steps and the metrics on the host.
+Each is compiled once, all take turns, and a figure is the median of the ratios within a round. The
+attempts at a faster compiled step are loops whose batches come otherwise: each gathered by itself,
+with bounds checks and without, all K before the first step, or none at all; and one whose step also
+tells "kl" and "agreement".
 """
 
 import time
@@ -21,7 +22,7 @@ from experiments.models import mlp
 from jaxprune.distill.inner import chunk_runner
 
 Chunk = Callable[[Any], Any]
-GIVEN = jp.distill.Given()
+GIVEN = jp.distill.Precomputed()
 
 
 class Student:
@@ -35,11 +36,16 @@ class Student:
     """
 
     def __init__(self, widths: Sequence[int], batch: int, examples: int, steps: int) -> None:
-        rng, self._model = np.random.default_rng(0), mlp(widths)
-        draw = lambda width: rng.normal(size=(examples, width)).astype(np.float32)
+        rng = np.random.default_rng(0)
+        self._model = mlp(widths)
+
+        def draw(width):
+            return rng.normal(size=(examples, width)).astype(np.float32)
+
         data = {"x": draw(widths[0]), "teacher": draw(widths[-1])}
         source = jp.distill.Shuffled(data, batch)
-        self.take, self.data = source.taken, jax.tree.map(jnp.asarray, data)
+        self.take = source.taken
+        self.data = jax.tree.map(jnp.asarray, data)
         self.rows = [source.indices(i) for i in range(steps)]
 
     def start(self, compare: bool = False) -> tuple[Any, Any]:
@@ -47,7 +53,8 @@ class Student:
         soft = jp.distill.match(jp.distill.losses.soft_targets)
         net = jp.distill.plain(self._model.apply)
         d = jp.distill.distiller(net, [soft], optax.adam(1e-3), compare=compare)
-        first, key = self.take(self.rows[0], self.data), jax.random.key(0)
+        first = self.take(self.rows[0], self.data)
+        key = jax.random.key(0)
         return d.step, d.init(self._model.init(key), first, GIVEN, key=key)
 
     def loop(self, kind: Any, compare: bool = False) -> "Timed":
@@ -58,7 +65,10 @@ class Student:
     def one_by_one(self, take: Any = None) -> "Timed":
         """The compiled loop, of which each step takes its own batch."""
         step, state = self.start()
-        one = lambda state, row, data: step(state, (take or self.take)(row, data), GIVEN)
+
+        def one(state, row, data):
+            return step(state, (take or self.take)(row, data), GIVEN)
+
         return self._run("scan", one, lambda row, _: row, state, {}, self.data)
 
     def _run(self, kind: Any, step: Any, take: Any, state: Any, *rest: Any) -> "Timed":
@@ -72,7 +82,8 @@ class Student:
         def many(state: Any, rows: Any, data: Any) -> Any:
             return lax.scan(lambda s, batch: step(s, batch, GIVEN), state, self.take(rows, data))
 
-        run, rows = jax.jit(many, donate_argnums=0), np.stack(self.rows)
+        run = jax.jit(many, donate_argnums=0)
+        rows = np.stack(self.rows)
         return Timed(lambda state: run(state, rows, self.data), state, len(rows))
 
     def bare(self) -> "Timed":
@@ -93,7 +104,9 @@ class Timed:
     """Seconds a step of a loop that goes on with its own state; compiled when it is made."""
 
     def __init__(self, run: Chunk, state: Any, steps: int) -> None:
-        self._run, self._state, self._steps = run, state, steps
+        self._run = run
+        self._state = state
+        self._steps = steps
         self()
 
     def __call__(self) -> float:
@@ -104,7 +117,9 @@ class Timed:
         return (time.perf_counter() - start) / self._steps
 
 
-def rounds_of(contestants: Mapping[str, Callable[[], float]], rounds: int) -> list[dict[str, float]]:
+def rounds_of(
+    contestants: Mapping[str, Callable[[], float]], rounds: int
+) -> list[dict[str, float]]:
     """Each in turn, so many times, beginning with another one each time."""
     names = list(contestants)
     turns = [names[i % len(names) :] + names[: i % len(names)] for i in range(rounds)]
@@ -119,12 +134,20 @@ def ratio(rounds: Sequence[Mapping[str, float]], a: str, b: str) -> float:
 Sized = tuple[Sequence[int], int]
 
 
-def at_sizes(sizes: Sequence[Sized], examples: int, steps: int, rounds: int) -> list[dict[str, Any]]:
-    """For each network and batch: milliseconds a step of both loops and of the bare step, and what the first saves."""
+def at_sizes(
+    sizes: Sequence[Sized], examples: int, steps: int, rounds: int
+) -> list[dict[str, Any]]:
+    """For each network and batch: milliseconds a step of both loops and of the bare step, and what
+    the first saves.
+    """
     found = []
     for widths, batch in sizes:
         student = Student(widths, batch, examples, steps)
-        loops = {"scan": student.loop("scan"), "python": student.loop("python"), "bare": student.bare()}
+        loops = {
+            "scan": student.loop("scan"),
+            "python": student.loop("python"),
+            "bare": student.bare(),
+        }
         times = rounds_of(loops, rounds)
         medians = {name: 1e3 * float(np.median([r[name] for r in times])) for name in loops}
         over = {f"{name} over scan": ratio(times, name, "scan") for name in ("python", "bare")}
@@ -132,11 +155,18 @@ def at_sizes(sizes: Sequence[Sized], examples: int, steps: int, rounds: int) -> 
     return found
 
 
-def attempts(widths: Sequence[int], batch: int, examples: int, steps: int, rounds: int) -> dict[str, Any]:
-    """What each attempt takes, of the compiled step as it is, and what the Python loop takes of the attempt."""
+def attempts(
+    widths: Sequence[int], batch: int, examples: int, steps: int, rounds: int
+) -> dict[str, Any]:
+    """What each attempt takes, of the compiled step as it is, and what the Python loop takes of the
+    attempt.
+    """
     student = Student(widths, batch, examples, steps)
     fixed = student.take(student.rows[0], student.data)
-    unchecked = lambda row, data: {k: x.at[row].get(mode="promise_in_bounds") for k, x in data.items()}
+
+    def unchecked(row, data):
+        return {k: x.at[row].get(mode="promise_in_bounds") for k, x in data.items()}
+
     loops = {
         "as it is": student.loop("scan"),
         "with comparisons among the metrics": student.loop("scan", compare=True),
@@ -147,5 +177,11 @@ def attempts(widths: Sequence[int], batch: int, examples: int, steps: int, round
         "python": student.loop("python"),
     }
     times = rounds_of(loops, rounds)
-    about = lambda name: {"of it": ratio(times, name, "as it is"), "python over": ratio(times, "python", name)}
+
+    def about(name):
+        return {
+            "of it": ratio(times, name, "as it is"),
+            "python over": ratio(times, "python", name),
+        }
+
     return {name: about(name) for name in loops}

@@ -1,7 +1,8 @@
-"""Killed at a random moment twenty times: does the run end at the bits of one that nothing interrupted?
+"""Killed at a random moment twenty times: does the run end at the bits of one that nothing
+interrupted?
 
-A child process distils; SIGKILL comes after a random number of steps, and the next child goes on in the same folder.
-The final states, optimizer and keys included, are compared byte by byte.
+A child process distils; SIGKILL comes after a random number of steps, and the next child goes on in
+the same folder. The final states, optimizer and keys included, are compared byte by byte.
 
 python -m experiments.distillation.resume
 """
@@ -45,28 +46,54 @@ class Said:
 def child(folder: str, steps: int) -> None:
     """Distils in a folder and prints the hash of the final state."""
     rng = np.random.default_rng(0)
-    teacher = jp.distill.Online(jp.distill.plain(mlp((20, 64, 5)).apply), mlp((20, 64, 5)).init(jax.random.key(1)))
+    teacher = jp.distill.Online(
+        jp.distill.plain(mlp((20, 64, 5)).apply), mlp((20, 64, 5)).init(jax.random.key(1))
+    )
     x = rng.normal(size=(2000, 20)).astype(np.float32)
     net = jp.distill.plain(mlp((20, 32, 5)).apply)
-    d = jp.distill.distiller(net, [jp.distill.match(jp.distill.losses.soft_targets)], optax.adam(1e-2), ema=0.99)
-    state = d.init(mlp((20, 32, 5)).init(jax.random.key(2)), {"x": x[:1]}, teacher, key=jax.random.key(3))
+    d = jp.distill.distiller(
+        net, [jp.distill.match(jp.distill.losses.soft_targets)], optax.adam(1e-2), ema=0.99
+    )
+    state = d.init(
+        mlp((20, 32, 5)).init(jax.random.key(2)), {"x": x[:1]}, teacher, key=jax.random.key(3)
+    )
     loop: Any = {name: SETTINGS[name] for name in ("inner_steps", "checkpoint_every")}
     batches = jp.distill.Shuffled({"x": x}, SETTINGS["batch"])
     found = jp.distill.fit(
-        d, state, batches, teacher, steps=steps, folder=folder or None, writer=Said(), progress=False, **loop
+        d,
+        state,
+        batches,
+        teacher,
+        steps=steps,
+        folder=folder or None,
+        writer=Said(),
+        progress=False,
+        **loop,
     )
     print("final", digest(found.state), flush=True)
 
 
 def digest(state: Any) -> str:
     """sha256 of all bytes of a state."""
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    leaves = [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in jax.tree.leaves(state)]
+
+    def is_key(x):
+        return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+    leaves = [
+        np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in jax.tree.leaves(state)
+    ]
     return hashlib.sha256(b"".join(x.tobytes() for x in leaves)).hexdigest()
 
 
 def started(folder: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.distillation.resume", "child", folder, str(SETTINGS["steps"])]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.distillation.resume",
+        "child",
+        folder,
+        str(SETTINGS["steps"]),
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ.copy())
 
 
@@ -77,8 +104,11 @@ def finished(folder: str) -> str:
 
 
 def killed(folder: str, after: int, wait: float) -> int | None:
-    """Runs a child and kills it once it has written so many more lines, and a moment later; its last step."""
-    process, step = started(folder), None
+    """Runs a child and kills it once it has written so many more lines, and a moment later; its
+    last step.
+    """
+    process = started(folder)
+    step = None
     assert process.stdout
     for n, line in enumerate(process.stdout):
         if line.startswith("final"):
@@ -94,7 +124,8 @@ def killed(folder: str, after: int, wait: float) -> int | None:
 
 
 def main() -> None:
-    draw, rows = random.Random(SETTINGS["seed"]), []
+    draw = random.Random(SETTINGS["seed"])
+    rows = []
     whole = finished("")
     per = SETTINGS["steps"] // SETTINGS["inner_steps"]
     for i in range(SETTINGS["kills"]):
@@ -103,11 +134,14 @@ def main() -> None:
             same = finished(folder) == whole
         rows.append({"killed_after_step": step, "bit_equal": same})
         print(
-            f"{i + 1}/{SETTINGS['kills']}: killed after step {step}: {'equal' if same else 'DIFFERENT'}",
+            f"{i + 1}/{SETTINGS['kills']}: killed after step {step}: "
+            f"{'equal' if same else 'DIFFERENT'}",
             file=sys.stderr,
         )
     equal = sum(r["bit_equal"] for r in rows)
-    path = save("resume", SETTINGS, {"runs": rows, "bit_equal": equal, "of": len(rows), "sha256": whole})
+    path = save(
+        "resume", SETTINGS, {"runs": rows, "bit_equal": equal, "of": len(rows), "sha256": whole}
+    )
     show("Killed and resumed", ["runs", "bit-equal", "goal"], [(len(rows), equal, len(rows))])
     print(path)
 

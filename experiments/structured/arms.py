@@ -1,14 +1,18 @@
-"""What the small experiments compare: networks cut by several rankings, new ones of the same size, the dense one.
+"""What the small experiments compare: networks cut by several rankings, new ones of the same size,
+the dense one.
 
     fisher        units ranked by Σ ½ w² E[g²] over their weights, from training examples
-    labels        the same, and the rest learns from the labels alone; all others learn from the dense network's logits
+    labels        the same, and the rest learns from the labels alone; all others learn from the
+                  dense network's logits
     magnitude     ranked by √Σ w²
     random        ranked at random
     scratch       a new network of the size that the first of these arrived at
-    scratch_long  the same, trained for as many steps as the dense network was, and the others, together
+    scratch_long  the same, trained for as many steps as the dense network was, and the others,
+    together
 
-All are trained for as many steps, with one rate, weight decay and order of the data. A cut may go in turns: units go
-until a share of the operations is left, the rest is trained, more go. Adam's moments are cut as the weights are.
+All are trained for as many steps, with one rate, weight decay and order of the data. A cut may go
+in turns: units go until a share of the operations is left, the rest is trained, more go. Adam's
+moments are cut as the weights are.
 """
 
 import pathlib
@@ -27,7 +31,9 @@ from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 
 
 def of_its_own_size(net: Model) -> Callable[[jax.Array, Any], Any]:
-    """(key, params of the small network) -> initial ones, for a network whose kernels are independent numbers."""
+    """(key, params of the small network) -> initial ones, for a network whose kernels are
+    independent numbers.
+    """
     return lambda key, small: anew(net.init(key), small)
 
 
@@ -35,8 +41,9 @@ class Task(NamedTuple):
     """What all arms have in common.
 
     Attributes:
-      settings: "batch", "decay"; "rate", "warmup", "steps" of the dense network; "recovery_rate" and "recovery", the
-        steps after each cut; "soft", "temperature"; "fisher"; "cut", keywords of `jp.shrink` by ranking; "arms".
+      settings: "batch", "decay"; "rate", "warmup", "steps" of the dense network; "recovery_rate"
+        and "recovery", the steps after each cut; "soft", "temperature"; "fisher"; "cut", keywords
+        of `jp.shrink` by ranking; "arms".
       net: the dense network.
       new: (key, small params) -> initial params of the small shapes.
       data: what is trained on: "x", "y", and "teacher", what the dense network says.
@@ -49,7 +56,9 @@ class Task(NamedTuple):
     data: Mapping[str, Any]
     splits: Mapping[str, Any]
 
-    def fit(self, apply: Any, start: Trained, rates: np.ndarray, seed: int, arm: str = "labels") -> Trained:
+    def fit(
+        self, apply: Any, start: Trained, rates: np.ndarray, seed: int, arm: str = "labels"
+    ) -> Trained:
         taught = {} if arm == "labels" else {k: self.settings[k] for k in ("soft", "temperature")}
         shared = {k: self.settings[k] for k in ("batch", "decay")}
         return fitted(apply, start, self.data, rates, seed=seed, **shared, **taught)
@@ -66,7 +75,9 @@ def task(settings: Any, net: Model, splits: Any, new: Any = None) -> Task:
     (x, y), validation, test = splits
     net = net._replace(apply=jax.jit(net.apply))
     data = {"x": jnp.asarray(x), "y": jnp.asarray(y)}
-    return Task(settings, net, new or of_its_own_size(net), data, {"validation": validation, "test": test})
+    return Task(
+        settings, net, new or of_its_own_size(net), data, {"validation": validation, "test": test}
+    )
 
 
 def dense(t: Task, seed: int) -> Trained:
@@ -98,17 +109,29 @@ def trained_on(t: Task, whole: Trained, seed: int) -> dict[str, Any]:
     return {"end": t.judged(t.net.apply, t.fit(t.net.apply, whole, rates, seed + 1000))}
 
 
-def cut(t: Task, whole: Trained, arm: str, shares: Any, seed: int) -> tuple[Any, Trained, list[Any]]:
-    """A network cut and trained in as many turns as there are shares, and what it was worth at each."""
-    apply, now, path, example = t.net.apply, whole, [], t.data["x"][:2]
+def cut(
+    t: Task, whole: Trained, arm: str, shares: Any, seed: int
+) -> tuple[Any, Trained, list[Any]]:
+    """A network cut and trained in as many turns as there are shares, and what it was worth at
+    each.
+    """
+    apply = t.net.apply
+    now = whole
+    path = []
+    example = t.data["x"][:2]
     steps = t.settings["recovery"]
     rates = np.split(cosine(t.settings["recovery_rate"], sum(steps)), np.cumsum(steps)[:-1])
     rank = "fisher" if arm == "labels" else arm
     for share, part in zip(shares, rates, strict=True):
         score = scores(rank, apply, now.params, t.data, t.settings["fisher"], seed)
-        left = share * jp.flops(t.net.apply, whole.params, example) / jp.flops(apply, now.params, example)
+        left = (
+            share
+            * jp.flops(t.net.apply, whole.params, example)
+            / jp.flops(apply, now.params, example)
+        )
         thin = jp.shrink(apply, now.params, example, flops=left, score=score, **how(t, rank))
-        apply, now = jax.jit(thin.apply), Trained(thin.params, thin.cut(now.state))
+        apply = jax.jit(thin.apply)
+        now = Trained(thin.params, thin.cut(now.state))
         path.append({"share": share, "check": thin.report.error, "cut": t.judged(apply, now)})
         now = t.fit(apply, now, part, seed + 1000 * len(path), arm)
         path[-1]["trained"] = t.judged(apply, now)
@@ -116,7 +139,9 @@ def cut(t: Task, whole: Trained, arm: str, shares: Any, seed: int) -> tuple[Any,
 
 
 def how(t: Task, rank: str) -> dict[str, Any]:
-    """How the scores of a unit's weights become its own, and what the settings say of this ranking."""
+    """How the scores of a unit's weights become its own, and what the settings say of this
+    ranking.
+    """
     return {"reduce": "l2" if rank == "magnitude" else "l1", **t.settings["cut"].get(rank, {})}
 
 

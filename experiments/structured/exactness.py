@@ -1,10 +1,13 @@
-"""The small function beside the large one with zeros in place of what was cut: every architecture of the tests.
+"""The small function beside the large one with zeros in place of what was cut: every architecture
+of the tests.
 
-    python -m experiments.structured.exactness        (goes on where it was: what is in the file is not run again)
+    python -m experiments.structured.exactness        (goes on where it was: what is in the file is
+                                                      not run again)
 
-Units are cut at random in every group, until 0.9, 0.5 and 0.1 of all are left, or one of each group. The figures are
-max |small − large| / max |large| of the outputs and of the gradients of Σ c · outputs, c ~ N(0, 1), in float32 and
-float64; and, at 0.5 in float32, which indices may be shifted by one without the outputs changing by more than 1e-5.
+Units are cut at random in every group, until 0.9, 0.5 and 0.1 of all are left, or one of each
+group. The figures are max |small − large| / max |large| of the outputs and of the gradients of Σ c
+· outputs, c ~ N(0, 1), in float32 and float64; and, at 0.5 in float32, which indices may be shifted
+by one without the outputs changing by more than 1e-5.
 """
 
 import argparse
@@ -32,13 +35,23 @@ def cut(name: str, ratio: float, wide: bool) -> tuple[Any, Any, Any, jp.Plan]:
     """(f, params, args, the small one): units at random, as many of every group."""
     f, params, args = MODELS[name]()
     if wide:
-        float64 = lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x
-        params, args = jax.tree.map(float64, params), jax.tree.map(float64, args)
+
+        def float64(x):
+            return x.astype(jnp.float64) if x.dtype == jnp.float32 else x
+
+        params = jax.tree.map(float64, params)
+        args = jax.tree.map(float64, args)
     rng = np.random.default_rng(0)
     score = jax.tree.map(lambda x: rng.random(x.shape), params)
-    groups = [g for g in jp.axes(f, params, *args, state=STATE.get(name)).groups if not g.approximate]
+    groups = [
+        g
+        for g in jp.coupled_axes(f, params, *args, state=STATE.get(name)).groups
+        if not g.approximate
+    ]
     least = len(groups) / sum(g.size for g in groups) + 1e-9
-    thin = jp.shrink(f, params, *args, ratio=max(ratio, least), score=score, scope="group", state=STATE.get(name))
+    thin = jp.shrink(
+        f, params, *args, ratio=max(ratio, least), score=score, scope="group", state=STATE.get(name)
+    )
     return f, params, args, thin
 
 
@@ -50,31 +63,42 @@ def shifted(tree: Any, path: str, axis: int) -> Any:
 def compared(name: str, ratio: float, wide: bool) -> tuple[Any, dict[str, Any]]:
     """(the small one, with its outputs and gradients; the figures)."""
     f, params, args, thin = cut(name, ratio, wide)
-    rng, cut_state = np.random.default_rng(1), thin.cut if name in STATE else lambda outs: outs
-    c = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), jax.eval_shape(f, params, *args))
+    rng = np.random.default_rng(1)
+    cut_state = thin.cut if name in STATE else lambda outs: outs
+    c = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), jax.eval_shape(f, params, *args)
+    )
     y, grads = value_and_grads(f, args)(thin.plan.mask(params), c)
     small = partial(value_and_grads(thin.apply, args), c=cut_state(c))
     z, ours = small(thin.params)
     y = cut_state(y)
     found = {"values": distance(y, z), "gradients": distance(floats(thin.cut(grads)), floats(ours))}
-    return (thin, small, z, ours), found | {"check": thin.report.error, "params": thin.report.params}
+    return (thin, small, z, ours), found | {
+        "check": thin.report.error,
+        "params": thin.report.params,
+    }
 
 
 def shifts(thin: Any, small: Any, z: Any, ours: Any) -> dict[str, Any]:
     """Every index of every leaf shifted by one.
 
-    A shift is seen if the outputs change. Of one that is not, the largest gradient of the leaf, relative to the
-    largest of all, says whether the outputs feel the leaf at all.
+    A shift is seen if the outputs change. Of one that is not, the largest gradient of the leaf,
+    relative to the largest of all, says whether the outputs feel the leaf at all.
     """
     steep = max(float(jnp.abs(g).max()) for g in floats(ours))
     slopes = {leaf_path(k): g for k, g in flatten_with_path(ours)[0]}
-    seen, unseen = 0, []
+    seen = 0
+    unseen = []
     for path, axes in thin.plan.keep.items():
         for axis in (k for k in axes if thin.plan.small(path)[k] > 1):
             change = distance(z, small(shifted(thin.params, path, axis))[0])
             slope = float(jnp.abs(slopes[path]).max()) / steep
             seen += change > 1e-5
-            unseen += [] if change > 1e-5 else [{"index": f"{path}[{axis}]", "change": change, "slope": slope}]
+            unseen += (
+                []
+                if change > 1e-5
+                else [{"index": f"{path}[{axis}]", "change": change, "slope": slope}]
+            )
     return {"seen": seen, "unseen": unseen}
 
 
@@ -97,7 +121,8 @@ def main() -> None:
     jax.config.update("jax_disable_most_optimizations", True)  # small programs, each compiled once
     found = json.loads(file.read_text()) if file.exists() else {"machine": machine(), "rows": {}}
     for name, bits, ratio in itertools.product(MODELS, ("float32", "float64"), RATIOS):
-        done, key = found["rows"].setdefault(name, {}), f"{bits} {ratio}"
+        done = found["rows"].setdefault(name, {})
+        key = f"{bits} {ratio}"
         if key not in done:
             done[key] = stage(name, bits, ratio)
             write_json(file, found)

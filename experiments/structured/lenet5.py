@@ -1,9 +1,9 @@
 """LeNet-5 on MNIST with a tenth of the operations.
 
-Gradually: units go until a first share of the operations is left, the rest is trained for an epoch, more go, and it is
-trained to the end. `arms` says what is compared; `control` is the dense network trained on for as many steps. With
-`copies`, what comes after the dense network also sees that many copies of the images, moved by a pixel at most. Nothing
-is chosen by the test images.
+Gradually: units go until a first share of the operations is left, the rest is trained for an epoch,
+more go, and it is trained to the end. `arms` says what is compared; `control` is the dense network
+trained on for as many steps. With `copies`, what comes after the dense network also sees that many
+copies of the images, moved by a pixel at most. Nothing is chosen by the test images.
 
 python -m experiments.structured.lenet5 [--resume FILE] [--name FOLDER] [--set KEY=JSON]
 """
@@ -56,20 +56,28 @@ class Seed(NamedTuple):
 
 def with_copies(task: arms.Task, copies: int) -> arms.Task:
     """With every image so many times more, each moved by a pixel at most."""
-    x, y = task.data["x"], task.data["y"]
+    x = task.data["x"]
+    y = task.data["y"]
     moved = [jittered(np.asarray(x), 1, seed).reshape(x.shape) for seed in range(copies)]
     return task._replace(data={"x": jnp.concatenate([x, *moved]), "y": jnp.tile(y, 1 + copies)})
 
 
 def one_seed(settings: Any, data: Any, seed: int, resume: pathlib.Path | None = None) -> Seed:
-    """Every figure of a seed but the control's; what a killed run had finished is taken from `resume`."""
-    clock, task = time.perf_counter(), arms.task(settings, lenet5(settings["width"]), data)
+    """Every figure of a seed but the control's; what a killed run had finished is taken from
+    `resume`.
+    """
+    clock = time.perf_counter()
+    task = arms.task(settings, lenet5(settings["width"]), data)
     whole = arms.dense_or_kept(task, seed, resume, str(seed))
     task = arms.taught_by(with_copies(task, settings["copies"]), whole)
-    found = {"dense": {"end": task.judged(task.net.apply, whole), **task.costs(task.net.apply, whole)}}
+    found = {
+        "dense": {"end": task.judged(task.net.apply, whole), **task.costs(task.net.apply, whole)}
+    }
     print(f"seed {seed}, dense: {found['dense']['end']}", flush=True)
     for name, shares in settings["budgets"].items():
-        found[name] = remembered(resume, f"{name} {seed}", partial(arms.budgeted, task, whole, shares, seed))
+        found[name] = remembered(
+            resume, f"{name} {seed}", partial(arms.budgeted, task, whole, shares, seed)
+        )
     return Seed(task, whole, seed, found | {"wall_s": time.perf_counter() - clock})
 
 
@@ -81,15 +89,25 @@ def control(one: Seed, resume: pathlib.Path | None = None) -> dict[str, Any]:
 
 def plot(path: Any, found: Any, settings: Any, seeds: int) -> None:
     """Test errors against operations."""
-    point = lambda share, arm: (float(share), arm["end"]["test"]["error"]["mean"], arm["end"]["test"]["error"]["std"])
+
+    def point(share, arm):
+        return (
+            float(share),
+            arm["end"]["test"]["error"]["mean"],
+            arm["end"]["test"]["error"]["std"],
+        )
+
     points = {name: [point(1, found[name])] for name in ("dense", "control") if name in found}
-    points |= {arm: [point(b, found[b][arm]) for b in settings["budgets"]] for arm in settings["arms"]}
+    points |= {
+        arm: [point(b, found[b][arm]) for b in settings["budgets"]] for arm in settings["arms"]
+    }
     draw(path, {f"LeNet-5, MNIST, {seeds} seeds": points}, "test error, %")
 
 
 def main() -> None:
     name, settings, resume = asked(__doc__, "lenet5", SETTINGS)
-    data, done = mnist(), []
+    data = mnist()
+    done = []
 
     def saved(runs: list[Any]) -> Any:
         found = averaged(runs)
@@ -100,9 +118,15 @@ def main() -> None:
         done.append(one_seed(settings, data, seed, resume))
         saved([one.found for one in done])
     found = saved([control(one, resume) for one in done])
-    rows = [(arm, "1", plus_minus(found[arm]["end"]["test"]["error"], 2)) for arm in ("dense", "control")]
+    rows = [
+        (arm, "1", plus_minus(found[arm]["end"]["test"]["error"], 2))
+        for arm in ("dense", "control")
+    ]
     for budget in settings["budgets"]:
-        rows += [(a, budget, plus_minus(found[budget][a]["end"]["test"]["error"], 2)) for a in settings["arms"]]
+        rows += [
+            (a, budget, plus_minus(found[budget][a]["end"]["test"]["error"], 2))
+            for a in settings["arms"]
+        ]
     show("LeNet-5 on MNIST", ["arm", "share of the operations", "test error, %"], rows)
 
 

@@ -1,4 +1,6 @@
-"""What the small experiments measure: losses, operations, bytes and times; results.json and a plot."""
+"""What the small experiments measure: losses, operations, bytes and times; results.json and a
+plot.
+"""
 
 import argparse
 import json
@@ -19,14 +21,19 @@ from experiments.results import save_results
 from experiments.structured.training import Apply, said
 
 
-def judged(apply: Apply, params: Any, splits: Mapping[str, tuple[Any, Any]], batch: int = 250) -> dict[str, Any]:
+def judged(
+    apply: Apply, params: Any, splits: Mapping[str, tuple[Any, Any]], batch: int = 250
+) -> dict[str, Any]:
     """The loss in nats and the percentage of wrong best classes, of each split."""
     found = {}
     for name, (x, y) in splits.items():
         z = said(apply, params, x, batch)
         z = z - z.max(-1, keepdims=True)
         loss = np.log(np.exp(z).sum(-1)) - np.take_along_axis(z, y[..., None], -1)[..., 0]
-        found[name] = {"loss": float(loss.mean()), "error": 100 * float(np.mean(np.argmax(z, -1) != y))}
+        found[name] = {
+            "loss": float(loss.mean()),
+            "error": 100 * float(np.mean(np.argmax(z, -1) != y)),
+        }
     return found
 
 
@@ -42,9 +49,14 @@ def costs(apply: Apply, params: Any, x: Any) -> dict[str, float]:
     }
 
 
-def faster(dense: tuple[Apply, Any], small: tuple[Apply, Any], x: Any, rounds: int = 15) -> dict[str, float]:
+def faster(
+    dense: tuple[Apply, Any], small: tuple[Apply, Any], x: Any, rounds: int = 15
+) -> dict[str, float]:
     """Forward passes that take turns: medians, and the median of the ratio within a round."""
-    run = lambda apply, params: partial(jax.jit(apply), params, x)
+
+    def run(apply, params):
+        return partial(jax.jit(apply), params, x)
+
     times = race({"dense": run(*dense), "small": run(*small)}, rounds)
     found = {f"{name}_ms": times[name]["wall_ms"]["median"] for name in times}
     return found | {"times_faster": ratio(times, "dense", "small", "wall_ms")}
@@ -57,16 +69,29 @@ def averaged(runs: Sequence[Any]) -> Any:
 
 def save(name: str, settings: Any, results: Any) -> pathlib.Path:
     """Writes runs/structured/NAME/results.json."""
-    versions = {"jaxprune": jp.__version__, "optax": optax.__version__, "flax": flax.__version__, "machine": machine()}
+    versions = {
+        "jaxprune": jp.__version__,
+        "optax": optax.__version__,
+        "flax": flax.__version__,
+        "machine": machine(),
+    }
     return save_results("structured", name, {**versions, "settings": settings, "results": results})
 
 
-def asked(doc: str | None, name: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], pathlib.Path | None]:
-    """The command line: where results go (below results/), the settings, and the file of finished runs."""
+def asked(
+    doc: str | None, name: str, settings: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], pathlib.Path | None]:
+    """The command line: where results go (below results/), the settings, and the file of finished
+    runs.
+    """
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
-    parser.add_argument("--resume", type=pathlib.Path, help="a file for finished runs, taken over on the next start")
+    parser.add_argument(
+        "--resume", type=pathlib.Path, help="a file for finished runs, taken over on the next start"
+    )
     parser.add_argument("--name", default=name, help="the folder below results")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="another value of a setting")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=JSON", help="another value of a setting"
+    )
     args = parser.parse_args()
     given = {key: json.loads(text) for key, _, text in (pair.partition("=") for pair in args.set)}
     if odd := set(given) - set(settings):
@@ -91,8 +116,23 @@ def draw(path: pathlib.Path, panels: Mapping[str, Points], ylabel: str) -> None:
         for i, (label, found) in enumerate(points.items()):
             x, mean, std = map(np.array, zip(*found))
             aside = 1.02 ** (i - len(points) / 2)  # points of equal shares beside one another
-            axis.errorbar(x * aside, mean, std, fmt="o-", ms=4, lw=1, capsize=3, color=colours[label], label=label)
-        axis.set(title=title, xscale="log", xlabel="share of the dense network's operations", ylabel=ylabel)
+            axis.errorbar(
+                x * aside,
+                mean,
+                std,
+                fmt="o-",
+                ms=4,
+                lw=1,
+                capsize=3,
+                color=colours[label],
+                label=label,
+            )
+        axis.set(
+            title=title,
+            xscale="log",
+            xlabel="share of the dense network's operations",
+            ylabel=ylabel,
+        )
         ticks = sorted({round(x, 2) for found in points.values() for x, *_ in found})
         axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axis.set_xticks([], minor=True)

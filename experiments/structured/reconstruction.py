@@ -1,19 +1,22 @@
-"""Accuracy at 2.1 times fewer operations without a gradient step: what each part of `jp.reconstruct` adds.
+"""Accuracy at 2.1 times fewer operations without a gradient step: what each part of
+`jp.reconstruct` adds.
 
-Four networks: the CIFAR-10 ResNet-20 and ResNet-56, a residual CNN without any norm and a GRU that reads the rows of a
-digit (both on MNIST, trained here from a seed). Units inside the blocks are ranked and cut; what is left is repaired
-with 1,024 training images, without labels:
+Four networks: the CIFAR-10 ResNet-20 and ResNet-56, a residual CNN without any norm and a GRU that
+reads the rows of a digit (both on MNIST, trained here from a seed). Units inside the blocks are
+ranked and cut; what is left is repaired with 1,024 training images, without labels:
 
     cut       as it is
     weights   weights alone, each layer to its own output (ridge 1e-3)
     biases    with biases and the means of norms
     streams   and what is added to a stream corrects the error of the stream
 
-The ranking is group L2 of the weights (magnitude), or of |w| √E[x²] on the same images (contribution: Wanda's score);
-random is the control, and blocks is contribution with depth=True. Each draw takes other images. Nothing is chosen by
-the test set, which is looked at once for each figure.
+The ranking is group L2 of the weights (magnitude), or of |w| √E[x²] on the same images
+(contribution: Wanda's score); random is the control, and blocks is contribution with depth=True.
+Each draw takes other images. Nothing is chosen by the test set, which is looked at once for each
+figure.
 
-JAXPRUNE_DATA=data python -m experiments.structured.reconstruction [--folder FOLDER] [--networks NAME,NAME]
+JAXPRUNE_DATA=data python -m experiments.structured.reconstruction [--folder FOLDER] [--networks
+NAME,NAME]
 """
 
 import argparse
@@ -78,12 +81,19 @@ class Network(NamedTuple):
 def cnn_params(key: Array) -> Any:
     """A residual CNN without norms: a first convolution, three blocks of two, a dense layer."""
     shapes: dict[str, tuple[int, ...]] = {"first": (3, 3, 1, 16)}
-    shapes |= {f"{name}{i}": (3, 3, *io) for i in range(3) for name, io in (("up", (16, 32)), ("down", (32, 16)))}
+    shapes |= {
+        f"{name}{i}": (3, 3, *io)
+        for i in range(3)
+        for name, io in (("up", (16, 32)), ("down", (32, 16)))
+    }
     shapes["last"] = (16, 10)
     params = {}
     for (name, shape), one in zip(shapes.items(), jax.random.split(key, len(shapes))):
         scale = np.sqrt(2 / np.prod(shape[:-1])) * (0.5 if name.startswith("down") else 1)
-        params[name] = {"kernel": scale * jax.random.normal(one, shape), "bias": jnp.zeros(shape[-1])}
+        params[name] = {
+            "kernel": scale * jax.random.normal(one, shape),
+            "bias": jnp.zeros(shape[-1]),
+        }
     return params
 
 
@@ -92,7 +102,9 @@ def cnn(params: Any, x: Array) -> Array:
 
     def conv(name: str, x: Array, stride: int = 1) -> Array:
         dims = ("NHWC", "HWIO", "NHWC")
-        y = lax.conv_general_dilated(x, params[name]["kernel"], (stride, stride), "SAME", dimension_numbers=dims)
+        y = lax.conv_general_dilated(
+            x, params[name]["kernel"], (stride, stride), "SAME", dimension_numbers=dims
+        )
         return y + params[name]["bias"]
 
     x = jax.nn.relu(conv("first", x, 2))
@@ -103,7 +115,9 @@ def cnn(params: Any, x: Array) -> Array:
 
 def gru_params(key: Array, size: int = 64, rows: int = 28) -> Any:
     """A GRU, and a dense layer."""
-    shapes = {f"{kind}{gate}": (rows if kind == "x" else size, size) for gate in "zrn" for kind in "xh"}
+    shapes = {
+        f"{kind}{gate}": (rows if kind == "x" else size, size) for gate in "zrn" for kind in "xh"
+    }
     params: dict[str, Any] = {"last": {"kernel": jnp.zeros((size, 10)), "bias": jnp.zeros(10)}}
     for (name, shape), one in zip(shapes.items(), jax.random.split(key, len(shapes))):
         params[name] = {"kernel": jax.random.normal(one, shape) / np.sqrt(shape[0])}
@@ -116,7 +130,11 @@ def gru(params: Any, x: Array) -> Array:
     """Logits of images [n, 28, 28, 1], read row by row."""
 
     def gate(name: str, row: Array, h: Array) -> Array:
-        return row @ params[f"x{name}"]["kernel"] + params[f"x{name}"]["bias"] + h @ params[f"h{name}"]["kernel"]
+        return (
+            row @ params[f"x{name}"]["kernel"]
+            + params[f"x{name}"]["bias"]
+            + h @ params[f"h{name}"]["kernel"]
+        )
 
     def cell(h: Array, row: Array) -> tuple[Array, None]:
         update = jax.nn.sigmoid(gate("z", row, h))
@@ -129,7 +147,9 @@ def gru(params: Any, x: Array) -> Array:
     return h @ params["last"]["kernel"] + params["last"]["bias"]
 
 
-def trained(apply: Callable[..., Array], params: Any, data: Any, settings: Any, seed: int = 0) -> Any:
+def trained(
+    apply: Callable[..., Array], params: Any, data: Any, settings: Any, seed: int = 0
+) -> Any:
     """Adam with a cosine schedule on labels."""
     (x, y), n = data, settings["train_batch"]
     adam = optax.adam(optax.cosine_decay_schedule(settings["rate"], settings["steps"]))
@@ -142,7 +162,8 @@ def trained(apply: Callable[..., Array], params: Any, data: Any, settings: Any, 
         changes, state = adam.update(jax.grad(loss)(params, x, y), state)
         return optax.apply_updates(params, changes), state
 
-    state, rng = adam.init(params), np.random.default_rng(seed)
+    state = adam.init(params)
+    rng = np.random.default_rng(seed)
     for _ in range(settings["steps"]):
         at = rng.integers(0, len(x), n)
         params, state = step(params, state, x[at], y[at])
@@ -177,7 +198,10 @@ def accuracy(apply: Callable[..., Array], params: Any, test: Any, batch: int = 2
     """Percent right."""
     x, y = test
     run = jax.jit(apply)
-    right = [np.argmax(run(params, as_taken(x[i : i + batch])), 1) == y[i : i + batch] for i in range(0, len(y), batch)]
+    right = [
+        np.argmax(run(params, as_taken(x[i : i + batch])), 1) == y[i : i + batch]
+        for i in range(0, len(y), batch)
+    ]
     return 100 * float(np.concatenate(right).mean())
 
 
@@ -193,10 +217,18 @@ def cut(net: Network, units: str, images: Any, settings: Any, draw: int) -> Any:
     elif units == "magnitude":
         score = jp.scores.magnitude(net.params)
     else:
-        score = jp.scores.wanda(jp.input_rms(net.apply, net.params, batches_of(images, settings)))(net.params)
-    how: dict[str, Any] = {"score": kernels(score), "where": net.inside, "approximate": not net.deep}
+        score = jp.scores.wanda(jp.input_rms(net.apply, net.params, batches_of(images, settings)))(
+            net.params
+        )
+    how: dict[str, Any] = {
+        "score": kernels(score),
+        "where": net.inside,
+        "approximate": not net.deep,
+    }
     examples = images[: settings["examples"]] if units == "blocks" else images[:2]
-    return jp.shrink(net.apply, net.params, examples, flops=settings["flops"], depth=units == "blocks", **how)
+    return jp.shrink(
+        net.apply, net.params, examples, flops=settings["flops"], depth=units == "blocks", **how
+    )
 
 
 def repaired(net: Network, thin: Any, images: Any, settings: Any, repair: str) -> Any:
@@ -206,17 +238,24 @@ def repaired(net: Network, thin: Any, images: Any, settings: Any, repair: str) -
 
 def run(net: Network, units: str, repair: str, settings: Any, draw: int) -> dict[str, Any]:
     """One figure, and what it took."""
-    clock, wall = time.process_time(), time.perf_counter()
+    clock = time.process_time()
+    wall = time.perf_counter()
     images = images_of(net, settings, draw)
     thin = cut(net, units, images, settings, draw)
     params = thin.params if repair == "cut" else repaired(net, thin, images, settings, repair)
     seconds = {"cpu_s": time.process_time() - clock, "wall_s": time.perf_counter() - wall}
-    made = {"accuracy": accuracy(thin.apply, params, net.test), "flops": thin.report.flops, **seconds}
+    made = {
+        "accuracy": accuracy(thin.apply, params, net.test),
+        "flops": thin.report.flops,
+        **seconds,
+    }
     return made | {"blocks": len(thin.plan.blocks), "tried": thin.report.tried}
 
 
 def arms(net: Network, settings: Any) -> list[tuple[str, str, int]]:
-    """(units, repair, draw) of all figures; only the full repair of ranked units takes every draw."""
+    """(units, repair, draw) of all figures; only the full repair of ranked units takes every
+    draw.
+    """
     draws = settings["draws"]
     found = [("magnitude", "cut", draws[0])]
     found += [(units, "streams", draw) for units in ("magnitude", "contribution") for draw in draws]
@@ -225,14 +264,22 @@ def arms(net: Network, settings: Any) -> list[tuple[str, str, int]]:
     return found + [(*kind, draws[0]) for kind in once]
 
 
-def measured(name: str, net: Network, settings: Any, path: pathlib.Path | None = None) -> dict[str, Any]:
+def measured(
+    name: str, net: Network, settings: Any, path: pathlib.Path | None = None
+) -> dict[str, Any]:
     """Every figure of a network; what is done stands in the file at `path`."""
     dense = remembered(path, "dense", lambda: accuracy(net.apply, net.params, net.test))
     found: dict[str, Any] = {"dense": dense}
     for units, repair, draw in arms(net, settings):
-        one = remembered(path, f"{units} {repair} {draw}", partial(run, net, units, repair, settings, draw))
+        one = remembered(
+            path, f"{units} {repair} {draw}", partial(run, net, units, repair, settings, draw)
+        )
         found.setdefault(f"{units} {repair}", []).append({"draw": draw, **one})
-        print(f"{name} {units} {repair} draw {draw}: {one['accuracy']:.2f}% ({one['cpu_s']:.0f} CPU s)", flush=True)
+        print(
+            f"{name} {units} {repair} draw {draw}: {one['accuracy']:.2f}% ({one['cpu_s']:.0f} CPU "
+            f"s)",
+            flush=True,
+        )
     return found
 
 
@@ -250,10 +297,15 @@ def finished(folder: pathlib.Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--folder", type=pathlib.Path, help="of what is done: the next call goes on")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="of what is done: the next call goes on"
+    )
     parser.add_argument("--networks", default="cnn,gru,resnet20,resnet56")
-    parser.add_argument("--finished", action="store_true", help="report what stands in the folder, and run nothing")
-    args, home = parser.parse_args(), pathlib.Path(os.environ["JAXPRUNE_DATA"])
+    parser.add_argument(
+        "--finished", action="store_true", help="report what stands in the folder, and run nothing"
+    )
+    args = parser.parse_args()
+    home = pathlib.Path(os.environ["JAXPRUNE_DATA"])
     if args.folder is not None:
         args.folder.mkdir(parents=True, exist_ok=True)
     found = finished(args.folder or pathlib.Path()) if args.finished else {}

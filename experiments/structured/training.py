@@ -2,8 +2,9 @@
 
     L = (1 − s) CE(y, z) + s T² KL(softmax(t / T) ‖ softmax(z / T))
 
-z are the logits, y the labels, t the logits of the dense network; s = 0 is labels alone. The loop is Python's: on
-XLA:CPU a convolution inside `lax.scan` takes ten times as long as the same one in a compiled step.
+z are the logits, y the labels, t the logits of the dense network; s = 0 is labels alone. The loop
+is Python's: on XLA:CPU a convolution inside `lax.scan` takes ten times as long as the same one in a
+compiled step.
 """
 
 import pathlib
@@ -76,7 +77,9 @@ def fitted(
         hard = optax.softmax_cross_entropy_with_integer_labels(z, y).mean()
         if not soft:
             return hard
-        return (1 - soft) * hard + soft * jp.distill.losses.soft_targets(z, teacher, temperature=temperature).mean()
+        return (1 - soft) * hard + soft * jp.distill.losses.soft_targets(
+            z, teacher, temperature=temperature
+        ).mean()
 
     @jax.jit
     def step(now: Trained, data: Any, index: Array, rate: Array) -> Trained:
@@ -99,7 +102,9 @@ def order(n: int, batch: int, seed: int) -> Any:
 
 
 def kept(path: pathlib.Path | None, like: Any, make: Callable[[], Any]) -> Any:
-    """make(), a tree as `like` is, or the arrays that an earlier run left in an .npz; no path: make()."""
+    """make(), a tree as `like` is, or the arrays that an earlier run left in an .npz; no path:
+    make().
+    """
     leaves, tree = jax.tree.flatten(like)
     if path is not None and path.exists():
         with np.load(path) as file:
@@ -118,25 +123,38 @@ def said(apply: Apply, params: Any, x: Any, batch: int, dtype: Any = np.float32)
 
 def loss_of_labels(apply: Apply) -> Callable[..., Array]:
     """(params, x, y) -> the loss that scores are taken with."""
-    return lambda params, x, y: optax.softmax_cross_entropy_with_integer_labels(apply(params, x), y).mean()
+    return lambda params, x, y: optax.softmax_cross_entropy_with_integer_labels(
+        apply(params, x), y
+    ).mean()
 
 
-def scores(arm: str, apply: Apply, params: Any, data: Mapping[str, Any], settings: Any, seed: int) -> Any:
-    """A number a weight of the matrices: magnitude, at random, or ½ w² E[g²] over batches of the training set."""
-    matrices = lambda tree: jax.tree.map(lambda s: s if s.ndim > 1 else None, tree)
+def scores(
+    arm: str, apply: Apply, params: Any, data: Mapping[str, Any], settings: Any, seed: int
+) -> Any:
+    """A number a weight of the matrices: magnitude, at random, or ½ w² E[g²] over batches of the
+    training set.
+    """
+
+    def matrices(tree):
+        return jax.tree.map(lambda s: s if s.ndim > 1 else None, tree)
+
     if arm == "magnitude":
         return matrices(jp.scores.magnitude(params))
     if arm == "random":
         return matrices(jp.scores.random(params, key=jax.random.key(seed)))
-    index = np.random.default_rng(seed).permutation(len(data["x"]))[: settings["batches"] * settings["batch"]]
+    index = np.random.default_rng(seed).permutation(len(data["x"]))[
+        : settings["batches"] * settings["batch"]
+    ]
     batches = [(data["x"][i], data["y"][i]) for i in index.reshape(-1, settings["batch"])]
     return matrices(jp.scores.fisher(loss_of_labels(apply), params, batches))
 
 
 def anew(init: Any, small: Any) -> Any:
-    """Initial params of the small shapes, from those of the dense ones: kernels of variance c / fan-in keep their c.
+    """Initial params of the small shapes, from those of the dense ones: kernels of variance c /
+    fan-in keep their c.
 
-    Any part of an array of independent numbers is one of them again, so only the fan-in is to be put right.
+    Any part of an array of independent numbers is one of them again, so only the fan-in is to be
+    put right.
     """
 
     def one(keys: Any, a: Array, like: Array) -> Array:

@@ -1,4 +1,6 @@
-"""What commands say while they work, on stderr: a bar with the time left on a terminal, plain lines elsewhere."""
+"""What commands say while they work, on stderr: a bar with the time left on a terminal, plain lines
+elsewhere.
+"""
 
 import sys
 import time
@@ -25,11 +27,15 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def epoch(self, seed: int, phase: str, done: int, epochs: int, loss: float, accuracy: float) -> None:
+    def epoch(
+        self, seed: int, phase: str, done: int, epochs: int, loss: float, accuracy: float
+    ) -> None:
         """One more epoch; loss and accuracy are of the validation split."""
         if self._bar:
             now = f"loss {loss:.4f}  accuracy {accuracy:.2%}"
-            self._bar.update(self._task, advance=1, description=f"seed {seed}  {phase} {done}/{epochs}", now=now)
+            self._bar.update(
+                self._task, advance=1, description=f"seed {seed}  {phase} {done}/{epochs}", now=now
+            )
 
     def skip(self, epochs: int) -> None:
         """Epochs that a checkpoint holds already."""
@@ -45,7 +51,9 @@ class Progress:
 
 
 class Bytes:
-    """Counts the bytes that went through: a bar with the speed and the time left, or a line every ten seconds."""
+    """Counts the bytes that went through: a bar with the speed and the time left, or a line every
+    ten seconds.
+    """
 
     EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -55,7 +63,9 @@ class Bytes:
         console = Console(stderr=True)
         self._bar: Any = _byte_bar(console) if console.is_terminal else None
         self._task = self._bar.add_task(what, total=max(total, 1), leaf="") if self._bar else None
-        self._what, self._total, self._done = what, total, 0
+        self._what = what
+        self._total = total
+        self._done = 0
         self._started = self._said = time.monotonic()
 
     def __enter__(self) -> "Bytes":
@@ -78,7 +88,11 @@ class Bytes:
             speed = self._done / (now - self._started)
             left = (self._total - self._done) / max(speed, 1)
             share = self._done / max(self._total, 1)
-            print(f"{self._what} {share:4.0%}  {speed / 1e6:.1f} MB/s  {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"{self._what} {share:4.0%}  {speed / 1e6:.1f} MB/s  {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     @property
     def seconds(self) -> float:

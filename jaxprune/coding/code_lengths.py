@@ -1,16 +1,18 @@
 """How long a code is, in closed form: nothing here writes a stream.
 
-    entropy      n H, H = −Σ p log2 p            the bound for codes that look at one symbol at a time
+    entropy      n H, H = −Σ p log2 p            the bound for codes that look at one symbol at a
+                                                 time
     rANS         table + states + Σ c log2(4096 / f)
     Huffman      Σ c l, with the optimal whole lengths l (Huffman 1952); its table is not counted
     fixed        n ⌈log2 k⌉
 
-and the accounting of Deep Compression (Han, Mao, Dally 2016, arXiv:1510.00149, figure 2 and section 5). There a pruned
-leaf is a list of entries (gap, value). The gap is the distance d >= 1 to the previous entry (the first counts from
-position −1), written as d − 1 in w bits, so d <= 2^w; where the next weight is further away, a filler entry with
-d = 2^w and the value zero goes first, as often as needed. Zeros after the last weight are not coded. A value is a
-centroid's index; fillers need a code as well, so values take ⌈log2(k + 1)⌉ bits: 63 centroids and zero are Han's 6
-bits. Centroids are float32. NumPy and the standard library only.
+and the accounting of Deep Compression (Han, Mao, Dally 2016, arXiv:1510.00149, figure 2 and section
+5). There a pruned leaf is a list of entries (gap, value). The gap is the distance d >= 1 to the
+previous entry (the first counts from position −1), written as d − 1 in w bits, so d <= 2^w; where
+the next weight is further away, a filler entry with d = 2^w and the value zero goes first, as often
+as needed. Zeros after the last weight are not coded. A value is a centroid's index; fillers need a
+code as well, so values take ⌈log2(k + 1)⌉ bits: 63 centroids and zero are Han's 6 bits. Centroids
+are float32. NumPy and the standard library only.
 """
 
 import heapq
@@ -49,7 +51,8 @@ def entropy_bits(counts: ArrayLike) -> float:
 def rans_bits(counts: ArrayLike, lanes: int | None = None) -> float:
     """Bits of the rANS code of these symbols: 16 for each table entry, 32 a lane, and the words.
 
-    A lane ends with the information that did not fill a word; its share of the state's 16 bits above 2^16 averages 8.
+    A lane ends with the information that did not fill a word; its share of the state's 16 bits
+    above 2^16 averages 8.
     """
     c = np.asarray(counts, np.int64).ravel()
     n = int(c.sum())
@@ -61,7 +64,8 @@ def rans_bits(counts: ArrayLike, lanes: int | None = None) -> float:
 
 
 def huffman_lengths(counts: ArrayLike) -> NDArray[np.int64]:
-    """Lengths of an optimal prefix code; 0 for absent symbols, and 1 for a lone one (a decoder counts bits).
+    """Lengths of an optimal prefix code; 0 for absent symbols, and 1 for a lone one (a decoder
+    counts bits).
 
     >>> huffman_lengths([5, 1, 1, 0]).tolist()
     [1, 2, 2, 0]
@@ -92,7 +96,9 @@ def huffman_bits(counts: ArrayLike) -> int:
 
 
 class GapCode(NamedTuple):
-    """Relative indices: `symbols` are the gaps d − 1 of all entries in order, and `filler` marks the fillers."""
+    """Relative indices: `symbols` are the gaps d − 1 of all entries in order, and `filler` marks
+    the fillers.
+    """
 
     entries: int
     fillers: int
@@ -127,12 +133,17 @@ def _gaps(mask: ArrayLike) -> NDArray[np.int64]:
 def best_gap_width(mask: ArrayLike, value_bits: int) -> int:
     """The width with the fewest bits, entries × (width + value_bits); the smallest if several."""
     gap = _gaps(mask)
-    entries = lambda width: gap.size + int(((gap - 1) >> width).sum())
+
+    def entries(width):
+        return gap.size + int(((gap - 1) >> width).sum())
+
     return min(range(1, MAX_GAP_WIDTH + 1), key=lambda width: entries(width) * (width + value_bits))
 
 
 class DeepCompressionBits(NamedTuple):
-    """Bits of one leaf; both totals count the codebook, neither the Huffman tables (as in the paper)."""
+    """Bits of one leaf; both totals count the codebook, neither the Huffman tables (as in the
+    paper).
+    """
 
     fixed: int  # pruned and quantised: fixed-width values and gaps
     huffman: int  # both Huffman coded
@@ -144,7 +155,11 @@ class DeepCompressionBits(NamedTuple):
 
 
 def deep_compression_bits(
-    mask: ArrayLike | None, indices: ArrayLike, k: int, value_bits: int | None = None, gap_width: int | None = None
+    mask: ArrayLike | None,
+    indices: ArrayLike,
+    k: int,
+    value_bits: int | None = None,
+    gap_width: int | None = None,
 ) -> DeepCompressionBits:
     """Deep Compression's size of one leaf.
 
@@ -159,12 +174,16 @@ def deep_compression_bits(
     codes = k if mask is None else k + 1
     value_bits = bits_for(codes) if value_bits is None else value_bits
     if codes > 1 << value_bits:
-        raise ValueError(f"value_bits={value_bits} cannot hold {codes} codes: give at least {bits_for(codes)}")
+        raise ValueError(
+            f"value_bits={value_bits} cannot hold {codes} codes: give at least {bits_for(codes)}"
+        )
     if mask is None:
         return _sizes(index, np.zeros(0, np.int64), k, value_bits, 0, 0)
     kept = np.asarray(mask, bool).ravel()
     if kept.size != index.size:
-        raise ValueError(f"mask {np.shape(mask)} and indices {np.shape(indices)} must have one shape")
+        raise ValueError(
+            f"mask {np.shape(mask)} and indices {np.shape(indices)} must have one shape"
+        )
     gap_width = best_gap_width(kept, value_bits) if gap_width is None else gap_width
     gaps = gap_code(kept, gap_width)
     values = np.full(gaps.entries, k, np.int64)  # code k is the filler's zero
@@ -177,5 +196,11 @@ def _sizes(
 ) -> DeepCompressionBits:
     codebook = 32 * k
     fixed = values.size * (value_bits + gap_width) + codebook
-    huffman = huffman_bits(np.bincount(values, minlength=1)) + huffman_bits(np.bincount(gaps, minlength=1)) + codebook
-    return DeepCompressionBits(fixed, huffman, codebook, value_bits, gap_width, values.size, fillers)
+    huffman = (
+        huffman_bits(np.bincount(values, minlength=1))
+        + huffman_bits(np.bincount(gaps, minlength=1))
+        + codebook
+    )
+    return DeepCompressionBits(
+        fixed, huffman, codebook, value_bits, gap_width, values.size, fillers
+    )

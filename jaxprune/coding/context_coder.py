@@ -1,7 +1,9 @@
-"""Interleaved rANS (`numerics.rans`) with a table for each context (`numerics.contexts`): many arrays in one stream.
+"""Interleaved rANS (`numerics.rans`) with a table for each context (`numerics.contexts`): many
+arrays in one stream.
 
-A column of rows is coded in runs of N symbols, lane i taking the i-th of a run; the last run of a column is shorter. A
-decoder knows the contexts of a whole column before it reads it. NumPy and the standard library only.
+A column of rows is coded in runs of N symbols, lane i taking the i-th of a run; the last run of a
+column is shorter. A decoder knows the contexts of a whole column before it reads it. NumPy and the
+standard library only.
 """
 
 from collections.abc import Iterator
@@ -21,7 +23,8 @@ BLOCK = 1 << 16  # rows of a column that are decoded at once: integers of 8 byte
 def lanes_for(order: Layout, bits: float) -> int:
     """Lanes for these symbols in about `bits` bits; more lanes than rows would be idle.
 
-    A lane's state has 32 bits, of which some 8 stand for symbols: the other 24 are 0.45% of the stream.
+    A lane's state has 32 bits, of which some 8 stand for symbols: the other 24 are 0.45% of the
+    stream.
     """
     return min(order.rows, rans.lanes_for(order.size, 1.2 * bits))
 
@@ -30,7 +33,8 @@ def encode(ids: NDArray[np.uint8], values: NDArray, order: Layout, bank: Bank, l
     """The stream of the symbols of `order`, of which `ids` are the contexts."""
     width = bank.freqs.shape[1]
     start = np.cumsum(bank.freqs, 1, np.uint32) - bank.freqs
-    freq, start = bank.freqs.astype(np.uint32).ravel(), start.astype(np.uint32).ravel()
+    freq = bank.freqs.astype(np.uint32).ravel()
+    start = start.astype(np.uint32).ravel()
     first = bank.table_of.astype(np.int32) * width - bank.low
     stream = coder.writer(lanes, order.size)
     for _, rows, at in reversed(list(order.columns())):
@@ -39,14 +43,19 @@ def encode(ids: NDArray[np.uint8], values: NDArray, order: Layout, bank: Bank, l
     return stream.octets()
 
 
-def decode(buffer: Buffer, order: Layout, classes: list[Classes], bank: Bank, lanes: int) -> NDArray[np.int16]:
-    """The symbols of a stream, in the order of coding. Anything but a whole stream is a StreamError."""
+def decode(
+    buffer: Buffer, order: Layout, classes: list[Classes], bank: Bank, lanes: int
+) -> NDArray[np.int16]:
+    """The symbols of a stream, in the order of coding. Anything but a whole stream is a
+    StreamError.
+    """
     first, symbol_of, pop_of = _slots(bank)
     if not 1 <= lanes <= order.rows or order.size > lanes * MAX_STEPS:
         raise StreamError(f"{lanes} lanes for {order.size} symbols in {order.rows} rows")
     stream = coder.reader(buffer, lanes, pop_of)
     size_of = magnitudes(symbol_of)
-    flat, model = np.empty(order.size, np.int16), Contexts(order, classes)
+    flat = np.empty(order.size, np.int16)
+    model = Contexts(order, classes)
     room = np.empty(min(order.rows, BLOCK), np.intp)
     for column, rows, at in order.columns():
         for some in _spans(rows, lanes):
@@ -68,9 +77,14 @@ def _spans(rows: int, lanes: int) -> Iterator[slice]:
 
 
 def _slots(bank: Bank) -> tuple[NDArray[np.intp], NDArray[np.int16], NDArray[np.uint32]]:
-    """Of each context the first slot of its table; of each slot of all tables the symbol, and what `rans.pop` needs."""
+    """Of each context the first slot of its table; of each slot of all tables the symbol, and what
+    `rans.pop` needs.
+    """
     if bank.table_of.shape != (CONTEXTS,) or int(bank.table_of.max()) >= len(bank.freqs):
-        raise StreamError(f"{bank.table_of.size} contexts, or one of a table that is not among the {len(bank.freqs)}")
+        raise StreamError(
+            f"{bank.table_of.size} contexts, or one of a table that is not among the "
+            f"{len(bank.freqs)}"
+        )
     each = [rans.slots_of(rans.checked(row)) for row in bank.freqs]
     symbol = np.concatenate([symbols for symbols, _ in each]).astype(np.int16)
     symbol += np.int16(bank.low)

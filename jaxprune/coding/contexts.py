@@ -1,22 +1,25 @@
 """Contexts for the symbols of weight arrays: what a decoder knows of a symbol before it reads it.
 
-Small integers v near 0, |v| large where the weights are. An array (…, in, out) is read as rows, one an output, whose
-columns run through the inputs and, fastest, through the leading axes (the places of a kernel's window). Magnitudes are
-uneven in all three, so a class is said for each output r, input i and place k, in half octaves, and a symbol's is
+Small integers v near 0, |v| large where the weights are. An array (…, in, out) is read as rows, one
+an output, whose columns run through the inputs and, fastest, through the leading axes (the places
+of a kernel's window). Magnitudes are uneven in all three, so a class is said for each output r,
+input i and place k, in half octaves, and a symbol's is
 
     c = 16 + level + r + i + k, within 0 … 31        |v| is expected to be λ(c) = 2^((c − 16) / 2)
 
 What the classes miss shows in the neighbours: with a decay of 3/4 a column,
 
-    seen <- ¾ seen + |v|,  expected <- ¾ expected + λ(c)        g = ⌊log2(seen + 1) − log2(expected + 1) + ½⌉, −4 … 3
+    seen <- ¾ seen + |v|,  expected <- ¾ expected + λ(c)        g = ⌊log2(seen + 1) − log2(expected
+        + 1) + ½⌉, −4 … 3
 
-The context is 8 c + g + 4, one of 256; it picks one of a few tables (`numerics.banks`). Many arrays are coded together.
-Long rows are cut into pieces, the pieces of all arrays are sorted by length, and all advance by a column at a time:
-long vectors for NumPy, and one state of the coder for many small arrays. All of it is integers in 1/16 and tables: the
-same everywhere. Work is linear in the symbols, whatever the lengths of the pieces.
+The context is 8 c + g + 4, one of 256; it picks one of a few tables (`numerics.banks`). Many arrays
+are coded together. Long rows are cut into pieces, the pieces of all arrays are sorted by length,
+and all advance by a column at a time: long vectors for NumPy, and one state of the coder for many
+small arrays. All of it is integers in 1/16 and tables: the same everywhere. Work is linear in the
+symbols, whatever the lengths of the pieces.
 
-After the two-way classes of a Poisson model, and JPEG-LS's sum of neighbours (Weinberger, Seroussi, Sapiro 2000).
-NumPy and the standard library only.
+After the two-way classes of a Poisson model, and JPEG-LS's sum of neighbours (Weinberger, Seroussi,
+Sapiro 2000). NumPy and the standard library only.
 """
 
 import itertools
@@ -27,7 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-CLASSES, NEIGHBOURS = 32, 8
+CLASSES = 32
+NEIGHBOURS = 8
 CONTEXTS = CLASSES * NEIGHBOURS
 MIDDLE = 16  # the class of λ = 1
 REACH = 15  # of the class of a row, an input or a place
@@ -55,7 +59,9 @@ class Piece(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Columns first … last of all pieces that have them: the first `pieces` pieces, with the first `rows` rows."""
+    """Columns first … last of all pieces that have them: the first `pieces` pieces, with the first
+    `rows` rows.
+    """
 
     first: int
     last: int
@@ -92,7 +98,8 @@ def view_of(shape: tuple[int, ...]) -> tuple[int, int, int]:
 def layout(shapes: list[tuple[int, ...]]) -> Layout:
     """The order for arrays of these shapes, none of them empty: the same for a writer and a reader.
 
-    A piece has at most 1024 columns, and fewer when there are few symbols, so that no small array takes many steps.
+    A piece has at most 1024 columns, and fewer when there are few symbols, so that no small array
+    takes many steps.
     """
     views = tuple(map(view_of, shapes))
     size = sum(map(math.prod, views))
@@ -105,13 +112,18 @@ def layout(shapes: list[tuple[int, ...]]) -> Layout:
         cut += [(array, start, min(length, columns - start), outputs) for start in starts]
     cut.sort(key=lambda piece: -piece[2])
     rows = np.cumsum([0, *(piece[3] for piece in cut)]).tolist()
-    pieces = tuple(Piece(array, start, length, row, n) for (array, start, length, n), row in zip(cut, rows))
+    pieces = tuple(
+        Piece(array, start, length, row, n) for (array, start, length, n), row in zip(cut, rows)
+    )
     return Layout(views, pieces, _bands(pieces), size)
 
 
 def _bands(pieces: tuple[Piece, ...]) -> tuple[Band, ...]:
     lengths = [piece.length for piece in pieces]
-    bands, first, offset, active = [], 0, 0, len(pieces)
+    bands = []
+    first = 0
+    offset = 0
+    active = len(pieces)
     for last in sorted(set(lengths)):
         while lengths[active - 1] < last:
             active -= 1
@@ -150,7 +162,8 @@ def sums(flat: NDArray, order: Layout) -> NDArray[np.float64]:
 
 
 def _parts(order: Layout, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any, Any]]:
-    """Pieces, or columns of them: (piece, lines of its array as a matrix of outputs, their symbols in the order).
+    """Pieces, or columns of them: (piece, lines of its array as a matrix of outputs, their symbols
+    in the order).
 
     Column c of an array is place c mod places of input ⌊c / places⌋: a line of outputs.
     """
@@ -158,7 +171,8 @@ def _parts(order: Layout, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, Any,
     for piece in pieces:
         places, inputs, _ = order.views[piece.array]
         column = np.arange(piece.start, piece.start + piece.length)
-        lines, start = column % places * inputs + column // places, first[: piece.length] + piece.row
+        lines = column % places * inputs + column // places
+        start = first[: piece.length] + piece.row
         if piece.rows < NARROW:
             yield piece, lines, start[:, None] + np.arange(piece.rows)
             continue
@@ -176,7 +190,8 @@ class Classes(NamedTuple):
 
 
 class Contexts:
-    """Goes through the columns with the decoder: `at` gives contexts of a column's rows, `see` takes their magnitudes.
+    """Goes through the columns with the decoder: `at` gives contexts of a column's rows, `see`
+    takes their magnitudes.
 
     It holds 10 bytes a row, and 2 for each column of each piece.
     """
@@ -185,11 +200,14 @@ class Contexts:
         column = [(c.inputs[:, None].astype(np.int8) + c.places).ravel() for c in classes]
         self.row = np.empty(order.rows, np.int16)
         self.piece = np.empty(order.rows, np.int32)
-        pieces = np.repeat([band.pieces for band in order.bands], [band.last - band.first for band in order.bands])
+        pieces = np.repeat(
+            [band.pieces for band in order.bands], [band.last - band.first for band in order.bands]
+        )
         self.first = np.cumsum(pieces) - pieces  # of each column, its first piece in `column`
         self.column = np.empty(pieces.sum(), np.int16)
         for number, piece in enumerate(order.pieces):
-            rows, of = slice(piece.row, piece.row + piece.rows), classes[piece.array]
+            rows = slice(piece.row, piece.row + piece.rows)
+            of = classes[piece.array]
             self.piece[rows] = number
             np.add(of.outputs, np.int16(MIDDLE + of.level), out=self.row[rows])
             some = column[piece.array][piece.start : piece.start + piece.length]
@@ -230,7 +248,9 @@ def _decay(x: NDArray[np.int16], more: NDArray[np.int16]) -> None:
 
 
 def _log2(x: NDArray[np.int16]) -> NDArray[np.int32]:
-    """8 log2 x to one eighth, the mantissa taken as linear: the bits of x as a float32, which holds it exactly."""
+    """8 log2 x to one eighth, the mantissa taken as linear: the bits of x as a float32, which holds
+    it exactly.
+    """
     bits = x.astype(np.float32).view(np.int32)
     bits >>= 20
     return bits

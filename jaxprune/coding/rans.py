@@ -1,19 +1,23 @@
 """Interleaved rANS: symbols in about as many bits as their entropy, coded in many lanes at once.
 
-Duda 2013, arXiv:1311.2540; interleaving: Giesen 2014, arXiv:1402.3392. A lane is an integer x. With frequencies f_s
-that sum to M = 4096 and C_s = f_0 + … + f_{s−1},
+Duda 2013, arXiv:1311.2540; interleaving: Giesen 2014, arXiv:1402.3392. A lane is an integer x. With
+frequencies f_s that sum to M = 4096 and C_s = f_0 + … + f_{s−1},
 
-    push s   x <- ⌊x / f_s⌋ M + C_s + (x mod f_s)      x grows by a factor of about M / f_s: log2(M / f_s) bits
+    push s   x <- ⌊x / f_s⌋ M + C_s + (x mod f_s)      x grows by a factor of about M / f_s: log2(M
+                                                       / f_s) bits
     pop      s: C_s <= x mod M < C_s + f_s             x <- f_s ⌊x / M⌋ + (x mod M) − C_s
 
-are inverse. Keep 2^16 <= x < 2^32: before a push that would leave this range the low 16 bits go to the stream, after a
-pop that left it they come back. Symbol i belongs to lane i mod N; a push runs through the symbols backwards, so that a
-pop runs forwards, N symbols a step, which is what NumPy is good at.
+are inverse. Keep 2^16 <= x < 2^32: before a push that would leave this range the low 16 bits go to
+the stream, after a pop that left it they come back. Symbol i belongs to lane i mod N; a push runs
+through the symbols backwards, so that a pop runs forwards, N symbols a step, which is what NumPy is
+good at.
 
-    stream = u32[N] states | u16[…] words, little endian; the table is the caller's to store (2 bytes a symbol)
+    stream = u32[N] states | u16[…] words, little endian; the table is the caller's to store (2
+    bytes a symbol)
 
-Every lane starts at 2^16, so a decoder that does not end there has read a damaged stream: a free check, though not a
-checksum. Integers only: the same bytes everywhere. NumPy and the standard library only.
+Every lane starts at 2^16, so a decoder that does not end there has read a damaged stream: a free
+check, though not a checksum. Integers only: the same bytes everywhere. NumPy and the standard
+library only.
 """
 
 import heapq
@@ -26,10 +30,14 @@ BITS = 12
 TOTAL = 1 << BITS  # M
 Buffer = bytes | memoryview
 LOW = 1 << 16
-MAX_STEPS = 16384  # a table of one symbol costs 0 bits: without a bound, few bytes could ask for any amount of work
+# a table of one symbol costs 0 bits: without a bound, few bytes could ask for any amount of work
+MAX_STEPS = 16384
 
 # Made once: at a hundred lanes, making them takes a quarter of a step.
-SHIFT, WORD, SLOT, LEAST = np.uint32(BITS), np.uint32(16), np.uint32(TOTAL - 1), np.uint32(LOW)
+SHIFT = np.uint32(BITS)
+WORD = np.uint32(16)
+SLOT = np.uint32(TOTAL - 1)
+LEAST = np.uint32(LOW)
 LOWER = np.uint32(0xFFFF)
 
 
@@ -38,9 +46,11 @@ class StreamError(ValueError):
 
 
 def normalise(counts: ArrayLike) -> NDArray[np.uint16]:
-    """Frequencies that sum to 4096, >= 1 where counts are, with the least coded size Σ c log2(4096 / f).
+    """Frequencies that sum to 4096, >= 1 where counts are, with the least coded size Σ c log2(4096
+    / f).
 
-    From 1 each, the next unit goes where it saves most; the savings c log((f + 1) / f) fall with f, so this is optimal.
+    From 1 each, the next unit goes where it saves most; the savings c log((f + 1) / f) fall with f,
+    so this is optimal.
 
     >>> normalise([3, 1, 0]).tolist()
     [3072, 1024, 0]
@@ -49,7 +59,8 @@ def normalise(counts: ArrayLike) -> NDArray[np.uint16]:
     present = [s for s, c in enumerate(count) if c > 0]
     if min(count, default=0) < 0 or len(present) > TOTAL:
         raise ValueError(
-            f"{len(present)} of {len(count)} counts are positive: at most {TOTAL} may be, and none negative"
+            f"{len(present)} of {len(count)} counts are positive: at most {TOTAL} may be, and none "
+            f"negative"
         )
     freq = np.zeros(max(1, len(count)), np.uint16)
     if not present:
@@ -67,7 +78,9 @@ def normalise(counts: ArrayLike) -> NDArray[np.uint16]:
 
 
 def lanes_for(n: int, bits: float) -> int:
-    """Lanes for n symbols in about `bits` bits: states of 4 bytes at most 0.5% of them, but never over 16384 steps."""
+    """Lanes for n symbols in about `bits` bits: states of 4 bytes at most 0.5% of them, but never
+    over 16384 steps.
+    """
     return max(1, -(-n // MAX_STEPS), min(n, int(bits * 0.005) // 32))
 
 
@@ -112,7 +125,9 @@ class Stream:
         return self.words[first:].tobytes()
 
 
-def push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]) -> NDArray[np.uint16]:
+def push(
+    x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]
+) -> NDArray[np.uint16]:
     """Pushes a symbol on each lane, in place; returns the words that had to leave."""
     if not f.all():
         raise ValueError("a symbol has frequency 0: make the table from these symbols' counts")
@@ -124,8 +139,11 @@ def push(x: NDArray[np.uint32], f: NDArray[np.uint32], start: NDArray[np.uint32]
     return leaving.astype(np.uint16)
 
 
-def decode(buffer: Buffer, n: int, freqs: ArrayLike, lanes: int, values: NDArray | None = None) -> NDArray:
-    """The n symbols of a stream (uint8 or uint16), or `values` of them, one for each symbol of the table.
+def decode(
+    buffer: Buffer, n: int, freqs: ArrayLike, lanes: int, values: NDArray | None = None
+) -> NDArray:
+    """The n symbols of a stream (uint8 or uint16), or `values` of them, one for each symbol of the
+    table.
 
     Anything but a whole stream that ends in the right state is a StreamError.
     """
@@ -145,7 +163,9 @@ def decode(buffer: Buffer, n: int, freqs: ArrayLike, lanes: int, values: NDArray
         slot = slots[: out.size]
         np.bitwise_and(x[: out.size], SLOT, out=slot, casting="unsafe")
         taken += pop(x[: out.size], pop_of.take(slot), words[taken : taken + lanes])
-        value_of.take(slot, out=out, mode="clip")  # slots are in range; "clip" spares a check and a copy
+        value_of.take(
+            slot, out=out, mode="clip"
+        )  # slots are in range; "clip" spares a check and a copy
     check_end(x, words.size - taken)
     return decoded
 
@@ -161,7 +181,9 @@ def check_end(x: NDArray[np.uint32], left: int) -> None:
 
 
 def pop(x: NDArray[np.uint32], found: NDArray[np.uint32], words: NDArray[np.uint16]) -> int:
-    """Pops each lane's slot, `found` in `slots_of`, in place; returns the number of words that came back."""
+    """Pops each lane's slot, `found` in `slots_of`, in place; returns the number of words that came
+    back.
+    """
     x >>= SHIFT
     x *= found & LOWER
     found >>= WORD
@@ -177,7 +199,9 @@ def pop(x: NDArray[np.uint32], found: NDArray[np.uint32], words: NDArray[np.uint
 
 
 def slots_of(freq: NDArray) -> tuple[NDArray, NDArray[np.uint32]]:
-    """For each x mod M: its symbol, and f_s + 2^16 ((x mod M) − C_s), so that a pop needs one look-up."""
+    """For each x mod M: its symbol, and f_s + 2^16 ((x mod M) − C_s), so that a pop needs one
+    look-up.
+    """
     symbol_of = np.repeat(np.arange(freq.size), freq)
     offset = np.arange(TOTAL) - (np.cumsum(freq) - freq)[symbol_of]
     pop_of = (freq[symbol_of] | offset << 16).astype(np.uint32)
@@ -198,7 +222,9 @@ def checked(freqs: ArrayLike) -> NDArray[np.int64]:
     """A table, if it is one."""
     freq = np.asarray(freqs)
     if freq.ndim != 1 or freq.dtype.kind not in "ui" or not 1 <= freq.size <= LOW:
-        raise StreamError(f"a table is a vector of 1 to {LOW} integers, not {freq.dtype}{freq.shape}")
+        raise StreamError(
+            f"a table is a vector of 1 to {LOW} integers, not {freq.dtype}{freq.shape}"
+        )
     freq = freq.astype(np.int64)
     if freq.min() < 0 or freq.max() > TOTAL or freq.sum() != TOTAL:
         raise StreamError(f"the frequencies must be >= 0 and sum to {TOTAL}, not {freq.sum()}")
@@ -208,5 +234,7 @@ def checked(freqs: ArrayLike) -> NDArray[np.int64]:
 def steps_of(n: int, lanes: int) -> int:
     steps = -(-n // lanes) if lanes >= 1 else -1
     if n < 0 or not 0 <= steps <= MAX_STEPS:
-        raise StreamError(f"{n} symbols in {lanes} lanes: at least 1 lane, at most {MAX_STEPS} symbols in each")
+        raise StreamError(
+            f"{n} symbols in {lanes} lanes: at least 1 lane, at most {MAX_STEPS} symbols in each"
+        )
     return steps

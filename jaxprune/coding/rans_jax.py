@@ -1,15 +1,17 @@
 """The decoder of `numerics.rans` in JAX: the same streams, decoded where the weights are to be.
 
-A loop over the steps, all N lanes at once. NumPy hands the words that come back to the lanes by their places
-(`nonzero`); here each lane finds its own, without a scatter: lanes go in groups of 32, the lanes of a group that need a
-word are the bits of one integer m, and lane i of group g reads word
+A loop over the steps, all N lanes at once. NumPy hands the words that come back to the lanes by
+their places (`nonzero`); here each lane finds its own, without a scatter: lanes go in groups of 32,
+the lanes of a group that need a word are the bits of one integer m, and lane i of group g reads
+word
 
     taken + Σ_{h < g} popcount(m_h) + popcount(m_g mod 2^i)
 
 so that the sum over lanes, which is what compilers are slow at, is one over N / 32 groups.
 
-On a CPU this is about as fast as NumPy, and the symbols need not be copied to be looked up: float32 weights come
-straight out of the loop. Each number of symbols, lanes and words is compiled for anew, which takes about a second.
+On a CPU this is about as fast as NumPy, and the symbols need not be copied to be looked up: float32
+weights come straight out of the loop. Each number of symbols, lanes and words is compiled for anew,
+which takes about a second.
 """
 
 import functools
@@ -27,7 +29,8 @@ GROUP = 32
 
 
 def decode(buffer: Buffer, n: int, freqs: Any, lanes: int, values: Any = None) -> Array:
-    """`rans.decode` on JAX's default device; `values` is what each symbol of the table stands for, of any dtype.
+    """`rans.decode` on JAX's default device; `values` is what each symbol of the table stands for,
+    of any dtype.
 
     Raises:
       StreamError: anything but a whole stream that ends in the right state.
@@ -35,7 +38,8 @@ def decode(buffer: Buffer, n: int, freqs: Any, lanes: int, values: Any = None) -
     Example:
       >>> import numpy as np
       >>> stream = rans.encode([0, 2, 1, 0], [2048, 1024, 1024], lanes=2)
-      >>> print(decode(stream, 4, [2048, 1024, 1024], 2, values=np.array([0.0, -0.5, 0.5], np.float32)))
+      >>> print(decode(stream, 4, [2048, 1024, 1024], 2,
+      ...     values=np.array([0.0, -0.5, 0.5], np.float32)))
       [ 0.   0.5 -0.5  0. ]
     """
     freq = rans.checked(freqs)
@@ -53,8 +57,12 @@ def decode(buffer: Buffer, n: int, freqs: Any, lanes: int, values: Any = None) -
 
 
 @functools.partial(jax.jit, static_argnames="n")
-def _run(x: Array, words: Array, value_of: Array, pop_of: Array, n: int) -> tuple[Array, Array, Array]:
-    """The values, the last states, and how many words were taken: more than there are if the stream is truncated."""
+def _run(
+    x: Array, words: Array, value_of: Array, pop_of: Array, n: int
+) -> tuple[Array, Array, Array]:
+    """The values, the last states, and how many words were taken: more than there are if the stream
+    is truncated.
+    """
 
     def step(x: Array, taken: Array) -> tuple[Array, Array, Array]:
         slot = x & rans.SLOT
@@ -64,7 +72,11 @@ def _run(x: Array, words: Array, value_of: Array, pop_of: Array, n: int) -> tupl
         rank = _ranks(low)
         back = words.at[taken + rank].get(mode="clip").astype(np.uint32)
         x = jnp.where(low, x << rans.WORD | back, x)
-        return x, taken + rank[-1] + low[-1].astype(np.int32), value_of.at[slot].get(mode="promise_in_bounds")
+        return (
+            x,
+            taken + rank[-1] + low[-1].astype(np.int32),
+            value_of.at[slot].get(mode="promise_in_bounds"),
+        )
 
     def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, taken, decoded = carry
@@ -72,12 +84,14 @@ def _run(x: Array, words: Array, value_of: Array, pop_of: Array, n: int) -> tupl
         return x, taken, lax.dynamic_update_slice(decoded, values, (i * x.size,))
 
     steps, rest = divmod(n, x.size)
-    taken, decoded = jnp.zeros((), np.int32), jnp.empty(n, value_of.dtype)
+    taken = jnp.zeros((), np.int32)
+    decoded = jnp.empty(n, value_of.dtype)
     if steps:
         x, taken, decoded = lax.fori_loop(0, steps, body, (x, taken, decoded))
     if rest:
         ended, taken, values = step(x[:rest], taken)
-        x, decoded = x.at[:rest].set(ended), decoded.at[-rest:].set(values)
+        x = x.at[:rest].set(ended)
+        decoded = decoded.at[-rest:].set(values)
     return decoded, x, taken
 
 
@@ -88,5 +102,7 @@ def _ranks(low: Array) -> Array:
     bits = jnp.sum(groups.astype(np.uint32) << bit, 1, dtype=np.uint32)
     counts = lax.population_count(bits).astype(jnp.int32)
     before = jnp.cumsum(counts) - counts
-    within = lax.population_count(bits[:, None] & ((np.uint32(1) << bit) - np.uint32(1))).astype(jnp.int32)
+    within = lax.population_count(bits[:, None] & ((np.uint32(1) << bit) - np.uint32(1))).astype(
+        jnp.int32
+    )
     return (before[:, None] + within).ravel()[: low.size]

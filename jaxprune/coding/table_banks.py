@@ -1,12 +1,13 @@
 """Choosing what a decoder is told: the classes of arrays, and a bank of tables for their contexts.
 
-Both minimise bits, those of the telling included. A class c of a slice with sum x of magnitudes, e of them not 0, and
-expected sum X(c), costs its own bits and, as for a Poisson variable, some
+Both minimise bits, those of the telling included. A class c of a slice with sum x of magnitudes, e
+of them not 0, and expected sum X(c), costs its own bits and, as for a Poisson variable, some
 
     (e / x) (X − x − x ln(X / x)) / (2 ln 2)        half: the neighbours make up for the rest
 
-A table costs some 16 bits, and 9 a symbol. Contexts start with one each, in the order of their mean magnitude, and
-neighbours are merged as long as that saves more than it loses, n H(a + b) − n_a H(a) − n_b H(b). Writers only.
+A table costs some 16 bits, and 9 a symbol. Contexts start with one each, in the order of their mean
+magnitude, and neighbours are merged as long as that saves more than it loses, n H(a + b) − n_a H(a)
+− n_b H(b). Writers only.
 """
 
 from typing import NamedTuple
@@ -17,25 +18,31 @@ from numpy.typing import NDArray
 from . import contexts, rans
 from .contexts import CONTEXTS, MIDDLE, REACH, Classes, Contexts, Layout
 
-TABLE_BITS, ENTRY_BITS = 16, 9
+TABLE_BITS = 16
+ENTRY_BITS = 9
 MOST_TABLES = 64
 CHUNK = 1 << 18  # symbols counted at a time: wider integers are made of them
 ROUNDS = 3  # of pricing the classes by how often they are chosen
 
 
 class Bank(NamedTuple):
-    """Tables for every context: row `table_of[context]` of `freqs`, whose columns are the symbols less `low`."""
+    """Tables for every context: row `table_of[context]` of `freqs`, whose columns are the symbols
+    less `low`.
+    """
 
     low: int
     table_of: NDArray[np.uint8]
     freqs: NDArray[np.uint16]
 
 
-# --- classes ---------------------------------------------------------------------------------------------------------
+# --- classes
+# ---------------------------------------------------------------------------------------
 
 
 class _Slices(NamedTuple):
-    """What an array's outputs, inputs or places hold: sums of magnitudes, numbers of nonzeros, and entries of each."""
+    """What an array's outputs, inputs or places hold: sums of magnitudes, numbers of nonzeros, and
+    entries of each.
+    """
 
     total: NDArray[np.float64]
     nonzero: NDArray[np.float64]
@@ -62,8 +69,13 @@ def _slices(array: NDArray) -> list[_Slices]:
     places, inputs, outputs = contexts.view_of(array.shape)
     size = np.abs(array.reshape(places, inputs, outputs))
     parts = []
-    for axes, entries in (((0, 1), places * inputs), ((0, 2), places * outputs), ((1, 2), inputs * outputs)):
-        total, nonzero = size.sum(axes, dtype=np.float64), np.count_nonzero(size, axes).astype(np.float64)
+    for axes, entries in (
+        ((0, 1), places * inputs),
+        ((0, 2), places * outputs),
+        ((1, 2), inputs * outputs),
+    ):
+        total = size.sum(axes, dtype=np.float64)
+        nonzero = np.count_nonzero(size, axes).astype(np.float64)
         parts.append(_Slices(total, nonzero, entries))
     return parts
 
@@ -76,7 +88,8 @@ def _losses(part: _Slices, level: float) -> NDArray[np.float64]:
     return events * (expected - total - total * np.log(expected / total)) / (2 * np.log(2))
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- tables
+# ---------------------------------------------------------------------------------------
 
 
 def contexts_of(values: NDArray, order: Layout, classes: list[Classes]) -> NDArray[np.uint8]:
@@ -98,7 +111,9 @@ def fit_bank(ids: NDArray[np.uint8], values: NDArray) -> Bank:
     width = int(values.max()) - low + 1
     counts = np.zeros(CONTEXTS * width, np.int64)
     for i in range(0, ids.size, CHUNK):
-        key = ids[i : i + CHUNK].astype(np.int64) * width + (values[i : i + CHUNK].astype(np.int64) - low)
+        key = ids[i : i + CHUNK].astype(np.int64) * width + (
+            values[i : i + CHUNK].astype(np.int64) - low
+        )
         counts += np.bincount(key, minlength=counts.size)
     counts = counts.reshape(CONTEXTS, width)
     used = np.flatnonzero(counts.any(1))
@@ -109,13 +124,16 @@ def fit_bank(ids: NDArray[np.uint8], values: NDArray) -> Bank:
         table_of[group] = number
     absent = np.ones(CONTEXTS, bool)
     absent[used] = False
-    before = np.maximum.accumulate(np.where(absent, 0, np.arange(CONTEXTS)))  # like the one before: cheap to write
+    before = np.maximum.accumulate(
+        np.where(absent, 0, np.arange(CONTEXTS))
+    )  # like the one before: cheap to write
     return Bank(low, table_of[before], np.stack([rans.normalise(row) for row in merged]))
 
 
 def _merged(counts: NDArray[np.int64], order: NDArray) -> tuple[list[list[int]], NDArray[np.int64]]:
     """Runs of contexts that share a table, and the counts of each run."""
-    groups, rows = [[int(i)] for i in order], counts[order]
+    groups = [[int(i)] for i in order]
+    rows = counts[order]
     cost = _cost(rows)
     loss = _cost(rows[:-1] + rows[1:]) - cost[:-1] - cost[1:]
     while len(groups) > 1 and (loss.min() < 0 or len(groups) > MOST_TABLES):
@@ -123,7 +141,8 @@ def _merged(counts: NDArray[np.int64], order: NDArray) -> tuple[list[list[int]],
         groups[i : i + 2] = [groups[i] + groups[i + 1]]
         rows[i] += rows[i + 1]
         rows, cost, loss = (np.delete(x, i + 1, 0) for x in (rows, cost, np.append(loss, 0)))
-        cost[i], loss = _cost(rows[i]), loss[: len(groups) - 1]
+        cost[i] = _cost(rows[i])
+        loss = loss[: len(groups) - 1]
         for j in range(max(0, i - 1), min(i + 1, len(groups) - 1)):
             loss[j] = _cost(rows[j] + rows[j + 1]) - cost[j] - cost[j + 1]
     return groups, rows

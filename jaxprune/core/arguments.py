@@ -1,4 +1,5 @@
-"""Numbers that are given as arguments: checked whatever their type, Python's, NumPy's or a JAX scalar.
+"""Numbers that are given as arguments: checked whatever their type, Python's, NumPy's or a JAX
+scalar.
 
 Each check takes what the error calls the argument, with `{}` in the place of the value, as
 "cluster(k={})".
@@ -28,13 +29,15 @@ def fraction(what: str, x: Any) -> Any:
       0.5
       >>> fraction("prune(sparsity={})", "50%")
       Traceback (most recent call last):
-      ValueError: prune(sparsity='50%'): give one number in [0, 1), the fraction of weights to remove
+      ValueError: prune(sparsity='50%'): give one number in [0, 1), the fraction of weights to
+      remove
     """
     if isinstance(x, Tracer):
         return x
     if not (_is_finite(x) and 0 <= float(x) < 1):
         raise ValueError(
-            f"{what.format(_shown(x))}: give one number in [0, 1), the fraction of weights to remove"
+            f"{what.format(_shown(x))}: give one number in [0, 1), the fraction of weights to "
+            f"remove"
         )
     return x
 
@@ -60,8 +63,8 @@ def positive(what: str, x: Any) -> Any:
 
 
 def at_least_zero(what: str, x: Any, schedule: bool = True) -> Any:
-    """x, if it is one finite number of at least 0, or a schedule of one (unless `schedule` is False); a traced one is
-    taken as it is.
+    """x, if it is one finite number of at least 0, or a schedule of one (unless `schedule` is
+    False); a traced one is taken as it is.
 
     Example:
       >>> at_least_zero("attract(mu={})", -1)
@@ -103,7 +106,8 @@ def ratio(what: str, x: Any) -> Any:
 
 
 def whole(what: str, x: Any, least: int | None = 1, most: int | None = None) -> int:
-    """x as a Python integer, if it is a whole number of at least `least` and at most `most` (None: no bound).
+    """x as a Python integer, if it is a whole number of at least `least` and at most `most` (None:
+    no bound).
 
     Raises:
       ValueError: text, a boolean, a float (even 4.0), an array with axes, a traced value, or a

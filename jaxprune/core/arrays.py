@@ -1,15 +1,18 @@
 """Compressed arrays: one array, written shorter.
 
-A compression picks a code Θ from a small set and a decompression map Δ so that Δ(Θ) is near the weights w:
+A compression picks a code Θ from a small set and a decompression map Δ so that Δ(Θ) is near the
+weights w:
 
-    minimise  Σᵢ hᵢ (wᵢ − Δ(Θ)ᵢ)²        h = 1: magnitude pruning, k-means, SVD;  h = diagonal Fisher: OBD and its kin
+    minimise  Σᵢ hᵢ (wᵢ − Δ(Θ)ᵢ)²        h = 1: magnitude pruning, k-means, SVD;  h = diagonal
+                                         Fisher: OBD and its kin
 
-the learning-compression view of Carreira-Perpiñán (2017), arXiv:1707.01209. A type below holds one Θ as a frozen
-pytree, and its `materialize` is Δ. Autodiff of `materialize` is each paper's gradient rule: the masked gradient for
-pruning, the cluster-summed gradient for Deep Compression, the factors' gradients for low rank.
+the learning-compression view of Carreira-Perpiñán (2017), arXiv:1707.01209. A type below holds one
+Θ as a frozen pytree, and its `materialize` is Δ. Autodiff of `materialize` is each paper's gradient
+rule: the masked gradient for pruning, the cluster-summed gradient for Deep Compression, the
+factors' gradients for low rank.
 
-Two rules keep every type correct under `vmap`. Leading axes that a transform adds are batch axes, so axes are counted
-from the end; and no shape is stored that the children already tell.
+Two rules keep every type correct under `vmap`. Leading axes that a transform adds are batch axes,
+so axes are counted from the end; and no shape is stored that the children already tell.
 """
 
 import dataclasses
@@ -37,7 +40,8 @@ def code(cls: type) -> type:
 
 
 class CompressedArray:
-    """One array written shorter: a frozen pytree of code arrays that knows how to give the array back.
+    """One array written shorter: a frozen pytree of code arrays that knows how to give the array
+    back.
 
     Attributes:
       payload: names of the children that are weights again, open to further compression.
@@ -50,7 +54,8 @@ class CompressedArray:
         raise NotImplementedError
 
     def nbits(self, kept: Any = None) -> Any:
-        """Bits of the fixed-length code, of which only `kept` entries are stored where a mask hides the others."""
+        """Bits of the fixed-length code, of which only `kept` entries are stored where a mask hides
+        the others."""
         raise NotImplementedError
 
     def replace(self, **changes: Any) -> "CompressedArray":
@@ -77,7 +82,8 @@ def is_code(x: Any) -> bool:
 
 
 def materialize(tree: Any) -> Any:
-    """Dense arrays back: every compressed array w of `tree` becomes Δ(w); other leaves pass through.
+    """Dense arrays back: every compressed array w of `tree` becomes Δ(w); other leaves pass
+    through.
 
     Args:
       tree: any pytree, with or without compressed arrays.
@@ -96,10 +102,12 @@ def materialize(tree: Any) -> Any:
 
 
 def nbits(tree: Any) -> Any:
-    """Bits of the fixed-length code of a tree: an int for concrete arrays, a float32 scalar under `jit`.
+    """Bits of the fixed-length code of a tree: an int for concrete arrays, a float32 scalar under
+    `jit`.
 
-    An index into k centroids costs ceil(log2 k) bits, a b-bit integer b bits, scales and codebooks their full width. A
-    `Masked` pays one bit a weight for its mask, and the code of its values for the kept weights only.
+    An index into k centroids costs ceil(log2 k) bits, a b-bit integer b bits, scales and codebooks
+    their full width. A `Masked` pays one bit a weight for its mask, and the code of its values for
+    the kept weights only.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
@@ -172,8 +180,9 @@ class Clustered(CompressedArray):
     """Shared values (Han et al. 2016, arXiv:1510.00149): Δ = codebook[indices].
 
     Attributes:
-      codebook: `Float[k]`, or `Float[t k]` (`Float[t0 t1 k]`) with one row for every run of `indices`' leading axis
-        (axes), whose length each tile count divides. None inside a `Common`, which holds it for a whole tree.
+      codebook: `Float[k]`, or `Float[t k]` (`Float[t0 t1 k]`) with one row for every run of
+        `indices`' leading axis (axes), whose length each tile count divides. None inside a
+        `Common`, which holds it for a whole tree.
       indices: unsigned integers, shaped like the weights.
     """
 
@@ -210,7 +219,8 @@ class Common(CompressedArray):
 
     Attributes:
       codebook: `Float[k]`.
-      tree: the params, whose `Clustered` leaves have no codebook of their own; `materialize` gives the whole tree back.
+      tree: the params, whose `Clustered` leaves have no codebook of their own; `materialize` gives
+        the whole tree back.
     """
 
     codebook: Any

@@ -1,4 +1,5 @@
-"""Weights as products of smaller arrays: prototypes and assignments, two factors, a core and two factors."""
+"""Weights as products of smaller arrays: prototypes and assignments, two factors, a core and two
+factors."""
 
 from typing import Any
 
@@ -18,7 +19,8 @@ def matmul(a: Array, b: Array) -> Array:
 
 @code
 class Shared(CompressedArray):
-    """Weight sharing by prototypes, W ≈ P·S: unit u of the weights is scale[u] · prototypes[assignment[u]].
+    """Weight sharing by prototypes, W ≈ P·S: unit u of the weights is scale[u] ·
+    prototypes[assignment[u]].
 
     Attributes:
       prototypes: shaped like the weights, but k long on `axis`.
@@ -71,8 +73,8 @@ class LowRank(CompressedArray):
 
 @code
 class Tucker(CompressedArray):
-    """Tucker-2 of a convolution (Kim et al. 2016, arXiv:1511.06530): Δ[x, i, o] = Σ u[i, a] core[x, a, b] v[b, o] at
-    each window place x.
+    """Tucker-2 of a convolution (Kim et al. 2016, arXiv:1511.06530): Δ[x, i, o] = Σ u[i, a] core[x,
+    a, b] v[b, o] at each window place x.
 
     Attributes:
       core: `Float[... window rank_in rank_out]`.

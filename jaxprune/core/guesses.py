@@ -1,4 +1,5 @@
-"""What people give where a tree of weights is asked for: one line that says what to write instead."""
+"""What people give where a tree of weights is asked for: one line that says what to write
+instead."""
 
 from typing import Any
 
@@ -21,13 +22,15 @@ def refuse_no_tree(tree: Any) -> None:
       >>> import jaxprune as jp
       >>> refuse_no_tree(jp.prune(0.5))
       Traceback (most recent call last):
-      ValueError: a Compression is given in place of a tree of weights: give what it makes, compression.init(params)
+      ValueError: a Compression is given in place of a tree of weights: give what it makes,
+      compression.init(params)
     """
     kind = type(tree).__name__
     can = [name for name in ("init", "update", "apply") if callable(getattr(tree, name, None))]
     if can == ["init", "update"]:
         raise ValueError(
-            f"a {kind} is given in place of a tree of weights: give what it makes, compression.init(params)"
+            f"a {kind} is given in place of a tree of weights: give what it makes, "
+            f"compression.init(params)"
         )
     if "init" in can and "apply" in can:
         raise ValueError(
@@ -43,13 +46,14 @@ def refuse_no_tree(tree: Any) -> None:
 
 
 def _refuse_masked_arrays(tree: Any) -> None:
-    """Refuses masked arrays of NumPy: nothing here keeps their masks, and what lies under one is no weight."""
+    """Refuses masked arrays of NumPy: nothing here keeps their masks, and what lies under one is no
+    weight."""
     if not any(isinstance(x, np.ma.MaskedArray) for x in jax.tree.leaves(tree)):
         return
     for keys, x in flatten_with_path(tree)[0]:
         if isinstance(x, np.ma.MaskedArray):
             name = leaf_path(keys) or "the array"
             raise ValueError(
-                f"{name} is a masked array of NumPy, {x.dtype.name}{list(x.shape)}, whose mask would be lost: give "
-                "x.filled(0) for zeros in its place"
+                f"{name} is a masked array of NumPy, {x.dtype.name}{list(x.shape)}, whose mask "
+                "would be lost: give x.filled(0) for zeros in its place"
             )

@@ -1,4 +1,5 @@
-"""What a mask hides is zero in memory too: norms, hashes and files say the same of a code and of its saved copy."""
+"""What a mask hides is zero in memory too: norms, hashes and files say the same of a code and of
+its saved copy."""
 
 from typing import Any
 
@@ -19,9 +20,10 @@ def zero_hidden(tree: Any, mask: Any = None, *, host: bool = False) -> Any:
 
     Args:
       tree: any pytree with codes.
-      mask: a mask above the whole tree, which then is one array or code; None: only the masks inside count.
-      host: also in NumPy's arrays. They are read block by block and never trained, so by default they stay as they are
-        and no copy is made.
+      mask: a mask above the whole tree, which then is one array or code; None: only the masks
+        inside count.
+      host: also in NumPy's arrays. They are read block by block and never trained, so by default
+        they stay as they are and no copy is made.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp

@@ -1,7 +1,8 @@
-"""A tree of codes, taken apart into the arrays that a file holds: each weight leaf is a few of them.
+"""A tree of codes, taken apart into the arrays that a file holds: each weight leaf is a few of
+them.
 
-A mask over a code hides entries: indices, integers and values under a False mask are not pieces. Summed over the
-pieces, symbols · bits is `nbits`.
+A mask over a code hides entries: indices, integers and values under a False mask are not pieces.
+Summed over the pieces, symbols · bits is `nbits`.
 """
 
 from collections.abc import Iterator
@@ -57,7 +58,8 @@ class Piece(NamedTuple):
       fields: its place in the code.
       symbols: the entries that are stored, on the host, in one row.
       bits: of one entry, at fixed length.
-      coded: whether an entropy coder takes it: integers, masks and float8 numbers; not wider floats.
+      coded: whether an entropy coder takes it: integers, masks and float8 numbers; not wider
+        floats.
     """
 
     fields: tuple[str, ...]
@@ -67,11 +69,12 @@ class Piece(NamedTuple):
 
 
 def leaves(tree: Any, path: str = "", codebook: Any = None) -> list[Leaf]:
-    """The leaves of a tree by path; a codebook for a whole tree is one more. Functions and texts are no weights.
+    """The leaves of a tree by path; a codebook for a whole tree is one more. Functions and texts
+    are no weights.
 
     Raises:
-      ValueError: an array is traced or abstract, so that its numbers are not known; something that is no tree of
-        weights; a masked array.
+      ValueError: an array is traced or abstract, so that its numbers are not known; something that
+        is no tree of weights; a masked array.
     """
     refuse_no_tree(tree)
     check_concrete(tree)
@@ -91,7 +94,8 @@ def check_concrete(tree: Any) -> None:
     for x in jax.tree.leaves(tree):
         if isinstance(x, Tracer | jax.ShapeDtypeStruct):
             raise ValueError(
-                f"measuring needs concrete arrays, not {x}: call it outside jit, vmap and eval_shape"
+                f"measuring needs concrete arrays, not {x}: call it outside jit, vmap and "
+                f"eval_shape"
             )
 
 
@@ -115,7 +119,8 @@ def kept(leaf: Leaf) -> np.ndarray:
 
 def _mask(code: Any) -> np.ndarray | None:
     if isinstance(code, Masked):
-        inner, mask = _mask(code.values), host(code.mask)
+        inner = _mask(code.values)
+        mask = host(code.mask)
         return mask if inner is None else mask & inner
     inner = _mask(code.each) if isinstance(code, Stacked) else None
     return inner if inner is None else np.moveaxis(inner, -code.rank, code.axis)

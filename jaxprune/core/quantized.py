@@ -1,7 +1,8 @@
 """Weights on a grid: w ≈ (q − z)·s with small integers q, one scale s a channel, group or tensor.
 
-The scale has the rank of q, and each of its axes divides q's: one rule for a tensor (all ones), a channel (one axis
-whole) and a group (an axis cut into equal runs). Integers of 1 to 7 bits are packed into bytes, in memory and in files.
+The scale has the rank of q, and each of its axes divides q's: one rule for a tensor (all ones), a
+channel (one axis whole) and a group (an axis cut into equal runs). Integers of 1 to 7 bits are
+packed into bytes, in memory and in files.
 """
 
 from typing import Any
@@ -18,7 +19,8 @@ class Packed(CompressedArray):
     """Integers of 1 to 7 bits as bit planes: Δ unpacks them.
 
     Attributes:
-      words: `UInt8[... bits ceil(length/8)]`; plane b holds bit b of eight consecutive integers a byte.
+      words: `UInt8[... bits ceil(length/8)]`; plane b holds bit b of eight consecutive integers a
+        byte.
       length: integers on the last axis, the one size that the words do not tell.
       signed: whether the top bit is a sign (two's complement).
     """
@@ -56,7 +58,8 @@ def pack(codes: Array, bits: int) -> Any:
 
 @code
 class Quantized(CompressedArray):
-    """Integers (or float8, or entries of a fixed grid) and a scale: Δ = (q − zero_point)·scale, or grid[q]·scale.
+    """Integers (or float8, or entries of a fixed grid) and a scale: Δ = (q − zero_point)·scale, or
+    grid[q]·scale.
 
     Attributes:
       q: integers, `Packed` below 8 bits; or float8.
@@ -88,7 +91,8 @@ class Quantized(CompressedArray):
 
 @code
 class Binary(CompressedArray):
-    """Signs and a scale (XNOR-Net, Rastegari et al. 2016, arXiv:1603.05279): Δ = α where the sign is set, else −α.
+    """Signs and a scale (XNOR-Net, Rastegari et al. 2016, arXiv:1603.05279): Δ = α where the sign
+    is set, else −α.
 
     Attributes:
       signs: `Packed` at 1 bit; 1 is +.
@@ -101,7 +105,8 @@ class Binary(CompressedArray):
     dense_dtype: Any = static()
 
     def materialize(self) -> Array:
-        signs, alpha = materialize(self.signs), materialize(self.scale)
+        signs = materialize(self.signs)
+        alpha = materialize(self.scale)
         return affine.dequantize(signs.astype(bool), alpha).astype(self.dense_dtype)
 
     def nbits(self, kept: Any = None) -> Any:

@@ -1,4 +1,5 @@
-"""Words and regular expressions that are given as arguments: what is none is one line with the nearest names."""
+"""Words and regular expressions that are given as arguments: what is none is one line with the
+nearest names."""
 
 import difflib
 import re
@@ -59,7 +60,8 @@ def compiled(what: str, pattern: Any) -> re.Pattern[str]:
     """
     if not isinstance(pattern, str):
         raise ValueError(
-            f"{what}={pattern!r}: give a regular expression for whole paths, as {what}='(.*/)?kernel'"
+            f"{what}={pattern!r}: give a regular expression for whole paths, as "
+            f"{what}='(.*/)?kernel'"
         )
     try:
         return re.compile(pattern)

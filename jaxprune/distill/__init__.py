@@ -28,12 +28,12 @@ from jaxprune.distill.teachers.cache import Cache as Cache
 from jaxprune.distill.teachers.cache_forms import Top as Top
 from jaxprune.distill.teachers.cache_writing import write_cache as write_cache
 from jaxprune.distill.teachers.fingerprints import fingerprint as fingerprint
-from jaxprune.distill.teachers.teachers import Averaged as Averaged
+from jaxprune.distill.teachers.teachers import EMA as EMA
 from jaxprune.distill.teachers.teachers import Ensemble as Ensemble
-from jaxprune.distill.teachers.teachers import Given as Given
 from jaxprune.distill.teachers.teachers import Itself as Itself
 from jaxprune.distill.teachers.teachers import Online as Online
-from jaxprune.distill.teachers.teachers import averaged as averaged
+from jaxprune.distill.teachers.teachers import Precomputed as Precomputed
+from jaxprune.distill.teachers.teachers import ema_params as ema_params
 from jaxprune.distill.terms import Term as Term
 from jaxprune.distill.terms import match as match
 from jaxprune.distill.writers import Jsonl as Jsonl

@@ -1,7 +1,9 @@
 """Where batches come from, and how a resumed run finds its place among them.
 
-Shuffled            arrays in memory, in an order that (seed, epoch) determine: any step's batch is known at once
-any iterable        each `iter()` is an epoch; a resumed run skips what was seen, so the order must repeat itself
+Shuffled            arrays in memory, in an order that (seed, epoch) determine: any step's batch is
+                    known at once
+any iterable        each `iter()` is an epoch; a resumed run skips what was seen, so the order must
+                    repeat itself
 iterators with get_state and set_state (grain)          their state lies in the checkpoint
 """
 
@@ -22,15 +24,16 @@ from jaxprune.distill.losses.inputs import IGNORED
 class Shuffled:
     """Batches of arrays that fit into memory, in a new order every epoch.
 
-    The order of an epoch is a permutation drawn by NumPy's Philox from (seed, epoch), the same on every machine; the
-    last examples that do not fill a batch wait for another epoch. `fit` puts the arrays on the device once and sends
-    indices after that.
+    The order of an epoch is a permutation drawn by NumPy's Philox from (seed, epoch), the same on
+    every machine; the last examples that do not fill a batch wait for another epoch. `fit` puts the
+    arrays on the device once and sends indices after that.
 
     Attributes:
       data: a mapping of arrays with equal first axes, as {"x": …, "y": …, "teacher": …}.
       batch: examples a batch.
       seed: of the orders.
-      index: the name of a field that tells which examples a batch holds (int32), for losses that remember; None: none.
+      index: the name of a field that tells which examples a batch holds (int32), for losses that
+        remember; None: none.
 
     Raises:
       ValueError: first axes that differ; no examples; a batch larger than the data.
@@ -52,11 +55,16 @@ class Shuffled:
     def __post_init__(self) -> None:
         lengths = {name: np.shape(x)[0] if np.ndim(x) else None for name, x in _leaves(self.data)}
         if not lengths or len(set(lengths.values())) > 1 or None in lengths.values():
-            raise ValueError(f"Shuffled: the arrays have {lengths or 'no'} examples; they need equal first axes")
+            raise ValueError(
+                f"Shuffled: the arrays have {lengths or 'no'} examples; they need equal first axes"
+            )
         object.__setattr__(self, "batch", whole("Shuffled(batch={})", self.batch))
         object.__setattr__(self, "seed", whole("Shuffled(seed={})", self.seed, 0))
         if self.batch > len(self):
-            raise ValueError(f"Shuffled(batch={self.batch}): there are {len(self)} examples; a batch has 1 to as many")
+            raise ValueError(
+                f"Shuffled(batch={self.batch}): there are {len(self)} examples; a batch has 1 to "
+                f"as many"
+            )
         if self.index in self.data:
             raise ValueError(f"Shuffled(index={self.index!r}): the data has such a field already")
 
@@ -75,7 +83,11 @@ class Shuffled:
 
     def order(self, epoch: int) -> np.ndarray:
         """(examples,) int32: the permutation of an epoch."""
-        return np.random.Generator(np.random.Philox([self.seed, epoch])).permutation(len(self)).astype(np.int32)
+        return (
+            np.random.Generator(np.random.Philox([self.seed, epoch]))
+            .permutation(len(self))
+            .astype(np.int32)
+        )
 
     def at(self, step: int) -> dict[str, Any]:
         """The batch of a step."""
@@ -92,14 +104,19 @@ class Shuffled:
 
 
 def _leaves(data: Any) -> list[tuple[str, Any]]:
-    return [(jax.tree_util.keystr(k, simple=True), x) for k, x in jax.tree_util.tree_leaves_with_path(data)]
+    return [
+        (jax.tree_util.keystr(k, simple=True), x)
+        for k, x in jax.tree_util.tree_leaves_with_path(data)
+    ]
 
 
 class Orders:
     """Indices of consecutive steps of a `Shuffled`, one permutation at a time."""
 
     def __init__(self, source: Shuffled) -> None:
-        self._source, self._epoch, self._order = source, -1, np.zeros(0, np.int32)
+        self._source = source
+        self._epoch = -1
+        self._order = np.zeros(0, np.int32)
 
     def one(self, step: int) -> np.ndarray:
         """(batch,) int32."""
@@ -119,7 +136,10 @@ class Feed:
     """
 
     def __init__(self, source: Any, start: int = 0, state: Any = None) -> None:
-        self._source, self._seen, self._first, self._now = source, 0, None, None
+        self._source = source
+        self._seen = 0
+        self._first = None
+        self._now = None
         self._iterator = iter(source)
         self._once = self._iterator is source
         if state is not None and hasattr(self._iterator, "set_state"):
@@ -142,7 +162,8 @@ class Feed:
             self._first = specs
         elif specs != self._first:
             raise ValueError(
-                f"batch {self._seen - 1} has the shapes {specs[1]}, and the first had {self._first[1]}: every batch "
+                f"batch {self._seen - 1} has the shapes {specs[1]}, and the first had "
+                f"{self._first[1]}: every batch "
                 f"needs the same; drop the remainder of an epoch, or pad it and give a 'mask'"
             )
         check_labels(batch, f"batch {self._seen - 1}")
@@ -150,7 +171,9 @@ class Feed:
 
     def state(self) -> Any:
         """What the source says of its place; None if it cannot."""
-        return _for_json(self._iterator.get_state()) if hasattr(self._iterator, "get_state") else None
+        return (
+            _for_json(self._iterator.get_state()) if hasattr(self._iterator, "get_state") else None
+        )
 
     def _next(self) -> Any:
         for _ in range(2):
@@ -162,8 +185,13 @@ class Feed:
                 if self._once or not self._seen:
                     break
                 self._iterator = iter(self._source)
-        once = "it can be iterated once only: give a list, or an object whose iter() starts an epoch anew"
-        raise ValueError(f"the batches ended after {self._seen}: {once if self._seen else 'there are none'}") from None
+        once = (
+            "it can be iterated once only: give a list, or an object whose iter() starts an "
+            "epoch anew"
+        )
+        raise ValueError(
+            f"the batches ended after {self._seen}: {once if self._seen else 'there are none'}"
+        ) from None
 
 
 def _for_json(state: Any) -> Any:
@@ -177,7 +205,8 @@ def _from_json(state: Any) -> Any:
 
 
 def check_labels(batch: Any, what: str) -> None:
-    """Refuses negative labels that no mask hides, where they lie on the host; the step tells those that are too large.
+    """Refuses negative labels that no mask hides, where they lie on the host; the step tells those
+    that are too large.
 
     Raises:
       ValueError: the first one, and where.

@@ -36,14 +36,26 @@ def feeder(batches: Any, sharding: Any, step: int, place: Any) -> Feeder:
       step: of the first row that is asked for.
       place: what `state()` gave then.
     """
-    whole = lambda row, data: row
+
+    def whole(row, data):
+        return row
+
     if not isinstance(batches, Shuffled):
         feed = Feed(batches, step, place)
-        return Feeder(lambda step: spread(feed.at(step), sharding), whole, {}, feed.state, ahead=False)
+        return Feeder(
+            lambda step: spread(feed.at(step), sharding), whole, {}, feed.state, ahead=False
+        )
     check_labels(batches.data, "Shuffled")
-    orders, nothing = Orders(batches), lambda: None
+    orders = Orders(batches)
+
+    def nothing() -> None:
+        return None
+
     if sharding is None:
         data = jax.tree.map(jnp.asarray, dict(batches.data))
         return Feeder(orders.one, batches.taken, data, nothing, ahead=True)
-    row = lambda step: spread(batches.taken(orders.one(step), batches.data), sharding)
+
+    def row(step):
+        return spread(batches.taken(orders.one(step), batches.data), sharding)
+
     return Feeder(row, whole, {}, nothing, ahead=True)

@@ -1,10 +1,12 @@
-"""What a generator is trained by in data-free distillation: what the frozen teacher says of its images.
+"""What a generator is trained by in data-free distillation: what the frozen teacher says of its
+images.
 
     L_G = w₁ · one-hot(t, y) + w₂ · information entropy(t) + w₃ · mean over taps of activation(f)
-          + w₄ · Σ_taps batch-norm matching(f, the moments stored there) − w₅ · JS(softmax t ‖ softmax s)
+          + w₄ · Σ_taps batch-norm matching(f, the moments stored there) − w₅ · JS(softmax t ‖
+          softmax s)
 
-t is what the teacher returns, f are its taps, s is what the student returns. What is wrong with a teacher or with a
-name is told while tracing.
+t is what the teacher returns, f are its taps, s is what the student returns. What is wrong with a
+teacher or with a name is told while tracing.
 """
 
 import re
@@ -72,15 +74,21 @@ def judge(
       wanted: the parts.
       step: of the schedules.
     """
-    logits, axis = seen[OUTPUT], wanted.channel_axis
+    logits = seen[OUTPUT]
+    axis = wanted.channel_axis
     values = {"one_hot": masked_mean(losses.one_hot(logits, labels=y))}
     values["entropy"] = masked_mean(losses.information_entropy(logits))
     if wanted.features is not None:
-        taps = jax.tree.leaves([x for name, x in seen.items() if re.fullmatch(wanted.features, name)])
+        taps = jax.tree.leaves(
+            [x for name, x in seen.items() if re.fullmatch(wanted.features, name)]
+        )
         parts = [masked_mean(losses.activation_magnitude(x, channel_axis=axis)) for x in taps]
         values["activation"] = jnp.stack(parts).mean()
     if wanted.statistics:
-        parts = [_matching(name, seen[name], *moments, axis) for name, moments in wanted.statistics.items()]
+        parts = [
+            _matching(name, seen[name], *moments, axis)
+            for name, moments in wanted.statistics.items()
+        ]
         values["batch_norm"] = jnp.stack(parts).sum()
     if said is not None:
         values["competition"] = -masked_mean(jsd(said, logits, beta=0.5))
@@ -94,17 +102,20 @@ def check_teacher(teacher: Any, x: Array, key: Any, wanted: Wanted, classes: int
     """Refuses, while tracing, a teacher that cannot judge the images.
 
     Raises:
-      ValueError: it does not take them; its classes are others; it has not the taps that are wanted.
+      ValueError: it does not take them; its classes are others; it has not the taps that are
+        wanted.
     """
     try:
         seen = teacher({"x": x}, key)
     except Exception as e:  # whatever the network's library raises for a shape that does not fit
-        raise ValueError(f"the teacher does not take what the generator makes, {x.dtype} {x.shape}: {e}") from e
+        raise ValueError(
+            f"the teacher does not take what the generator makes, {x.dtype} {x.shape}: {e}"
+        ) from e
     found = getattr(seen.get(OUTPUT), "shape", None)
     if found != (len(x), classes):
         raise ValueError(
-            f"data_free(classes={classes}): of images {x.shape} the teacher makes {found}; it must make logits "
-            f"({len(x)}, {classes})"
+            f"data_free(classes={classes}): of images {x.shape} the teacher makes {found}; it must "
+            f"make logits ({len(x)}, {classes})"
         )
     patterns = _patterns(wanted)
     tapped = bool(patterns) and bool(tap_names(teacher, {"x": x}, key))
@@ -112,20 +123,29 @@ def check_teacher(teacher: Any, x: Array, key: Any, wanted: Wanted, classes: int
     for what, pattern in patterns.items():
         if not any(re.fullmatch(pattern, name) for name in there):
             raise ValueError(
-                f"data_free({what}): no tap of the teacher matches. The nearest: {nearest(pattern, there)}"
+                f"data_free({what}): no tap of the teacher matches. The nearest: "
+                f"{nearest(pattern, there)}"
             )
 
 
 def _patterns(wanted: Wanted) -> dict[str, str]:
     """What asks for taps -> the pattern."""
     asked = {f"statistics={{{name!r}: …}}": re.escape(name) for name in wanted.statistics}
-    return asked if wanted.features is None else {f"features={wanted.features!r}": wanted.features, **asked}
+    return (
+        asked
+        if wanted.features is None
+        else {f"features={wanted.features!r}": wanted.features, **asked}
+    )
 
 
 def _matching(name: str, f: Any, mean: Any, var: Any, channel_axis: int) -> Array:
     if isinstance(f, tuple):
-        raise ValueError(f"statistics: {name!r} is met {len(f)} times; one value goes into one batch norm")
+        raise ValueError(
+            f"statistics: {name!r} is met {len(f)} times; one value goes into one batch norm"
+        )
     try:
-        return masked_mean(losses.batch_norm_matching(f, mean=mean, var=var, channel_axis=channel_axis))
+        return masked_mean(
+            losses.batch_norm_matching(f, mean=mean, var=var, channel_axis=channel_axis)
+        )
     except ValueError as e:
         raise ValueError(f"statistics of {name!r}: {e}") from e

@@ -1,13 +1,14 @@
-"""The inner loop: K steps between two looks at the metrics, as one compiled loop or as a Python loop over a step.
+"""The inner loop: K steps between two looks at the metrics, as one compiled loop or as a Python
+loop over a step.
 
     carry = (state, the metrics of the chunk);     metrics[i] ← step i's, for i < n ≤ K
 
-Small steps are dispatch-bound: compiled, they cost a third to a tenth. A convolution is the other way round on a CPU,
-where XLA runs it about ten times slower inside a compiled loop. Both run the same body, fetch the metrics once a chunk,
-and never wait for the device in between.
+Small steps are dispatch-bound: compiled, they cost a third to a tenth. A convolution is the other
+way round on a CPU, where XLA runs it about ten times slower inside a compiled loop. Both run the
+same body, fetch the metrics once a chunk, and never wait for the device in between.
 
-The compiled loop gathers small batches several at a time: one gather costs about what its first element does, and is
-up to a third of a small step (XLA:CPU hands a part of it to another thread).
+The compiled loop gathers small batches several at a time: one gather costs about what its first
+element does, and is up to a third of a small step (XLA:CPU hands a part of it to another thread).
 """
 
 from collections.abc import Callable
@@ -30,12 +31,13 @@ Chunk = Callable[[Any, list[Any], Any, Any], tuple[Any, Any]]
 
 
 def chunk_runner(step: Any, take: Any, inner: Inner, length: int, *args: Any) -> tuple[Chunk, str]:
-    """Builds (state, rows, data, teacher) -> (state, metrics): arrays of `length`, of which the first len(rows) hold.
+    """Builds (state, rows, data, teacher) -> (state, metrics): arrays of `length`, of which the
+    first len(rows) hold.
 
     Args:
       step: (state, batch, teacher) -> (state, metrics).
-      take: (row, data) -> batch, inside the compiled step: what turns indices into examples. Of several rows, with a
-        leading axis, it gives several batches.
+      take: (row, data) -> batch, inside the compiled step: what turns indices into examples. Of
+        several rows, with a leading axis, it gives several batches.
       inner: "auto" looks for convolutions in the step.
       length: K, the most rows.
       args: state, row, data and teacher, or their shapes.
@@ -48,7 +50,10 @@ def chunk_runner(step: Any, take: Any, inner: Inner, length: int, *args: Any) ->
     """
     if inner not in ("auto", "python", "scan"):
         raise ValueError(f"fit(inner={inner!r}): 'auto', 'python' or 'scan'")
-    one = lambda state, row, data, teacher: step(state, take(row, data), teacher)
+
+    def one(state, row, data, teacher):
+        return step(state, take(row, data), teacher)
+
     closed, shapes = jax.make_jaxpr(one, return_shape=True)(*args)
     slow = jax.default_backend() == "cpu" and convolves(closed)
     kind = inner if inner != "auto" else "python" if slow else "scan"
@@ -69,15 +74,23 @@ def _scan(step: Any, take: Any, blank: Any, length: int, block: int, stay: Any) 
     def many(state: Any, rows: Any, n: Any, data: Any, teacher: Any) -> tuple[Any, Any]:
         def some(j: Any, carry: Any) -> Any:
             first = j * block
-            batches = take(jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, block), rows), data)
-            pick = lambda i: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), batches)
-            body = lambda i, carry: _advance(step, carry, first + i, pick(i), teacher)
+            batches = take(
+                jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, block), rows), data
+            )
+
+            def pick(i):
+                return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), batches)
+
+            def body(i, carry):
+                return _advance(step, carry, first + i, pick(i), teacher)
+
             return lax.fori_loop(0, jnp.minimum(block, n - first), body, carry)
 
         # The bound is traced: chunks of every length share one compilation.
         return lax.fori_loop(0, (n + block - 1) // block, some, (state, blank))
 
-    run, whole = jax.jit(many, donate_argnums=0, out_shardings=(stay, None)), -(-length // block) * block
+    run = jax.jit(many, donate_argnums=0, out_shardings=(stay, None))
+    whole = -(-length // block) * block
 
     def chunk(state: Any, rows: list[Any], *rest: Any) -> tuple[Any, Any]:
         padded = rows + [rows[-1]] * (whole - len(rows))
@@ -109,7 +122,9 @@ def _advance(step: Any, carry: tuple[Any, Any], i: Any, batch: Any, *rest: Any) 
 
 
 def convolves(jaxpr: Any) -> bool:
-    """Whether a convolution runs anywhere in a jaxpr, which XLA:CPU runs about ten times slower in a compiled loop."""
+    """Whether a convolution runs anywhere in a jaxpr, which XLA:CPU runs about ten times slower in
+    a compiled loop.
+    """
     eqns = equations(jaxpr)
     here = any(eqn.primitive.name == "conv_general_dilated" for eqn in eqns)
     return here or any(convolves(body.jaxpr) for eqn in eqns for body in bodies(eqn))

@@ -1,7 +1,8 @@
 """What terms train and remember, and what they are worth on a batch.
 
-A term may have a map of the student's features (trained, then dropped), and its loss may be `Stateful`: with params
-that are trained beside it (VID's variances), or a memory that changes with each step (CRD's bank, DINO's centre).
+A term may have a map of the student's features (trained, then dropped), and its loss may be
+`Stateful`: with params that are trained beside it (VID's variances), or a memory that changes with
+each step (CRD's bank, DINO's centre).
 """
 
 import math
@@ -33,9 +34,11 @@ class Stateful(NamedTuple):
 
     Attributes:
       name: of its metric.
-      init: (key, student, teacher) -> (params, memory), from the features' shapes and dtypes; {} for none.
-      apply: (params, memory, student, teacher, *, batch, key, mask) -> (one value an example, the next memory). The
-        params are trained with the student's projections; no gradient goes through the memory.
+      init: (key, student, teacher) -> (params, memory), from the features' shapes and dtypes; {}
+        for none.
+      apply: (params, memory, student, teacher, *, batch, key, mask) -> (one value an example, the
+        next memory). The params are trained with the student's projections; no gradient goes
+        through the memory.
     """
 
     name: str
@@ -59,7 +62,9 @@ class Context(NamedTuple):
     step: Any = None
 
 
-def init_projections(term: Term, found: tuple[Pair, ...], student: Any, teacher: Any, key: Array) -> tuple[Any, Any]:
+def init_projections(
+    term: Term, found: tuple[Pair, ...], student: Any, teacher: Any, key: Array
+) -> tuple[Any, Any]:
     """(params, memories) of a term, by the student's tap; no entry where none is needed.
 
     Params of a tap are {"project": of the map, "loss": of the loss}, each where there is one.
@@ -76,10 +81,13 @@ def init_projections(term: Term, found: tuple[Pair, ...], student: Any, teacher:
     params: dict[str, Any] = {}
     memories: dict[str, Any] = {}
     for i, pair in enumerate(found):
-        ours, theirs = student[pair.student], teacher[pair.teacher]
+        ours = student[pair.student]
+        theirs = teacher[pair.teacher]
         one, two = jax.random.split(jax.random.fold_in(key, i))
         made: dict[str, Any] = {}
-        if term.project is not None and (term.project != "auto" or _needed(term, pair, ours, theirs)):
+        if term.project is not None and (
+            term.project != "auto" or _needed(term, pair, ours, theirs)
+        ):
             project = _project(term, theirs)
             features = jnp.zeros(ours.shape, ours.dtype)
             made["project"] = project.init(one, features)
@@ -93,19 +101,26 @@ def init_projections(term: Term, found: tuple[Pair, ...], student: Any, teacher:
 
 def _needed(term: Term, pair: Pair, ours: Any, theirs: Any) -> bool:
     """Whether only the channels differ, and do."""
-    a, b = list(ours.shape), list(theirs.shape)
+    a = list(ours.shape)
+    b = list(theirs.shape)
     if len(a) == len(b) and -len(a) <= term.channel_axis < len(a):
-        c, d = a.pop(term.channel_axis), b.pop(term.channel_axis)
+        c = a.pop(term.channel_axis)
+        d = b.pop(term.channel_axis)
         if a == b:
             return c != d
     raise ValueError(
-        f"{term.name}: {pair.student!r} is {ours.shape} and {pair.teacher!r} is {theirs.shape}: project='auto' maps "
-        f"axis {term.channel_axis} only; give project= a module that makes the one shape of the other"
+        f"{term.name}: {pair.student!r} is {ours.shape} and {pair.teacher!r} is {theirs.shape}: "
+        f"project='auto' maps axis {term.channel_axis} only; give project= a module that makes the "
+        "one shape of the other"
     )
 
 
 def _project(term: Term, theirs: Any) -> Any:
-    return linear(theirs.shape[term.channel_axis], term.channel_axis) if term.project == "auto" else term.project
+    return (
+        linear(theirs.shape[term.channel_axis], term.channel_axis)
+        if term.project == "auto"
+        else term.project
+    )
 
 
 def linear(width: int, axis: int = -1) -> Projection:
@@ -134,10 +149,12 @@ def evaluate(
 
     The value is the mean over pairs of the masked mean over examples: a scalar, float32.
     """
-    values, after = [], {}
+    values = []
+    after = {}
     settings = {name: scheduled(value, context.step) for name, value in term.settings.items()}
     for i, pair in enumerate(found):
-        ours, theirs = student[pair.student], jax.lax.stop_gradient(teacher[pair.teacher])
+        ours = student[pair.student]
+        theirs = jax.lax.stop_gradient(teacher[pair.teacher])
         own = params.get(pair.student, {})
         if "project" in own:
             ours = _project(term, theirs).apply(own["project"], ours)
@@ -158,7 +175,9 @@ def _told(term: Term, context: Context, i: int) -> dict[str, Any]:
     """What a loss requires besides features: the batch's labels, a key of its own."""
     wanted = required(term.loss)
     if "labels" in wanted and "y" not in context.batch:
-        raise ValueError(f"{term.name} asks for labels, and the batch has no 'y'; it has {list(context.batch)}")
+        raise ValueError(
+            f"{term.name} asks for labels, and the batch has no 'y'; it has {list(context.batch)}"
+        )
     labels = {"labels": context.batch["y"]} if "labels" in wanted else {}
     if "key" not in wanted or context.key is None:
         return labels

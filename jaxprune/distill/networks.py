@@ -45,7 +45,8 @@ def plain(f: Callable[..., Any]) -> Network:
 
 
 def linen(module: Any, **kw: Any) -> Network:
-    """A network from a Flax linen module; params are variables["params"], the state is every other collection.
+    """A network from a Flax linen module; params are variables["params"], the state is every other
+    collection.
 
     Args:
       module: its `__call__` takes x.
@@ -85,7 +86,9 @@ def nnx(model: Any) -> Parts:
     from flax import nnx as flax_nnx
 
     inner = any(path for path, _ in flax_nnx.iter_modules(model))
-    graph, params, state = flax_nnx.split(tap_modules(model) if inner else model, flax_nnx.Param, ...)
+    graph, params, state = flax_nnx.split(
+        tap_modules(model) if inner else model, flax_nnx.Param, ...
+    )
 
     def apply(params: Any, state: Any, x: Any, key: Any) -> tuple[Any, Any]:
         # Variables made anew belong to this trace, where the module may change them.

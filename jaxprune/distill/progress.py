@@ -1,4 +1,6 @@
-"""What `fit` says while it works, on stderr: a bar with steps/s and the time left, or a line every ten seconds."""
+"""What `fit` says while it works, on stderr: a bar with steps/s and the time left, or a line every
+ten seconds.
+"""
 
 import sys
 import time
@@ -20,14 +22,19 @@ class Progress:
     """
 
     def __init__(self, steps: int, start: int, shown: bool, note: str) -> None:
-        self._steps, self._first, self._done, self._shown, self._note = steps, start, start, shown, note
+        self._steps = steps
+        self._first = start
+        self._done = start
+        self._shown = shown
+        self._note = note
         self._began = self._said = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
     def advance(self, done: int, metrics: Mapping[str, float]) -> None:
         """Steps that are done by now, and the newest metrics."""
-        self._done, now = done, time.monotonic()
+        self._done = done
+        now = time.monotonic()
         if not self._shown or now - self._began < PATIENCE:
             return
         if self._note:
@@ -38,7 +45,11 @@ class Progress:
         elif now - self._said > EVERY:
             self._said = now
             left = (self._steps - done) / max(self.speed, 1e-9)
-            print(f"step {done}/{self._steps}  {self._text(metrics)}  {left:.0f} s left", file=sys.stderr, flush=True)
+            print(
+                f"step {done}/{self._steps}  {self._text(metrics)}  {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def line(self, text: str) -> None:
         """A line above the bar, or on its own."""

@@ -1,4 +1,6 @@
-"""The losses that train or remember something, ready for `match`: VID's variances, CRD's bank, DINO's centre."""
+"""The losses that train or remember something, ready for `match`: VID's variances, CRD's bank,
+DINO's centre.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +27,8 @@ def vid_loss(*, variance: float = 5.0, eps: float = 1e-5, channel_axis: int = -1
 
     Example:
       >>> import jaxprune as jp
-      >>> term = jp.distill.match(jp.distill.vid_loss(), r"layer(\\d)", r"layer(\\d)", project="auto")
+      >>> term = jp.distill.match(jp.distill.vid_loss(), r"layer(\\d)", r"layer(\\d)",
+      ...     project="auto")
       >>> term.name
       'vid'
     """
@@ -36,8 +39,12 @@ def vid_loss(*, variance: float = 5.0, eps: float = 1e-5, channel_axis: int = -1
     def init(key: Array, student: Any, teacher: Any) -> tuple[Any, Any]:
         return losses.vid_raw_variance(teacher.shape[channel_axis], variance=variance, eps=eps), {}
 
-    def apply(params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any) -> tuple[Array, Any]:
-        return losses.vid(s, t, raw_variance=params, eps=eps, channel_axis=channel_axis, mask=mask), memory
+    def apply(
+        params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any
+    ) -> tuple[Array, Any]:
+        return losses.vid(
+            s, t, raw_variance=params, eps=eps, channel_axis=channel_axis, mask=mask
+        ), memory
 
     return Stateful("vid", init, apply)
 
@@ -53,8 +60,8 @@ def crd_loss(
 ) -> Stateful:
     """`losses.crd` with its bank in the training state and a trained linear map on each side.
 
-    Features of more than two axes are flattened, as in the paper's code. It is a sum over the negatives; the paper's
-    weight is 0.8.
+    Features of more than two axes are flattened, as in the paper's code. It is a sum over the
+    negatives; the paper's weight is 0.8.
 
     Args:
       examples: of the training set; the bank takes 8 · examples · features bytes.
@@ -80,18 +87,29 @@ def crd_loss(
     positive("crd_loss(temperature={})", temperature)
     ratio("crd_loss(momentum={})", momentum)
     project = linear(features)
-    rows = lambda x: x.reshape(x.shape[0], -1)
+
+    def rows(x):
+        return x.reshape(x.shape[0], -1)
 
     def init(key: Array, student: Any, teacher: Any) -> tuple[Any, Any]:
         a, b, c = jax.random.split(key, 3)
-        flat = lambda x: jax.eval_shape(rows, x)
-        params = {"student": project.init(a, flat(student)), "teacher": project.init(b, flat(teacher))}
+
+        def flat(x):
+            return jax.eval_shape(rows, x)
+
+        params = {
+            "student": project.init(a, flat(student)),
+            "teacher": project.init(b, flat(teacher)),
+        }
         return params, losses.crd_init(c, examples, features)
 
-    def apply(params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any) -> tuple[Array, Any]:
+    def apply(
+        params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any
+    ) -> tuple[Array, Any]:
         own = _indices(batch, field)
         others = losses.crd_negatives(key, own, count=negatives, examples=examples)
-        s, t = project.apply(params["student"], rows(s)), project.apply(params["teacher"], rows(t))
+        s = project.apply(params["student"], rows(s))
+        t = project.apply(params["teacher"], rows(t))
         rest = {"indices": own, "negatives": others, "temperature": temperature, "mask": mask}
         values = losses.crd(s, t, bank=memory, **rest)
         return values, losses.crd_update(memory, s, t, momentum=momentum, **rest)
@@ -99,8 +117,10 @@ def crd_loss(
     return Stateful("crd", init, apply)
 
 
-def dino_loss(*, student_temperature: Any = 0.1, teacher_temperature: Any = 0.04, momentum: float = 0.9) -> Stateful:
-    """`losses.dino` with its centre in the training state; the teacher is usually `Averaged`.
+def dino_loss(
+    *, student_temperature: Any = 0.1, teacher_temperature: Any = 0.04, momentum: float = 0.9
+) -> Stateful:
+    """`losses.dino` with its centre in the training state; the teacher is usually `EMA`.
 
     Outputs have a leading axis of views on both sides, (views, batch, classes).
 
@@ -123,8 +143,13 @@ def dino_loss(*, student_temperature: Any = 0.1, teacher_temperature: Any = 0.04
     def init(key: Array, student: Any, teacher: Any) -> tuple[Any, Any]:
         return {}, jnp.zeros(teacher.shape[-1])
 
-    def apply(params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any) -> tuple[Array, Any]:
-        heat = {"student_temperature": student_temperature, "teacher_temperature": teacher_temperature}
+    def apply(
+        params: Any, memory: Any, s: Any, t: Any, *, batch: Any, key: Any, mask: Any
+    ) -> tuple[Array, Any]:
+        heat = {
+            "student_temperature": student_temperature,
+            "teacher_temperature": teacher_temperature,
+        }
         values = losses.dino(s, t, centre=memory, mask=mask, **heat)
         return values, losses.dino_centre(memory, t, momentum=momentum, mask=mask)
 
@@ -134,7 +159,7 @@ def dino_loss(*, student_temperature: Any = 0.1, teacher_temperature: Any = 0.04
 def _indices(batch: Mapping[str, Any], field: str) -> Any:
     if field not in batch:
         raise ValueError(
-            f"crd asks which examples a batch holds, and it has no {field!r}; it has {list(batch)}. "
-            f"`Shuffled(…, index={field!r})` adds it"
+            f"crd asks which examples a batch holds, and it has no {field!r}; it has "
+            f"{list(batch)}. `Shuffled(…, index={field!r})` adds it"
         )
     return batch[field]

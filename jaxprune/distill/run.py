@@ -1,4 +1,6 @@
-"""A run of `fit`: chunks of steps, and between them evaluations, checkpoints, metrics and signals."""
+"""A run of `fit`: chunks of steps, and between them evaluations, checkpoints, metrics and
+signals.
+"""
 
 import math
 import warnings
@@ -37,11 +39,18 @@ class Run:
         sharding: Any,
         shown: bool,
     ) -> None:
-        self.plan, self._folder = plan, None if folder is None else Path(folder)
+        self.plan = plan
+        self._folder = None if folder is None else Path(folder)
         state, self._teacher = on_mesh((jax.tree.map(jnp.copy, state), teacher), sharding)
-        self.state, self.best = state, _kept(state)
-        self.best_step, self.score, self.evaluations, self._without = int(state.step), math.nan, [], 0
-        self._writer = Jsonl(self._folder / "metrics.jsonl") if writer is None and self._folder else writer
+        self.state = state
+        self.best = _kept(state)
+        self.best_step = int(state.step)
+        self.score = math.nan
+        self.evaluations = []
+        self._without = 0
+        self._writer = (
+            Jsonl(self._folder / "metrics.jsonl") if writer is None and self._folder else writer
+        )
         self._store = None
         if self._folder:
             identity = {"student": structure(state), "teacher": _identity(teacher)}
@@ -54,7 +63,8 @@ class Run:
 
     def _begin(self, step: Any, batches: Any, sharding: Any, shown: bool) -> None:
         """Finds the place to go on from, and compiles."""
-        plan, place = self.plan, self._restored()
+        plan = self.plan
+        place = self._restored()
         self.inner = plan.inner
         self.flops: dict[str, int | None] = {"step": None, "teacher": None}
         if self.step < plan.steps:
@@ -68,9 +78,12 @@ class Run:
 
     def _build(self, step: Any, batches: Any, sharding: Any, place: Any) -> None:
         self._feeder: Feeder = feeder(batches, sharding, self.step, place)
-        row, feed = self._feeder.row(self.step), self._feeder
+        row = self._feeder.row(self.step)
+        feed = self._feeder
         args = self.state, row, feed.data, self._teacher
-        self._chunk, self.inner = chunk_runner(step, feed.take, self.plan.inner, self.plan.inner_steps, *args)
+        self._chunk, self.inner = chunk_runner(
+            step, feed.take, self.plan.inner, self.plan.inner_steps, *args
+        )
         batch = jax.eval_shape(feed.take, row, feed.data)
         self.flops["step"] = _counted(step, self.state, batch, self._teacher)
         if not hasattr(self._teacher, "bind"):
@@ -100,7 +113,8 @@ class Run:
         while step < self.plan.steps and not self._out_of_patience():
             step = self._advance(step)
         if not self.evaluations:
-            self.best, self.best_step = _kept(self.state), step
+            self.best = _kept(self.state)
+            self.best_step = step
         return "patience" if self._out_of_patience() else "steps"
 
     def _advance(self, step: int) -> int:
@@ -112,12 +126,20 @@ class Run:
         self._ready = self._rows(stop) if self._feeder.ahead and stop < self.plan.steps else []
         self._look(step, {name: x[: stop - step] for name, x in jax.device_get(metrics).items()})
         judged = self.plan.due(stop, self.plan.evaluate_every)
-        if judged or self.plan.due(stop, self.plan.checkpoint_every) or self._signal.came is not None:
+        if (
+            judged
+            or self.plan.due(stop, self.plan.checkpoint_every)
+            or self._signal.came is not None
+        ):
             self._refuse_spoilt(stop)
         if self.plan.evaluate and judged:
             self._evaluate(stop)
         ended = self._out_of_patience()
-        if self._store and (self.plan.due(stop, self.plan.checkpoint_every) or ended or self._signal.came is not None):
+        if self._store and (
+            self.plan.due(stop, self.plan.checkpoint_every)
+            or ended
+            or self._signal.came is not None
+        ):
             self._save(stop)
         self._signal.obey()
         return stop
@@ -130,9 +152,13 @@ class Run:
         bad = ~np.isfinite(metrics["loss"])
         if bad.any():
             i = int(np.argmax(bad))
-            there = {name: float(x[i]) for name, x in metrics.items() if name not in ("loss", *COMPARED)}
+            there = {
+                name: float(x[i]) for name, x in metrics.items() if name not in ("loss", *COMPARED)
+            }
             terms = {name: x for name, x in there.items() if not math.isfinite(x)}
-            raise Diverged(step + i, terms or {"loss": float(metrics["loss"][i])}, self._last_resort())
+            raise Diverged(
+                step + i, terms or {"loss": float(metrics["loss"][i])}, self._last_resort()
+            )
         n = len(metrics["loss"])
         means = {name: float(np.mean(x, dtype=np.float64)) for name, x in metrics.items()}
         if self._writer and jax.process_index() == 0:
@@ -140,12 +166,18 @@ class Run:
         self.progress.advance(step + n, means)
 
     def _refuse_spoilt(self, step: int) -> None:
-        """What the last update broke is told now: its loss would be told after it had become the only checkpoint."""
+        """What the last update broke is told now: its loss would be told after it had become the
+        only checkpoint.
+        """
         if bool(_spoilt(self.state)):
             raise Diverged(step - 1, {"update": math.nan}, self._last_resort())
 
     def _last_resort(self) -> str:
-        return f"The last checkpoint, in {self._folder}, is from before" if self._store else "No folder, no checkpoint"
+        return (
+            f"The last checkpoint, in {self._folder}, is from before"
+            if self._store
+            else "No folder, no checkpoint"
+        )
 
     def _evaluate(self, step: int) -> None:
         assert self.plan.evaluate
@@ -157,7 +189,10 @@ class Run:
             self._writer.write_scalars(step, {f"validation/{name}": x for name, x in found.items()})
         score = found[self.plan.monitor]
         if math.isnan(self.score) or self._better(score, self.score):
-            self.best, self.best_step, self.score, self._without = _kept(self.state), step, score, 0
+            self.best = _kept(self.state)
+            self.best_step = step
+            self.score = score
+            self._without = 0
         else:
             self._without += 1
         self._compare(score)
@@ -165,17 +200,21 @@ class Run:
     def _compare(self, score: float) -> None:
         """Warns once of a teacher that does worse."""
         of_teacher = getattr(self.plan.evaluate, "teacher", None)
-        if of_teacher is None or hasattr(self._teacher, "bind"):  # a teacher made of the student is no better
+        if of_teacher is None or hasattr(
+            self._teacher, "bind"
+        ):  # a teacher made of the student is no better
             return
-        unbeaten, theirs = math.inf if self.plan.mode == "max" else -math.inf, self._theirs
+        unbeaten = math.inf if self.plan.mode == "max" else -math.inf
+        theirs = self._theirs
         if theirs is None:
             found = of_teacher(self._teacher, self.state)
             theirs = unbeaten if found is None else float(found[self.plan.monitor])
         worse = self._better(score, theirs)
         if worse:
             warnings.warn(
-                f"the teacher's {self.plan.monitor} is {theirs:.4g}, the student's {score:.4g}: a teacher worse "
-                f"than its student teaches its errors; train it longer, or give the labels more weight",
+                f"the teacher's {self.plan.monitor} is {theirs:.4g}, the student's {score:.4g}: a "
+                "teacher worse than its student teaches its errors; train it longer, or give the "
+                "labels more weight",
                 stacklevel=6,
             )
         self._theirs = unbeaten if worse else theirs
@@ -206,7 +245,9 @@ class Run:
         if found is None:
             return None
         self.state, self.best, about = found
-        self.best_step, self._without, self.evaluations = about["best_step"], about["without"], about["evaluations"]
+        self.best_step = about["best_step"]
+        self._without = about["without"]
+        self.evaluations = about["evaluations"]
         self.score = math.nan if about["score"] is None else about["score"]
         return about["data"]
 
@@ -220,9 +261,16 @@ def _counted(f: Any, *args: Any) -> int | None:
 
 @jax.jit
 def _spoilt(state: Any) -> Any:
-    """Whether a param is not finite, or anything is NaN; an optimizer's state may hold infinities of its own."""
-    of = lambda tree: [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    bad = [~jnp.isfinite(x) for x in of(getattr(state, "student", state).params)] + [jnp.isnan(x) for x in of(state)]
+    """Whether a param is not finite, or anything is NaN; an optimizer's state may hold infinities
+    of its own.
+    """
+
+    def of(tree):
+        return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+    bad = [~jnp.isfinite(x) for x in of(getattr(state, "student", state).params)] + [
+        jnp.isnan(x) for x in of(state)
+    ]
     return jnp.any(jnp.stack([jnp.any(x) for x in bad])) if bad else jnp.zeros((), bool)
 
 

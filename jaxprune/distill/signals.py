@@ -1,8 +1,8 @@
 """SIGTERM and Ctrl-C, put off until there is a checkpoint.
 
-A handler that raises would do so between any two steps of Python: inside a callback of the garbage collector, where the
-exception is lost, or in the middle of a checkpoint. So the first signal is noted, and the loop looks at the note where
-it can stop. The second does at once what it did before.
+A handler that raises would do so between any two steps of Python: inside a callback of the garbage
+collector, where the exception is lost, or in the middle of a checkpoint. So the first signal is
+noted, and the loop looks at the note where it can stop. The second does at once what it did before.
 """
 
 import signal
@@ -40,7 +40,9 @@ class Signals:
         self._before = {}
 
     def obey(self) -> None:
-        """If one came: the handler from before runs. By default SIGTERM ends the process, SIGINT raises."""
+        """If one came: the handler from before runs. By default SIGTERM ends the process, SIGINT
+        raises.
+        """
         if self.came is not None:
             self.__exit__()
             signal.raise_signal(self.came)

@@ -1,4 +1,6 @@
-"""Where `fit` writes its metrics: anything with `write_scalars(step, {name: number})`, which is clu's protocol too."""
+"""Where `fit` writes its metrics: anything with `write_scalars(step, {name: number})`, which is
+clu's protocol too.
+"""
 
 import json
 import math
@@ -19,7 +21,8 @@ class Writer(Protocol):
 
 
 class Jsonl:
-    """One JSON object a line, {"step": 50, "loss": 0.3, …}; a run that goes on cuts what came after its checkpoint.
+    """One JSON object a line, {"step": 50, "loss": 0.3, …}; a run that goes on cuts what came after
+    its checkpoint.
 
     Args:
       path: of the file, made with its folder.

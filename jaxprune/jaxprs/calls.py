@@ -1,4 +1,5 @@
-"""What an equation calls: the one place that reads control flow, in the parameters of JAX 0.10 and of 0.12.
+"""What an equation calls: the one place that reads control flow, in the parameters of JAX 0.10 and
+of 0.12.
 
 bodies   the jaxprs inside an equation, how often each runs, and which outer values its inputs are
 enter    the equation run anew, its body evaluated by someone else who may bring values in and out
@@ -40,35 +41,51 @@ class Body(NamedTuple):
 
 def bodies(eqn: Any) -> list[Body]:
     """What an equation calls; nothing for one that only computes."""
-    p, name, args = eqn.params, eqn.primitive.name, list(eqn.invars)
+    p = eqn.params
+    name = eqn.primitive.name
+    args = list(eqn.invars)
     if name == "scan":
         consts, carry, slices = _scan_parts(p, args)
         return [_body(p["jaxpr"], p["length"], consts + [None] * len(carry) + slices)]
     if name == "while":
-        c, b = p["cond_nconsts"], p["body_nconsts"]
+        c = p["cond_nconsts"]
+        b = p["body_nconsts"]
         state = [None] * (len(args) - c - b)
-        return [_body(p["cond_jaxpr"], 1, args[:c] + state), _body(p["body_jaxpr"], 1, args[c : c + b] + state)]
+        return [
+            _body(p["cond_jaxpr"], 1, args[:c] + state),
+            _body(p["body_jaxpr"], 1, args[c : c + b] + state),
+        ]
     if name == "cond":
         return [_body(j, 1, args[1:]) for j in p["branches"]]
     if name == "custom_linear_solve":  # the others of its four jaxprs run in transformations only
         return [_body(p["jaxprs"].solve, 1, [])]
-    inside = [x for v in p.values() for x in (v if isinstance(v, tuple | list) else (v,)) if isinstance(x, JAXPRS)]
+    inside = [
+        x
+        for v in p.values()
+        for x in (v if isinstance(v, tuple | list) else (v,))
+        if isinstance(x, JAXPRS)
+    ]
     return [_body(j, _shards(p), args) for j in inside]
 
 
 def enter(eqn: Any, values: list[Any], run: Run, given: Any) -> tuple[list[Any], Any]:
-    """The results of an equation whose bodies are evaluated by `run`, and what `run` brought out of them.
+    """The results of an equation whose bodies are evaluated by `run`, and what `run` brought out of
+    them.
 
     Args:
-      eqn: a jit, a remat, a scan, a cond, or a while loop (which brings nothing out, and takes nothing in).
+      eqn: a jit, a remat, a scan, a cond, or a while loop (which brings nothing out, and takes
+        nothing in).
       values: of its inputs.
-      run: (body, inputs, given) -> (outputs, brought); `brought` has the same structure in all branches of a cond.
-      given: a tree for `run`; a scan slices it along the leading axis, and stacks what is brought there.
+      run: (body, inputs, given) -> (outputs, brought); `brought` has the same structure in all
+        branches of a cond.
+      given: a tree for `run`; a scan slices it along the leading axis, and stacks what is brought
+        there.
 
     Raises:
       ValueError: an equation that cannot be entered: a custom derivative, a callback.
     """
-    name, inside = eqn.primitive.name, bodies(eqn)
+    name = eqn.primitive.name
+    inside = bodies(eqn)
     if name in INLINE:
         return run(inside[0], values, given)
     if name in REMAT:
@@ -85,8 +102,13 @@ def enter(eqn: Any, values: list[Any], run: Run, given: Any) -> tuple[list[Any],
         return lax.switch(values[0], arms, values[1:], given)
     if name == "while":
         asked, turned, start = ([values[k] for k in part] for part in while_operands(eqn))
-        ask = lambda state: run(inside[0], [*asked, *state], None)[0][0]
-        turn = lambda state: list(run(inside[1], [*turned, *state], None)[0])
+
+        def ask(state):
+            return run(inside[0], [*asked, *state], None)[0][0]
+
+        def turn(state):
+            return list(run(inside[1], [*turned, *state], None)[0])
+
         return lax.while_loop(ask, turn, start), None
     raise ValueError(f"{name!r} cannot be entered: only jit, remat, scan, cond and while can")
 
@@ -97,13 +119,17 @@ def scan_operands(eqn: Any) -> tuple[list[int], list[int], list[int]]:
 
 
 def scan_turns(eqn: Any) -> range:
-    """The turns of a scan in the order in which they are run: its step is −1 for one that runs from the end."""
+    """The turns of a scan in the order in which they are run: its step is −1 for one that runs from
+    the end.
+    """
     turns = range(eqn.params["length"])
     return turns[::-1] if eqn.params["reverse"] else turns
 
 
 def while_operands(eqn: Any) -> tuple[list[int], list[int], list[int]]:
-    """The numbers of a while loop's operands: constants of its condition, of its body, and the state."""
+    """The numbers of a while loop's operands: constants of its condition, of its body, and the
+    state.
+    """
     numbers = list(range(len(eqn.invars)))
     c = eqn.params["cond_nconsts"]
     n = c + eqn.params["body_nconsts"]
@@ -116,7 +142,9 @@ def has_plain_derivative(eqn: Any) -> bool:
 
 
 def derivative_of(eqn: Any) -> tuple[Any, list[Any], list[bool]]:
-    """The rule of a custom_jvp: its jaxpr, its constants, and which tangents of the results it leaves out as zeros."""
+    """The rule of a custom_jvp: its jaxpr, its constants, and which tangents of the results it
+    leaves out as zeros.
+    """
     return eqn.params["jvp_jaxpr_fun"].call_wrapped(*[False] * len(eqn.invars))
 
 
@@ -139,7 +167,8 @@ def _scan_parts(p: dict[str, Any], args: list[Any]) -> tuple[list[Any], list[Any
     if "ft_in" in p:
         consts, carry, slices = (list(x) for x in p["ft_in"].update(args).unpack())
         return consts, carry, slices
-    c, k = p["num_consts"], p["num_consts"] + p["num_carry"]
+    c = p["num_consts"]
+    k = p["num_consts"] + p["num_carry"]
     return list(args[:c]), list(args[c:k]), list(args[k:])
 
 

@@ -1,15 +1,16 @@
 """What one equation of a jaxpr costs, in operations, from its shapes and parameters.
 
     dot_general              2 · batch · M · N · K
-    conv_general_dilated     2 · output elements · window · input channels a group; padding counts, as in the papers'
-                             tables, and the holes between the elements of a dilated input (a transposed
-                             convolution, a gradient) do not
+    conv_general_dilated     2 · output elements · window · input channels a group; padding counts,
+                             as in the papers'
+                             tables, and the holes between the elements of a dilated input (a
+                             transposed convolution, a gradient) do not
     reductions, scans        one an input element;    pooling: one an element of each window
     all other arithmetic     one an output element, whatever it is (add, exp, compare)
     moving data              nothing: reshape, transpose, gather, select, sort, convert
 
-XLA's `cost_analysis` differs: it leaves padding out (as `unpadded` does) and counts exp and its kin apart; that of a
-compiled program also counts what its fusions compute twice.
+XLA's `cost_analysis` differs: it leaves padding out (as `unpadded` does) and counts exp and its kin
+apart; that of a compiled program also counts what its fusions compute twice.
 """
 
 import math
@@ -27,7 +28,9 @@ def cost(eqn: Any) -> int:
     """
     name = plain(eqn.primitive.name)
     if name in OPAQUE:
-        raise ValueError(f"flops cannot look into {name!r}: count f without it, and add its operations by hand")
+        raise ValueError(
+            f"flops cannot look into {name!r}: count f without it, and add its operations by hand"
+        )
     return COSTS[name](eqn) if name in COSTS else sum(_size(v) for v in eqn.outvars)
 
 
@@ -37,7 +40,9 @@ def unpadded(eqn: Any) -> int:
 
 
 def plain(name: str) -> str:
-    """A primitive's name with underscores only (`scatter-add` and `scatter_mul` are named apart)."""
+    """A primitive's name with underscores only (`scatter-add` and `scatter_mul` are named
+    apart).
+    """
     return name.replace("-", "_")
 
 
@@ -53,29 +58,43 @@ def _dot(eqn: Any) -> int:
     lhs, rhs = eqn.invars[:2]
     p = eqn.params
     ragged = p.get("ragged_dot_dimension_numbers")
-    (_, contract), (_, batch) = p["dimension_numbers"] if ragged is None else ragged.dot_dimension_numbers
+    (_, contract), (_, batch) = (
+        p["dimension_numbers"] if ragged is None else ragged.dot_dimension_numbers
+    )
     groups = () if ragged is None else ragged.rhs_group_dimensions
     free = set(range(len(rhs.aval.shape))) - {*contract, *batch, *groups}
     return 2 * _size(lhs) * math.prod(rhs.aval.shape[i] for i in free)
 
 
 def _conv(eqn: Any, padding: bool = True) -> int:
-    p, out, rhs = eqn.params, eqn.outvars[0].aval.shape, eqn.invars[1].aval.shape
-    dims, lhs = p["dimension_numbers"], eqn.invars[0].aval.shape
+    p = eqn.params
+    out = eqn.outvars[0].aval.shape
+    rhs = eqn.invars[1].aval.shape
+    dims = p["dimension_numbers"]
+    lhs = eqn.invars[0].aval.shape
     taps = 1
     for axis, (i, o, k) in enumerate(zip(dims.lhs_spec[2:], dims.out_spec[2:], dims.rhs_spec[2:])):
-        low, holes = p["padding"][axis][0], p["lhs_dilation"][axis]
-        stride, step = p["window_strides"][axis], p["rhs_dilation"][axis]
+        low = p["padding"][axis][0]
+        holes = p["lhs_dilation"][axis]
+        stride = p["window_strides"][axis]
+        step = p["rhs_dilation"][axis]
         taps *= _taps(out[o], rhs[k], stride, step, low, holes, None if padding else lhs[i])
     return 2 * out[dims.out_spec[0]] * out[dims.out_spec[1]] * taps * rhs[dims.rhs_spec[1]]
 
 
-def _taps(out: int, window: int, stride: int, step: int, low: int, holes: int, n: int | None) -> int:
-    """Pairs of an output and a window place that meet an element of the dilated input; given its size, not padding."""
+def _taps(
+    out: int, window: int, stride: int, step: int, low: int, holes: int, n: int | None
+) -> int:
+    """Pairs of an output and a window place that meet an element of the dilated input; given its
+    size, not padding.
+    """
     if holes == 1 and n is None:
         return out * window
     places = (np.arange(out) * stride + k * step - low for k in range(window))
-    inside = lambda x: True if n is None else (x >= 0) & (x <= (n - 1) * holes)
+
+    def inside(x):
+        return True if n is None else (x >= 0) & (x <= (n - 1) * holes)
+
     return sum(int(np.sum((x % holes == 0) & inside(x))) for x in places)
 
 
@@ -86,14 +105,16 @@ def _pool(eqn: Any) -> int:
 
 
 def _fft(eqn: Any) -> int:
-    n, real = math.prod(eqn.params["fft_lengths"]), "RFFT" in str(eqn.params["fft_type"])
+    n = math.prod(eqn.params["fft_lengths"])
+    real = "RFFT" in str(eqn.params["fft_type"])
     size = max(_size(eqn.invars[0]), _size(eqn.outvars[0]))
     return round((2.5 if real else 5) * size * math.log2(n)) if n else 0
 
 
 def _lu(eqn: Any) -> int:
     *batch, m, n = eqn.invars[0].aval.shape
-    big, small = max(m, n), min(m, n)
+    big = max(m, n)
+    small = min(m, n)
     return math.prod(batch) * (big * small**2 - small**3 // 3)
 
 
@@ -102,27 +123,30 @@ def _names(text: str) -> frozenset[str]:
 
 
 SAME = _names(
-    "convert_element_type reshape transpose squeeze expand_dims copy copy_p rev stop_gradient reduce_precision "
+    "convert_element_type reshape transpose squeeze expand_dims copy copy_p rev stop_gradient "
+    "reduce_precision "
     "device_put sharding_constraint reshard mesh_cast optimization_barrier pvary pcast"
 )
 """Primitives whose results are their operands, moved or rounded."""
 
 MOVES = _names(
-    "broadcast_in_dim bitcast_convert_type slice dynamic_slice dynamic_update_slice gather scatter concatenate pad "
-    "split tile iota select_n sort top_k approx_top_k real imag complex empty random_seed random_wrap random_unwrap "
-    "all_gather all_to_all ppermute axis_index name debug_callback debug_print create_token"
+    "broadcast_in_dim bitcast_convert_type slice dynamic_slice dynamic_update_slice gather "
+    "scatter concatenate pad split tile iota select_n sort top_k approx_top_k real imag complex "
+    "empty random_seed random_wrap random_unwrap all_gather all_to_all ppermute axis_index name "
+    "debug_callback debug_print create_token"
 )
 REDUCES = _names(
-    "reduce reduce_sum reduce_prod reduce_max reduce_min reduce_and reduce_or reduce_xor argmax argmin "
-    "cumsum cumprod cummax cummin cumlogsumexp"
+    "reduce reduce_sum reduce_prod reduce_max reduce_min reduce_and reduce_or reduce_xor argmax "
+    "argmin cumsum cumprod cummax cummin cumlogsumexp"
 )
 POOLS = _names(
-    "reduce_window reduce_window_sum reduce_window_max reduce_window_min select_and_scatter_add select_and_gather_add"
+    "reduce_window reduce_window_sum reduce_window_max reduce_window_min select_and_scatter_add "
+    "select_and_gather_add"
 )
 SCATTERS = _names("scatter_add scatter_sub scatter_mul scatter_min scatter_max")
 OPAQUE = _names(
-    "pallas_call ffi_call pure_callback io_callback custom_call eig eigh svd schur hessenberg tridiagonal qr geqrf "
-    "geqp3 householder_product"
+    "pallas_call ffi_call pure_callback io_callback custom_call eig eigh svd schur hessenberg "
+    "tridiagonal qr geqrf geqp3 householder_product"
 )
 COSTS: dict[str, Callable[[Any], int]] = {
     "dot_general": _dot,

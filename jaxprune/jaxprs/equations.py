@@ -1,7 +1,9 @@
-"""A function as a flat list of equations: calls (jit, remat, custom derivatives) are replaced by their bodies.
+"""A function as a flat list of equations: calls (jit, remat, custom derivatives) are replaced by
+their bodies.
 
-Values are numbered. Loops and branches (scan, while, cond) stay single equations, whose bodies nobody here looks into.
-JAX 0.10 has open and closed jaxprs, 0.12 one class for both; `open_jaxpr` is where they meet.
+Values are numbered. Loops and branches (scan, while, cond) stay single equations, whose bodies
+nobody here looks into. JAX 0.10 has open and closed jaxprs, 0.12 one class for both; `open_jaxpr`
+is where they meet.
 """
 
 from collections.abc import Callable, Iterable
@@ -45,17 +47,23 @@ class Program(NamedTuple):
     shapes: dict[int, Any]
 
 
-def of_arrays(f: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]) -> tuple[Callable[..., Any], list[Any]]:
-    """A function of the arrays among f's arguments alone, and these arrays; all else is given to f as it is.
+def of_arrays(
+    f: Callable[..., Any], args: tuple[Any, ...], kw: dict[str, Any]
+) -> tuple[Callable[..., Any], list[Any]]:
+    """A function of the arrays among f's arguments alone, and these arrays; all else is given to f
+    as it is.
 
-    The arguments are put together where the function runs, inside of a trace: an NNX variable among them can be set.
+    The arguments are put together where the function runs, inside of a trace: an NNX variable among
+    them can be set.
     """
     leaves, tree = jax.tree.flatten((args, kw))
     arrays = [x for x in leaves if hasattr(x, "dtype")]
 
     def g(*arrays: Any) -> Any:
         rest = iter(arrays)
-        args, kw = jax.tree.unflatten(tree, [next(rest) if hasattr(x, "dtype") else x for x in leaves])
+        args, kw = jax.tree.unflatten(
+            tree, [next(rest) if hasattr(x, "dtype") else x for x in leaves]
+        )
         return f(*args, **kw)
 
     return g, arrays
@@ -78,7 +86,13 @@ def program(f: Callable[..., Any], *args: Any) -> Program:
         return number
 
     def inline(jaxpr: Any, consts: list[Any], inputs: list[int]) -> list[int]:
-        return interpret(jaxpr, list(map(known, consts)), inputs, visit, literal=lambda literal: known(literal.val))
+        return interpret(
+            jaxpr,
+            list(map(known, consts)),
+            inputs,
+            visit,
+            literal=lambda literal: known(literal.val),
+        )
 
     def visit(eqn: Any, operands: list[int]) -> list[int]:
         bodies = [x for x in eqn.params.values() if isinstance(x, jex.Jaxpr | jex.ClosedJaxpr)]
@@ -86,7 +100,9 @@ def program(f: Callable[..., Any], *args: Any) -> Program:
             outs = inline(*open_jaxpr(bodies[0]), operands)
         else:
             outs = [next(count) for _ in eqn.outvars]
-            found.equations.append(Equation(eqn.primitive, eqn.params, tuple(operands), tuple(outs)))
+            found.equations.append(
+                Equation(eqn.primitive, eqn.params, tuple(operands), tuple(outs))
+            )
         found.shapes.update({number: v.aval for v, number in zip(eqn.outvars, outs)})
         return outs
 
@@ -104,17 +120,23 @@ def evaluate(equations: Iterable[Equation], values: dict[int, Any]) -> dict[int,
     return values
 
 
-def run_equations(eqns: list[Any], env: dict[Any, Any], info: Any, wanted: set[Any] | None = None) -> dict[Any, Any]:
-    """What a run of equations makes, evaluated as one jaxpr: contexts, names and custom derivatives stay theirs.
+def run_equations(
+    eqns: list[Any], env: dict[Any, Any], info: Any, wanted: set[Any] | None = None
+) -> dict[Any, Any]:
+    """What a run of equations makes, evaluated as one jaxpr: contexts, names and custom derivatives
+    stay theirs.
 
     Args:
       eqns: the equations.
       env: values of what they take.
       info: the debug info of their jaxpr.
-      wanted: the results that are asked for; by default all. What is not asked for is let go on the way.
+      wanted: the results that are asked for; by default all. What is not asked for is let go on the
+        way.
     """
     made = dict.fromkeys(v for e in eqns for v in e.outvars)
-    used = dict.fromkeys(v for e in eqns for v in e.invars if not isinstance(v, jex.Literal) and v not in made)
+    used = dict.fromkeys(
+        v for e in eqns for v in e.invars if not isinstance(v, jex.Literal) and v not in made
+    )
     give = [v for v in made if type(v).__name__ != "DropVar" and (wanted is None or v in wanted)]
     effects = set().union(*(e.effects for e in eqns))
     inner = jex.Jaxpr((), list(used), give, eqns, effects, info.with_unknown_names())

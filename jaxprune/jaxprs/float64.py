@@ -1,8 +1,9 @@
 """A function computed in float64 throughout, whatever precision it was written for.
 
-The function is traced as it is, at the dtypes of its arguments, and its equations are then evaluated on float64: every
-float that it takes, holds or casts to is one. So a scan whose carry starts from float32 zeros, or a softmax that casts
-to float32, is computed in float64 too, where calling the function on float64 arguments would fail or round.
+The function is traced as it is, at the dtypes of its arguments, and its equations are then
+evaluated on float64: every float that it takes, holds or casts to is one. So a scan whose carry
+starts from float32 zeros, or a softmax that casts to float32, is computed in float64 too, where
+calling the function on float64 arguments would fail or round.
 """
 
 from collections.abc import Callable
@@ -22,13 +23,15 @@ BITS = frozenset({"bitcast_convert_type", "nextafter"})
 
 
 def in_float64(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f, computed in float64: floats among its arguments, constants and casts are widened, and its results are float64.
+    """f, computed in float64: floats among its arguments, constants and casts are widened, and its
+    results are float64.
 
-    The global `jax_enable_x64` stays as it is. Equations that cannot be widened (a kernel, a custom reduction) are
-    computed as they were traced.
+    The global `jax_enable_x64` stays as it is. Equations that cannot be widened (a kernel, a custom
+    reduction) are computed as they were traced.
 
     Args:
-      f: a pure function of arrays; what is not an array among its arguments is given to it as it is.
+      f: a pure function of arrays; what is not an array among its arguments is given to it as it
+        is.
 
     Returns:
       A function with the arguments and results of f, to be called outside of jit.
@@ -54,7 +57,9 @@ def in_float64(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _on_host(x: Any) -> Any:
-    """An array widened; on the host, so that no device is asked for a dtype that it may not have yet."""
+    """An array widened; on the host, so that no device is asked for a dtype that it may not have
+    yet.
+    """
     if jnp.issubdtype(x.dtype, jax.dtypes.extended):
         return x
     x = np.asarray(x)
@@ -100,13 +105,17 @@ def _run_body(body: Body, values: list[Any], _: Any) -> tuple[list[Any], None]:
 
 def _wide_param(value: Any) -> Any:
     """A parameter of an equation: a dtype is widened, all else stays."""
-    is_dtype = isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic))
+    is_dtype = isinstance(value, np.dtype) or (
+        isinstance(value, type) and issubclass(value, np.generic)
+    )
     is_dtype = is_dtype or (isinstance(value, type) and hasattr(value, "dtype"))  # jnp.float32
     return _wide(jnp.dtype(value)) if is_dtype else value
 
 
 def _cast(x: Any, dtype: Any) -> Any:
-    return x if x.dtype == dtype or jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(dtype)
+    return (
+        x if x.dtype == dtype or jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(dtype)
+    )
 
 
 def _bind(eqn: Any, values: list[Any], params: dict[str, Any]) -> list[Any]:

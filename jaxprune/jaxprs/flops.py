@@ -1,7 +1,8 @@
-"""Floating point operations by reading the jaxpr: what a function does, before a compiler changes it.
+"""Floating point operations by reading the jaxpr: what a function does, before a compiler changes
+it.
 
-`costs` prices one equation; this file walks: into jit, remat and custom calls, `length` times into a scan, once into a
-while, into the dearest branch of a cond.
+`costs` prices one equation; this file walks: into jit, remat and custom calls, `length` times into
+a scan, once into a while, into the dearest branch of a cond.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +27,8 @@ Density = Fraction | None
 def flops(f: Callable[..., Any], *args: Any, **kw: Any) -> int:
     """Operations of one call of f, counted on its jaxpr; nothing is run or compiled.
 
-    `scan` counts its body length times, `while` once (its number of turns is not known), `cond` its dearest branch.
+    `scan` counts its body length times, `while` once (its number of turns is not known), `cond` its
+    dearest branch.
 
     Args:
       f: a pure function.
@@ -37,11 +39,13 @@ def flops(f: Callable[..., Any], *args: Any, **kw: Any) -> int:
       The number of operations; a multiply-add is two.
 
     Raises:
-      ValueError: f calls what cannot be looked into (a callback, a Pallas kernel, an iterative solver): which.
+      ValueError: f calls what cannot be looked into (a callback, a Pallas kernel, an iterative
+        solver): which.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> jp.flops(lambda w, x: jnp.tanh(x @ w), jnp.zeros((30, 10)), jnp.zeros((5, 30)))     # 2·5·30·10 + 5·10
+      >>> # 2·5·30·10 + 5·10
+      >>> jp.flops(lambda w, x: jnp.tanh(x @ w), jnp.zeros((30, 10)), jnp.zeros((5, 30)))
       3050
     """
     return sum(flops_by_primitive(f, *args, **kw).values())
@@ -62,30 +66,35 @@ def flops_by_primitive(f: Callable[..., Any], *args: Any, **kw: Any) -> dict[str
 def unpadded_flops(f: Callable[..., Any], *args: Any, **kw: Any) -> int:
     """`flops` without the products with a convolution's padding, as XLA's `cost_analysis` counts.
 
-    Papers count them. A network made smaller has them in another proportion, so ratios differ by a few percent, too.
+    Papers count them. A network made smaller has them in another proportion, so ratios differ by a
+    few percent, too.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
       >>> from jaxprune.jaxprs.flops import unpadded_flops
-      >>> f = lambda w, x: jax.lax.conv_general_dilated(x, w, (1,), [(1, 1)], dimension_numbers=("NHC", "HIO", "NHC"))
+      >>> f = lambda w, x: jax.lax.conv_general_dilated(x, w, (1,), [(1, 1)],
+      ...     dimension_numbers=("NHC", "HIO", "NHC"))
       >>> w, x = jnp.zeros((3, 1, 1)), jnp.zeros((1, 8, 1))
-      >>> jp.flops(f, w, x), unpadded_flops(f, w, x)                       # 2·8·3, and without both ends 2·(8·3 − 2)
+      >>> # 2·8·3, and without both ends 2·(8·3 − 2)
+      >>> jp.flops(f, w, x), unpadded_flops(f, w, x)
       (48, 44)
     """
     return sum(_whole(_count(_trace(f, args, kw).jaxpr, [], unpadded).counts).values())
 
 
 def sparse_flops(f: Callable[..., Any], params: Any, *args: Any, **kw: Any) -> int:
-    """Operations of f(params, *args) were no product with a zero weight computed: 2 · nonzeros in place of 2 · weights.
+    """Operations of f(params, *args) were no product with a zero weight computed: 2 · nonzeros in
+    place of 2 · weights.
 
-    A theoretical number, the one that pruning papers print: dense hardware does not run faster for it. A matrix product
-    or a convolution is scaled by the density of its operand where that is a leaf of `params` (converted, reshaped,
-    transposed, or sliced by a scan); where both operands are, by the smaller density. All else counts as in `flops`.
+    A theoretical number, the one that pruning papers print: dense hardware does not run faster for
+    it. A matrix product or a convolution is scaled by the density of its operand where that is a
+    leaf of `params` (converted, reshaped, transposed, or sliced by a scan); where both operands
+    are, by the smaller density. All else counts as in `flops`.
 
     Args:
       f: a pure function of dense params.
-      params: a tree of concrete arrays, compressed or not. A mask tells what a `Masked` keeps; elsewhere it is
-        what is not 0.
+      params: a tree of concrete arrays, compressed or not. A mask tells what a `Masked` keeps;
+        elsewhere it is what is not 0.
       args: the further arguments of f, as in `flops`.
 
     Returns:
@@ -126,13 +135,17 @@ def _whole(counts: Counts) -> dict[str, int]:
 
 
 class Counted(NamedTuple):
-    """The operations of a jaxpr by primitive, and the densities of its results that are weights still."""
+    """The operations of a jaxpr by primitive, and the densities of its results that are weights
+    still.
+    """
 
     counts: Counts
     results: list[Density]
 
 
-def _count(jaxpr: jex.Jaxpr, inputs: Sequence[Density], price: Callable[[Any], int] = cost) -> Counted:
+def _count(
+    jaxpr: jex.Jaxpr, inputs: Sequence[Density], price: Callable[[Any], int] = cost
+) -> Counted:
     """Operations by primitive, given the densities of the weights among the inputs."""
     parts: list[Counts] = []
 
@@ -153,7 +166,9 @@ def _equation(eqn: Any, densities: list[Density], price: Callable[[Any], int]) -
         share = _share(eqn, densities)
         return Counted({name: price(eqn) * share}, densities if name in SAME else [])
     of_operand = {id(v): density for v, density in zip(eqn.invars, densities)}
-    inside = [_count(body.jaxpr, [of_operand.get(id(v)) for v in body.operands], price) for body in called]
+    inside = [
+        _count(body.jaxpr, [of_operand.get(id(v)) for v in body.operands], price) for body in called
+    ]
     parts = [_times(body.times, one.counts) for body, one in zip(called, inside)]
     counts = max(parts, key=lambda c: sum(c.values())) if name == "cond" else _sum(parts)
     # Of a scan: constants and slices that come out as they went in.

@@ -1,13 +1,15 @@
-"""Folding batch norms into the weights before them, by reading the jaxpr: same f, same tree, fewer numbers to store.
+"""Folding batch norms into the weights before them, by reading the jaxpr: same f, same tree, fewer
+numbers to store.
 
-A convolution or a dot y with the weight K, whose only use is a chain of affine maps with parameters of its own, is
-z = a·y + b for each output channel: bias and eval-mode batch norm, z = (y + bias − mean)·scale / √(var + ε) + β.
-Set the parameters that multiply (var, scale) to 1, those that add to 0; the chain then is z = a′·y + b′. So
+A convolution or a dot y with the weight K, whose only use is a chain of affine maps with parameters
+of its own, is z = a·y + b for each output channel: bias and eval-mode batch norm, z = (y + bias −
+mean)·scale / √(var + ε) + β. Set the parameters that multiply (var, scale) to 1, those that add to
+0; the chain then is z = a′·y + b′. So
 
     K ← K·a/a′,    β ← β + (b − b′)/(dz/dβ)
 
-give the same z, where β is the last parameter that adds. All other arrays of the chain are constants, which a file
-stores for nothing (Jacob et al. 2018, arXiv:1712.05877, fold at inference).
+give the same z, where β is the last parameter that adds. All other arrays of the chain are
+constants, which a file stores for nothing (Jacob et al. 2018, arXiv:1712.05877, fold at inference).
 """
 
 from collections.abc import Callable
@@ -41,25 +43,31 @@ class Folded(NamedTuple):
     error: float
 
 
-def fold_batch_norm(f: Callable[..., Any], params: Any, *args: Any, tolerance: float = 1e-4) -> Folded:
+def fold_batch_norm(
+    f: Callable[..., Any], params: Any, *args: Any, tolerance: float = 1e-4
+) -> Folded:
     """Moves eval-mode batch norms into the convolutions and dots before them.
 
     Args:
       f: a pure function f(params, *args) in eval mode.
-      params: all its arrays, statistics included: linen's `{"params": …, "batch_stats": …}`, an `nnx.State`, any tree.
-      args: further arguments, as small as f takes (a batch of one or two); the result is checked on them.
+      params: all its arrays, statistics included: linen's `{"params": …, "batch_stats": …}`, an
+        `nnx.State`, any tree.
+      args: further arguments, as small as f takes (a batch of one or two); the result is checked on
+        them.
       tolerance: the largest relative error of the outputs.
 
     Returns:
-      `Folded`. What is followed by a nonlinearity first, shared, used twice or normalised by its own batch is left
-      alone, and says why.
+      `Folded`. What is followed by a nonlinearity first, shared, used twice or normalised by its
+      own batch is left alone, and says why.
 
     Raises:
       ValueError: nothing to fold; params are traced; the outputs differ by more than the tolerance.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
-      >>> f = lambda p, x: (x @ p["w"] - p["mean"]) * jax.lax.rsqrt(p["var"] + 1e-5) * p["scale"] + p["bias"]
+      >>> def f(p, x):
+      ...     normed = (x @ p["w"] - p["mean"]) * jax.lax.rsqrt(p["var"] + 1e-5)
+      ...     return normed * p["scale"] + p["bias"]
       >>> one = jnp.ones(2)
       >>> p = {"w": jnp.eye(2), "mean": one, "var": 4 * one, "scale": one, "bias": 0 * one}
       >>> new = jp.fold_batch_norm(f, p, 3 * jnp.ones((1, 2))).params
@@ -71,18 +79,27 @@ def fold_batch_norm(f: Callable[..., Any], params: Any, *args: Any, tolerance: f
     leaves, tree = flatten_with_path(params)
     if any(isinstance(x, Tracer) for _, x in leaves):
         raise ValueError("fold_batch_norm reads values, and params are traced: call it outside jit")
-    graph = Graph(program(f, params, *args), [leaf_path(k) for k, _ in leaves], [x for _, x in leaves])
-    folded, left = [], {}
+    graph = Graph(
+        program(f, params, *args), [leaf_path(k) for k, _ in leaves], [x for _, x in leaves]
+    )
+    folded = []
+    left = {}
     for eqn in graph.products():
         _fold(graph, eqn, folded, left)
     left |= graph.others({p for _, names in folded for p in names} | set(left))
     if not folded:
-        why = "; ".join(f"{p}: {w}" for p, w in left.items()) or "no convolution or dot is followed by one"
+        why = (
+            "; ".join(f"{p}: {w}" for p, w in left.items())
+            or "no convolution or dot is followed by one"
+        )
         raise ValueError(f"fold_batch_norm finds nothing to fold in f. {why}")
     new = jax.tree.unflatten(tree, graph.leaves)
     error = _error(f(params, *args), f(new, *args))
     if not error <= tolerance:
-        raise ValueError(f"fold_batch_norm changes f by {error:.2g}, relative to its largest output: see `tolerance`")
+        raise ValueError(
+            f"fold_batch_norm changes f by {error:.2g}, relative to its largest output: see "
+            f"`tolerance`"
+        )
     return Folded(new, tuple(folded), tuple(left.items()), error)
 
 
@@ -110,10 +127,14 @@ class Chain(NamedTuple):
 
     def affine(self, changed: dict[int, Any]) -> tuple[np.ndarray, np.ndarray]:
         """a and b of z = a·y + b, shaped as y and z, with some parameters changed."""
-        y, graph = self.product.outputs[0], self.graph
+        y = self.product.outputs[0]
+        graph = self.graph
         wanted = {i for e in self.equations for i in e.inputs if i in graph.of}
         known = graph.values(wanted, changed)
-        z = lambda x: evaluate(self.equations, known | {y: x})[self.equations[-1].outputs[0]]
+
+        def z(x):
+            return evaluate(self.equations, known | {y: x})[self.equations[-1].outputs[0]]
+
         like = graph.code.shapes[y]
         b, pull = jax.vjp(z, jnp.zeros(like.shape, like.dtype))
         return np.asarray(pull(jnp.ones_like(b))[0], np.float64), np.asarray(b, np.float64)
@@ -123,7 +144,16 @@ def _chain(graph: Graph, eqn: Equation) -> Chain | None:
     """The chain after a product, if parameters multiply along it."""
     side = next(s for s, i in enumerate(eqn.inputs) if i in graph.of)
     equations = graph.chain(eqn.outputs[0])
-    of = lambda names: [graph.of[i] for e in equations if e.primitive.name in names for i in e.inputs if i in graph.of]
+
+    def of(names):
+        return [
+            graph.of[i]
+            for e in equations
+            if e.primitive.name in names
+            for i in e.inputs
+            if i in graph.of
+        ]
+
     many = tuple(sorted(frozenset().union(*of(("mul", "div")))))
     adds = dict.fromkeys(n for some in of(AFFINE) for n in sorted(some) if n not in many)
     (weight,) = graph.of[eqn.inputs[side]]
@@ -138,11 +168,14 @@ def _fold(graph: Graph, eqn: Equation, folded: list[Any], left: dict[str, str]) 
     if why := _obstacle(chain) or _solve(chain):
         left.update({graph.paths[n]: why for n in chain.many})
     else:
-        folded.append((graph.paths[chain.weight], tuple(graph.paths[n] for n in (*chain.many, *chain.adds))))
+        folded.append(
+            (graph.paths[chain.weight], tuple(graph.paths[n] for n in (*chain.many, *chain.adds)))
+        )
 
 
 def _obstacle(chain: Chain) -> str:
-    graph, inside = chain.graph, {id(e) for e in chain.equations}
+    graph = chain.graph
+    inside = {id(e) for e in chain.equations}
     if [id(e) for e in graph.meets(chain.weight)] != [id(chain.product)]:
         return f"the weight {graph.paths[chain.weight]} is used more than once"
     for n in (*chain.many, *chain.adds):
@@ -157,7 +190,9 @@ def _solve(chain: Chain) -> str:
     """Puts the new arrays into the graph's leaves; "" or why it cannot be done."""
     leaves = chain.graph.leaves
     a, b = chain.affine({})
-    new = {n: jnp.ones_like(leaves[n]) for n in chain.many} | {n: jnp.zeros_like(leaves[n]) for n in chain.adds}
+    new = {n: jnp.ones_like(leaves[n]) for n in chain.many} | {
+        n: jnp.zeros_like(leaves[n]) for n in chain.adds
+    }
     a_new, b_new = chain.affine(new)
     if not np.all(np.isfinite(a_new)) or np.any(a_new == 0):
         return "it has no inverse where its scales are 1"
@@ -166,7 +201,9 @@ def _solve(chain: Chain) -> str:
         return "it does not scale whole output channels"
     new |= _offset(chain, new, b, b_new)
     near = max(1e-4, 16 * float(jnp.finfo(leaves[chain.weight].dtype).eps))
-    if np.max(abs(chain.affine(new)[1] - b), initial=0) > near * max(np.max(abs(b), initial=0), 1e-30):
+    if np.max(abs(chain.affine(new)[1] - b), initial=0) > near * max(
+        np.max(abs(b), initial=0), 1e-30
+    ):
         return "no parameter can take its offset"
     for n, x in {**new, chain.weight: kernel}.items():
         leaves[n] = x
@@ -186,11 +223,15 @@ def _offset(chain: Chain, new: dict[int, Any], b: np.ndarray, b_new: np.ndarray)
     return {}
 
 
-def _places(chain: Chain, new: dict[int, Any], n: int, slope: np.ndarray, b_new: np.ndarray) -> np.ndarray:
-    """For each element of z, flat, which element of parameter n is added to it: read off by giving these their numbers,
-    one hexadecimal digit at a time, which any dtype holds."""
+def _places(
+    chain: Chain, new: dict[int, Any], n: int, slope: np.ndarray, b_new: np.ndarray
+) -> np.ndarray:
+    """For each element of z, flat, which element of parameter n is added to it: read off by giving
+    these their numbers, one hexadecimal digit at a time, which any dtype holds.
+    """
     x = chain.graph.leaves[n]
-    number, places = np.arange(x.size).reshape(x.shape), np.zeros(slope.size, int)
+    number = np.arange(x.size).reshape(x.shape)
+    places = np.zeros(slope.size, int)
     for shift in range(0, x.size.bit_length(), 4):
         digit = jnp.asarray(number >> shift & 15, x.dtype)
         found = (chain.affine(new | {n: digit})[1] - b_new) / slope
@@ -199,7 +240,9 @@ def _places(chain: Chain, new: dict[int, Any], n: int, slope: np.ndarray, b_new:
 
 
 def _scaled(chain: Chain, ratio: np.ndarray) -> Any:
-    """The weight with its output channels scaled; None where `ratio`, shaped as the output, is not one a channel."""
+    """The weight with its output channels scaled; None where `ratio`, shaped as the output, is not
+    one a channel.
+    """
     pairs = _channels(chain, ratio.ndim)
     kept = [o for o, _ in pairs]
     first = ratio[tuple(slice(None) if o in kept else slice(0, 1) for o in range(ratio.ndim))]
@@ -208,28 +251,48 @@ def _scaled(chain: Chain, ratio: np.ndarray) -> Any:
     shape = chain.graph.code.shapes[chain.operand].shape
     order = sorted(pairs, key=lambda pair: pair[1])
     thin = first.transpose([o for o, _ in order] + [o for o in range(ratio.ndim) if o not in kept])
-    return _through(chain, thin.reshape([shape[w] if w in [k for _, k in order] else 1 for w in range(len(shape))]))
+    return _through(
+        chain,
+        thin.reshape([shape[w] if w in [k for _, k in order] else 1 for w in range(len(shape))]),
+    )
 
 
 def _through(chain: Chain, factor: np.ndarray) -> Any:
-    """The weight that makes the operand `factor` times what it is; None where none does (it is not a mere layout)."""
-    graph, weight = chain.graph, chain.graph.leaves[chain.weight]
-    see = lambda k: graph.values({chain.operand}, {chain.weight: k})[chain.operand]
+    """The weight that makes the operand `factor` times what it is; None where none does (it is not
+    a mere layout).
+    """
+    graph = chain.graph
+    weight = chain.graph.leaves[chain.weight]
+
+    def see(k):
+        return graph.values({chain.operand}, {chain.weight: k})[chain.operand]
+
     old, pull = jax.vjp(see, weight)
-    share = np.asarray(pull(jnp.asarray(np.broadcast_to(factor, old.shape), old.dtype))[0], np.float64)
+    share = np.asarray(
+        pull(jnp.asarray(np.broadcast_to(factor, old.shape), old.dtype))[0], np.float64
+    )
     new = jnp.asarray(np.asarray(weight, np.float64) * share, weight.dtype)
-    gap = np.max(abs(np.asarray(see(new), np.float64) - np.asarray(old, np.float64) * factor), initial=0)
+    gap = np.max(
+        abs(np.asarray(see(new), np.float64) - np.asarray(old, np.float64) * factor), initial=0
+    )
     return new if gap <= 1e-2 * float(jnp.max(jnp.abs(new))) else None
 
 
 def _channels(chain: Chain, rank: int) -> list[tuple[int, int]]:
-    """(axis of the output, axis of the weight) for the output channels; empty where there are none."""
-    eqn, side = chain.product, chain.side
+    """(axis of the output, axis of the weight) for the output channels; empty where there are
+    none.
+    """
+    eqn = chain.product
+    side = chain.side
     if eqn.primitive.name != "conv_general_dilated":
         operand = chain.graph.code.shapes[chain.operand]
         return _dot_axes(eqn.params["dimension_numbers"], side, rank, operand.ndim)
     d = eqn.params["dimension_numbers"]
-    return [(d.out_spec[1], d.rhs_spec[0])] if side == 1 and eqn.params["batch_group_count"] == 1 else []
+    return (
+        [(d.out_spec[1], d.rhs_spec[0])]
+        if side == 1 and eqn.params["batch_group_count"] == 1
+        else []
+    )
 
 
 def _dot_axes(numbers: Any, side: int, out: int, rank: int) -> list[tuple[int, int]]:
@@ -241,5 +304,11 @@ def _dot_axes(numbers: Any, side: int, out: int, rank: int) -> list[tuple[int, i
 
 
 def _error(old: Any, new: Any) -> float:
-    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(*map(jax.tree.leaves, (old, new)))]
-    return max(float(np.max(abs(a - b), initial=0) / max(np.max(abs(a), initial=0), 1e-30)) for a, b in pairs)
+    pairs = [
+        (np.asarray(a, np.float64), np.asarray(b, np.float64))
+        for a, b in zip(*map(jax.tree.leaves, (old, new)))
+    ]
+    return max(
+        float(np.max(abs(a - b), initial=0) / max(np.max(abs(a), initial=0), 1e-30))
+        for a, b in pairs
+    )

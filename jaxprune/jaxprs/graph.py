@@ -1,38 +1,59 @@
-"""What a program does with its parameters: which values are made of them alone, and who uses what."""
+"""What a program does with its parameters: which values are made of them alone, and who uses
+what.
+"""
 
 from typing import Any
 
 from jaxprune.jaxprs.equations import Equation, Program, evaluate
 
 AFFINE = frozenset({"add", "sub", "mul", "div"})
-LAYOUT = frozenset({"reshape", "transpose", "squeeze", "convert_element_type", "copy", "copy_p", "rev"})
+LAYOUT = frozenset(
+    {"reshape", "transpose", "squeeze", "convert_element_type", "copy", "copy_p", "rev"}
+)
 
 
 class Graph:
     """A program, which values are made of parameters alone, and who uses what."""
 
     def __init__(self, code: Program, paths: list[str], leaves: list[Any]):
-        self.code, self.paths, self.leaves = code, paths, list(leaves)
+        self.code = code
+        self.paths = paths
+        self.leaves = list(leaves)
         self.leaf = dict(zip(code.inputs, range(len(leaves))))
-        self.of = {i: frozenset() for i in code.constants} | {i: frozenset({n}) for i, n in self.leaf.items()}
+        self.of = {i: frozenset() for i in code.constants} | {
+            i: frozenset({n}) for i, n in self.leaf.items()
+        }
         self.maker = {o: e for e in code.equations for o in e.outputs}
         self.users: dict[int, list[Any]] = {o: [None] for o in code.outputs}
         for e in code.equations:
             for i in e.inputs:
                 self.users.setdefault(i, []).append(e)
             if all(i in self.of for i in e.inputs):
-                self.of |= {o: frozenset().union(*(self.of[i] for i in e.inputs)) for o in e.outputs}
+                self.of |= {
+                    o: frozenset().union(*(self.of[i] for i in e.inputs)) for o in e.outputs
+                }
 
     def products(self) -> list[Equation]:
         """Convolutions and dots of data with something made of one parameter."""
-        fit = lambda e: [len(self.of.get(i, ())) == 1 for i in e.inputs] in ([True, False], [False, True])
+
+        def fit(e):
+            return [len(self.of.get(i, ())) == 1 for i in e.inputs] in (
+                [True, False],
+                [False, True],
+            )
+
         names = ("conv_general_dilated", "dot_general")
         return [e for e in self.code.equations if e.primitive.name in names and fit(e)]
 
     def meets(self, n: int) -> list[Equation | None]:
         """Where a parameter meets data, or leaves the program."""
         made = [v for v, of in self.of.items() if n in of]
-        return [e for v in made for e in self.users.get(v, ()) if e is None or e.outputs[0] not in self.of]
+        return [
+            e
+            for v in made
+            for e in self.users.get(v, ())
+            if e is None or e.outputs[0] not in self.of
+        ]
 
     def chain(self, y: int) -> list[Equation]:
         """The affine and layout equations that alone use y, one after another."""
@@ -49,7 +70,8 @@ class Graph:
 
     def values(self, wanted: set[int], changed: dict[int, Any]) -> dict[int, Any]:
         """Values made of parameters, with some of these changed."""
-        need, made = set(wanted), []
+        need = set(wanted)
+        made = []
         for e in reversed(self.code.equations):
             if need & set(e.outputs) and all(i in self.of for i in e.inputs):
                 need |= set(e.inputs)
@@ -71,7 +93,9 @@ class Graph:
 
     def _origin(self, v: int) -> str:
         """The primitive that made v, but for its layout."""
-        while (e := self.maker.get(v)) is not None and e.primitive.name in LAYOUT | {"broadcast_in_dim"}:
+        while (e := self.maker.get(v)) is not None and e.primitive.name in LAYOUT | {
+            "broadcast_in_dim"
+        }:
             v = e.inputs[0]
         return "" if e is None else e.primitive.name
 

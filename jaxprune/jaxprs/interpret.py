@@ -1,11 +1,12 @@
-"""The one loop over the equations of a jaxpr: what computes, cuts, counts or renames says what one equation does.
+"""The one loop over the equations of a jaxpr: what computes, cuts, counts or renames says what one
+equation does.
 
     interpret   equations in order, each visited with the values of its operands
     last_uses   when a value can be let go
     equations   all equations, those that others call among them
 
-A value is whatever the visitor works with: arrays, tracers, axes, densities, the numbers of values in a list. Nothing
-here reads the parameters of an equation: what one calls is in `calls`.
+A value is whatever the visitor works with: arrays, tracers, axes, densities, the numbers of values
+in a list. Nothing here reads the parameters of an equation: what one calls is in `calls`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,9 @@ Visit = Callable[[Any, list[Any]], Iterable[Any]]
 
 @runtime_checkable
 class Step(Protocol):
-    """An equation of JAX, a run of equations, or a record of one: variables out of variables and literals."""
+    """An equation of JAX, a run of equations, or a record of one: variables out of variables and
+    literals.
+    """
 
     @property
     def invars(self) -> Sequence[Any]: ...
@@ -58,11 +61,12 @@ def interpret(
       consts: values of its constants.
       inputs: values of its inputs.
       visit: gives the values of a step's results.
-      steps: what is run in place of the jaxpr's equations: some of them, runs of them, or records of them.
+      steps: what is run in place of the jaxpr's equations: some of them, runs of them, or records
+        of them.
       literal: the value of a literal.
       unknown: the value of a variable that no step made; by default that is an error.
-      ends: number of a step -> variables whose values are let go after it (`last_uses`); by default none are, which is
-        right under jit and for values that hold no arrays.
+      ends: number of a step -> variables whose values are let go after it (`last_uses`); by default
+        none are, which is right under jit and for values that hold no arrays.
 
     Raises:
       KeyError: a variable that no step made, without `unknown`.
@@ -92,7 +96,8 @@ def interpret(
 
 
 def last_uses(steps: Sequence[Step], results: Iterable[Any]) -> dict[int, list[Any]]:
-    """Number of a step -> the variables that nothing reads after it, so that their values can be let go.
+    """Number of a step -> the variables that nothing reads after it, so that their values can be
+    let go.
 
     Args:
       steps: in the order in which they are run.

@@ -1,7 +1,7 @@
 """A jaxpr evaluated anew, its taps brought out or replaced: the interpreter behind `taps`.
 
-Runs of equations without a tap are evaluated as one jaxpr, untouched. Calls that hold taps are entered; a scan stacks
-what is brought out of it, and slices what is put in.
+Runs of equations without a tap are evaluated as one jaxpr, untouched. Calls that hold taps are
+entered; a scan stacks what is brought out of it, and slices what is put in.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,9 @@ def _name(eqn: Any) -> str | None:
 
 
 def names_in(jaxpr: Any, where: Any) -> list[str]:
-    """Names of the matching taps in order, those of inner jaxprs included; branches of a cond count once."""
+    """Names of the matching taps in order, those of inner jaxprs included; branches of a cond count
+    once.
+    """
     found = []
     for eqn in equations(jaxpr):
         name = _name(eqn)
@@ -45,13 +47,17 @@ def names_in(jaxpr: Any, where: Any) -> list[str]:
 def run_with(
     jaxpr: Any, consts: list[Any], args: list[Any], where: Any, edits: dict[str, Edit], given: Taps
 ) -> tuple[list[Any], Taps]:
-    """The outputs of a jaxpr and its taps, by name in order; `given` are values to put in their places."""
+    """The outputs of a jaxpr and its taps, by name in order; `given` are values to put in their
+    places.
+    """
     taps: Taps = {}
     given = {name: list(values) for name, values in given.items()}
 
     def visit(run: Run, values: list[Any]) -> list[Any]:
         if not run.tapped:
-            made = run_equations(run.equations, dict(zip(run.invars, values)), jaxpr.debug_info, set(run.outvars))
+            made = run_equations(
+                run.equations, dict(zip(run.invars, values)), jaxpr.debug_info, set(run.outvars)
+            )
             return [made[v] for v in run.outvars]
         outs, brought = _visit(run.equations[0], values, where, edits, given)
         for name, found in brought.items():
@@ -64,31 +70,49 @@ def run_with(
     return outs, taps
 
 
-def _visit(eqn: Any, values: list[Any], where: Any, edits: dict[str, Edit], given: Taps) -> tuple[list[Any], Taps]:
+def _visit(
+    eqn: Any, values: list[Any], where: Any, edits: dict[str, Edit], given: Taps
+) -> tuple[list[Any], Taps]:
     """A tap, or an equation that holds some; takes its share of `given` away."""
     name = _name(eqn)
     if name is None:
         _refuse(eqn, where)
         names = names_in(bodies(eqn)[0].jaxpr, where)
-        share = {n: [given[n].pop(0) for _ in range(names.count(n))] for n in dict.fromkeys(names) if n in given}
-        run = lambda body, args, given: run_with(body.jaxpr, body.consts, args, where, edits, given)
+        share = {
+            n: [given[n].pop(0) for _ in range(names.count(n))]
+            for n in dict.fromkeys(names)
+            if n in given
+        }
+
+        def run(body, args, given):
+            return run_with(body.jaxpr, body.consts, args, where, edits, given)
+
         return enter(eqn, values, run, share)
     [old] = values
     new = given[name].pop(0) if name in given else edits[name](old) if name in edits else old
     if (jax.numpy.shape(new), jax.numpy.result_type(new)) != (old.shape, old.dtype):
         kind = f"{jax.numpy.result_type(new)}{list(jax.numpy.shape(new))}"
-        raise ValueError(f"plant: {name!r} is {old.dtype}{list(old.shape)}, and its new value is {kind}")
+        raise ValueError(
+            f"plant: {name!r} is {old.dtype}{list(old.shape)}, and its new value is {kind}"
+        )
     return [checkpoint_name(new, PREFIX + name)], {name: [new]}
 
 
 def _refuse(eqn: Any, where: Any) -> None:
-    """A while loop has nowhere to put a tap, and the branches of a cond must bring the same ones."""
-    arms, kind = [names_in(b.jaxpr, where) for b in bodies(eqn)], eqn.primitive.name
+    """A while loop has nowhere to put a tap, and the branches of a cond must bring the same
+    ones.
+    """
+    arms = [names_in(b.jaxpr, where) for b in bodies(eqn)]
+    kind = eqn.primitive.name
     if kind not in ENTERED:
         tapped = max(arms, key=len)[0]
-        raise ValueError(f"tap {tapped!r} is inside {kind!r}: only jit, remat, scan and cond can be entered")
+        raise ValueError(
+            f"tap {tapped!r} is inside {kind!r}: only jit, remat, scan and cond can be entered"
+        )
     if any(arm != arms[0] for arm in arms):
-        raise ValueError(f"the branches of a cond tap different names, {arms}: tap the same in each")
+        raise ValueError(
+            f"the branches of a cond tap different names, {arms}: tap the same in each"
+        )
 
 
 class Run(NamedTuple):
@@ -132,5 +156,7 @@ def _run_of(eqns: list[Any], tapped: bool, needed: set[Any]) -> Run:
     if tapped:
         return Run(eqns, True, list(eqns[0].invars), list(eqns[0].outvars))
     made = dict.fromkeys(v for eqn in eqns for v in eqn.outvars)
-    taken = dict.fromkeys(v for eqn in eqns for v in eqn.invars if not isinstance(v, jex.Literal) and v not in made)
+    taken = dict.fromkeys(
+        v for eqn in eqns for v in eqn.invars if not isinstance(v, jex.Literal) and v not in made
+    )
     return Run(eqns, False, list(taken), [v for v in made if v in needed])

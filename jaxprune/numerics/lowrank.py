@@ -1,16 +1,21 @@
 """Low rank: W ≈ U V, and for convolutions the Tucker-2 form W ≈ U ×_in C ×_out V.
 
-    SVD       min ‖W − U V‖, rank r: W = A Σ Bᵀ, U = A_r √Σ_r, V = √Σ_r B_rᵀ              (Eckart, Young 1936)
-    FWSVD     min ‖D (W − U V)‖, D² = diag(row sums of the Fisher information): SVD of D W, U divided by D
-              (Hsu et al. 2022, arXiv:2207.00112; one weight for each row is what keeps the problem an SVD)
+    SVD       min ‖W − U V‖, rank r: W = A Σ Bᵀ, U = A_r √Σ_r, V = √Σ_r B_rᵀ              (Eckart,
+              Young 1936)
+    FWSVD     min ‖D (W − U V)‖, D² = diag(row sums of the Fisher information): SVD of D W, U
+              divided by D
+              (Hsu et al. 2022, arXiv:2207.00112; one weight for each row is what keeps the problem
+              an SVD)
     Tucker-2  C (window, r_in, r_out), U (in, r_in), V (r_out, out): W[window] ≈ U C[window] V
-              HOSVD start, then HOOI sweeps (De Lathauwer et al. 2000; for layers Kim et al. 2016, arXiv:1511.06530)
+              HOSVD start, then HOOI sweeps (De Lathauwer et al. 2000; for layers Kim et al. 2016,
+              arXiv:1511.06530)
 
-Rows are inputs (axis −2) and columns outputs (axis −1); a window axis is any axis before them. The HOSVD start is
-within √2 of the best fit, a sweep never makes it worse, and a tensor of these ranks is a fixed point.
+Rows are inputs (axis −2) and columns outputs (axis −1); a window axis is any axis before them. The
+HOSVD start is within √2 of the best fit, a sweep never makes it worse, and a tensor of these ranks
+is a fixed point.
 
-A factorisation needs its matrix whole: on an Explicit mesh the leaf is gathered first (on an Auto mesh XLA does it).
-Its gradient is undefined where singular values tie; train the factors instead.
+A factorisation needs its matrix whole: on an Explicit mesh the leaf is gathered first (on an Auto
+mesh XLA does it). Its gradient is undefined where singular values tie; train the factors instead.
 """
 
 import jax
@@ -24,11 +29,13 @@ from jax.typing import ArrayLike
 from .placement import sharding_on
 
 SWEEPS = 3  # of HOOI: on random tensors the fourth moves the error by less than 1e-3 of it
-FLOOR = 1e-3  # the least row weight, of the largest: dividing by smaller ones would amplify float32's rounding
+# the least row weight, of the largest: dividing by smaller ones would amplify float32's rounding
+FLOOR = 1e-3
 
 
 def svd(w: Array, rank: int, weights: Array | None = None) -> tuple[Array, Array]:
-    """U (…, m, r), V (…, r, n) with the least ‖D (W − U V)‖; D = 1 without weights (Fisher information, shaped as w).
+    """U (…, m, r), V (…, r, n) with the least ‖D (W − U V)‖; D = 1 without weights (Fisher
+    information, shaped as w).
 
     >>> u, v = svd(jnp.array([[1.0, 2.0], [2.0, 4.0]]), rank=1)
     >>> bool(jnp.allclose(u @ v, jnp.array([[1.0, 2.0], [2.0, 4.0]]), atol=1e-5))
@@ -40,12 +47,15 @@ def svd(w: Array, rank: int, weights: Array | None = None) -> tuple[Array, Array
     w, root_unit = _scaled(w)
     a, s, b = jnp.linalg.svd(w * d, full_matrices=False)
     root = jnp.sqrt(s[..., :rank])
-    u, v = a[..., :rank] * root[..., None, :] / d, root[..., :, None] * b[..., :rank, :]
+    u = a[..., :rank] * root[..., None, :] / d
+    v = root[..., :, None] * b[..., :rank, :]
     return u * root_unit, v * root_unit
 
 
 def singular_values(w: Array) -> np.ndarray:
-    """The singular values of a concrete matrix, descending, in float64: their sum of squares may leave float32."""
+    """The singular values of a concrete matrix, descending, in float64: their sum of squares may
+    leave float32.
+    """
     w, root_unit = _scaled(_whole(w))
     return np.asarray(jnp.linalg.svd(w, compute_uv=False), np.float64) * float(root_unit) ** 2
 
@@ -57,17 +67,24 @@ def rank_for_energy(singular_values: ArrayLike, energy: float) -> int:
     2
     """
     if isinstance(singular_values, Tracer):
-        raise ValueError(f"the rank for energy={energy} depends on values, and they are traced: give rank=")
+        raise ValueError(
+            f"the rank for energy={energy} depends on values, and they are traced: give rank="
+        )
     if not 0 <= energy <= 1:
         raise ValueError(f"energy={energy}: give a fraction from 0 to 1")
     power = np.cumsum(np.square(np.asarray(singular_values, np.float64)))
-    return 1 + int(np.searchsorted(power, energy * power[-1])) if power.size and power[-1] > 0 else 1
+    return (
+        1 + int(np.searchsorted(power, energy * power[-1])) if power.size and power[-1] > 0 else 1
+    )
 
 
-def tucker2(w: Array, ranks: tuple[int, int], weights: Array | None = None) -> tuple[Array, Array, Array]:
+def tucker2(
+    w: Array, ranks: tuple[int, int], weights: Array | None = None
+) -> tuple[Array, Array, Array]:
     """Core (…, r_in, r_out), U (in, r_in), V (r_out, out) of a convolution (…window, in, out).
 
-    All axes before the last two are the window; batches go through vmap. `weights` weigh the inputs, as in `svd`.
+    All axes before the last two are the window; batches go through vmap. `weights` weigh the
+    inputs, as in `svd`.
     """
     for name, rank, size in zip(("r_in", "r_out"), ranks, w.shape[-2:]):
         _check_rank(name, rank, size, w.shape)
@@ -75,7 +92,8 @@ def tucker2(w: Array, ranks: tuple[int, int], weights: Array | None = None) -> t
     d = _row_weights(w, weights, (*range(w.ndim - 2), w.ndim - 1))
     w, root_unit = _scaled(w)
     scaled = w * d
-    u, v = _leading(_by_input(scaled), ranks[0]), _leading(_by_output(scaled), ranks[1])
+    u = _leading(_by_input(scaled), ranks[0])
+    v = _leading(_by_output(scaled), ranks[1])
     for _ in range(SWEEPS):
         u = _leading(_by_input(_dot(scaled, v)), ranks[0])
         v = _leading(_by_output(_dot(u.T, scaled)), ranks[1])
@@ -98,11 +116,16 @@ def svd_size(m: int, n: int, r: int) -> int:
 def tucker_size(shape: tuple[int, ...], ranks: tuple[int, int]) -> int:
     """Numbers in the core, U and V of a (…window, in, out) array."""
     *window, n_in, n_out = shape
-    return int(np.prod(window, dtype=np.int64)) * ranks[0] * ranks[1] + n_in * ranks[0] + ranks[1] * n_out
+    return (
+        int(np.prod(window, dtype=np.int64)) * ranks[0] * ranks[1]
+        + n_in * ranks[0]
+        + ranks[1] * n_out
+    )
 
 
 def _scaled(w: Array) -> tuple[Array, Array]:
-    """(w / 4^e, 2^e) with the largest |w| / 4^e near 1: squares of very large or small weights leave float32's range.
+    """(w / 4^e, 2^e) with the largest |w| / 4^e near 1: squares of very large or small weights
+    leave float32's range.
 
     Both are exact. 2^e goes to each of two factors, which then are of one size.
     """
@@ -112,7 +135,9 @@ def _scaled(w: Array) -> tuple[Array, Array]:
 
 
 def _dot(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)  # the default has 8 bits on some devices
+    return jnp.matmul(
+        a, b, precision=lax.Precision.HIGHEST
+    )  # the default has 8 bits on some devices
 
 
 def _by_input(w: Array) -> Array:
@@ -124,7 +149,9 @@ def _by_output(w: Array) -> Array:
 
 
 def _leading(unfolded: Array, rank: int) -> Array:
-    """Orthonormal basis (size, rank) of the leading left singular vectors, completed where the matrix has fewer."""
+    """Orthonormal basis (size, rank) of the leading left singular vectors, completed where the
+    matrix has fewer.
+    """
     # not eigh of the Gram matrix: it would lose everything below 3e-4 of the largest singular value
     return jnp.linalg.svd(unfolded, full_matrices=rank > unfolded.shape[1])[0][:, :rank]
 

@@ -1,12 +1,13 @@
 """Codes of 1 to 7 bits, packed in bytes.
 
-Bit planes: plane b holds bit b of the codes, eight neighbours of the last axis a byte (little bit order), so that
+Bit planes: plane b holds bit b of the codes, eight neighbours of the last axis a byte (little bit
+order), so that
 
     (…, n) codes of `bits` bits  <->  uint8 (…, bits, ⌈n / 8⌉)
 
-The width is the plane count and is not stored; n is the one static size. Leading axes batch. Signed codes are two's
-complement; bits of a code beyond its width are dropped. On a mesh each device packs its own codes, if they fill bytes.
-`xp` is jax.numpy, or numpy for arrays of the host.
+The width is the plane count and is not stored; n is the one static size. Leading axes batch. Signed
+codes are two's complement; bits of a code beyond its width are dropped. On a mesh each device packs
+its own codes, if they fill bytes. `xp` is jax.numpy, or numpy for arrays of the host.
 """
 
 from functools import reduce
@@ -25,14 +26,19 @@ def pack(codes: Any, bits: int, xp: ModuleType = jnp) -> Any:
     [[5], [6]]
     """
     if not 1 <= bits <= 7:
-        raise ValueError(f"bits={bits}: codes of 1 to 7 bits are packed; wider ones are stored as they are")
+        raise ValueError(
+            f"bits={bits}: codes of 1 to 7 bits are packed; wider ones are stored as they are"
+        )
     codes = codes.astype(xp.uint8)
     rest = -codes.shape[-1] % 8
     if rest:
         codes = xp.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, rest)])
     eights = split_axes(codes, {codes.ndim - 1: 8})
     place = xp.arange(8, dtype=xp.uint8)
-    byte = lambda b: xp.sum(((eights >> xp.uint8(b)) & xp.uint8(1)) << place, axis=-1, dtype=xp.uint8)
+
+    def byte(b):
+        return xp.sum(((eights >> xp.uint8(b)) & xp.uint8(1)) << place, axis=-1, dtype=xp.uint8)
+
     return xp.stack([byte(b) for b in range(bits)], axis=-2)
 
 
@@ -44,13 +50,20 @@ def unpack(words: Any, length: int, signed: bool, xp: ModuleType = jnp) -> Any:
     """
     *lead, bits, m = words.shape
     if -(-length // 8) != m:
-        raise ValueError(f"words of shape {words.shape} cannot hold length={length}: {m} bytes a plane")
+        raise ValueError(
+            f"words of shape {words.shape} cannot hold length={length}: {m} bytes a plane"
+        )
     place = xp.arange(8, dtype=xp.uint8)
-    plane = lambda b: ((words[..., b, :, None] >> place) & xp.uint8(1)) << xp.uint8(b)
+
+    def plane(b):
+        return ((words[..., b, :, None] >> place) & xp.uint8(1)) << xp.uint8(b)
+
     spec = spec_of(words)
     eights = reduce(xp.bitwise_or, map(plane, range(bits)))
     codes = merge_axes(eights, (*lead, 8 * m), spec and (*spec[:-2], spec[-1]))[..., :length]
     if not signed:
         return codes
     sign = xp.uint8(1 << (bits - 1))
-    return ((codes ^ sign) - sign).astype(xp.int8)  # in uint8, the borrow fills the upper bits with the sign
+    return ((codes ^ sign) - sign).astype(
+        xp.int8
+    )  # in uint8, the borrow fills the upper bits with the sign

@@ -1,10 +1,12 @@
 """Which weights stand and fall together: N of every M, blocks, whole units.
 
-    N:M      of every run of M along an axis the N largest stay (2:4, Mishra et al. 2021, arXiv:2104.08378)
+    N:M      of every run of M along an axis the N largest stay (2:4, Mishra et al. 2021,
+             arXiv:2104.08378)
     blocks   a score a block of the last axes: the sum of its weights' scores
     units    a score a slice of one axis, or of several: the same sum over all other axes
 
-`pool_…` sums scores, `spread_…` is its transpose on masks. Axes that are split or merged stay where a mesh has them.
+`pool_…` sums scores, `spread_…` is its transpose on masks. Axes that are split or merged stay where
+a mesh has them.
 """
 
 from collections.abc import Sequence
@@ -21,12 +23,17 @@ from .select import key_dtype, key_of
 
 
 def n_m(score: jax.Array, n: int, m: int, axis: int, *, magnitude: bool = False) -> jax.Array:
-    """A bool mask that keeps the n largest of every run of m along `axis` (ties: the lower index; NaN smallest).
+    """A bool mask that keeps the n largest of every run of m along `axis` (ties: the lower index;
+    NaN smallest).
 
-    The rank of an entry is the number of others in its run that beat it: m - 1 compares an entry, no sort.
+    The rank of an entry is the number of others in its run that beat it: m - 1 compares an entry,
+    no sort.
     """
     if not 0 <= n <= m or score.shape[axis] % m:
-        raise ValueError(f"{n}:{m} needs 0 <= n <= m and an axis that {m} divides, not axis {axis} of {score.shape}")
+        raise ValueError(
+            f"{n}:{m} needs 0 <= n <= m and an axis that {m} divides, not axis {axis} of "
+            f"{score.shape}"
+        )
     host = on_host(score)
     x: Any = np.asarray(score) if host else score
     mask = (_n_m if host else _n_m_compiled)(x, n, m, axis % score.ndim, magnitude)
@@ -52,7 +59,10 @@ def pool_blocks(score: jax.Array, block: Sequence[int]) -> jax.Array:
     """Sum of `score` over every block of the last len(block) axes, in float32."""
     lead = score.ndim - len(block)
     if lead < 0 or any(s % b for s, b in zip(score.shape[lead:], block)):
-        raise ValueError(f"blocks {tuple(block)} do not tile the last axes of {score.shape}: choose divisors, or pad")
+        raise ValueError(
+            f"blocks {tuple(block)} do not tile the last axes of {score.shape}: choose divisors, "
+            f"or pad"
+        )
     tiles = split_axes(score, {lead + i: b for i, b in enumerate(block)})
     return jnp.sum(tiles, tuple(lead + 2 * i + 1 for i in range(len(block))), dtype=jnp.float32)
 
@@ -75,7 +85,9 @@ def pool_units(score: jax.Array, axis: int | Sequence[int]) -> jax.Array:
 
 
 def spread_units(mask: jax.Array, axis: int | Sequence[int], shape: Sequence[int]) -> jax.Array:
-    """The transpose of `pool_units`: every entry of `mask` over its slice of an array of `shape`."""
+    """The transpose of `pool_units`: every entry of `mask` over its slice of an array of
+    `shape`.
+    """
     return lax.broadcast_in_dim(mask, tuple(shape), _axes(axis, len(shape)))
 
 

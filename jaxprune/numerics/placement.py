@@ -1,8 +1,10 @@
 """Where an array lies decides how it may be read.
 
 host      few entries, concrete, on one CPU device: NumPy has the answer before XLA has compiled
-chunked   one device: a loop over runs of CHUNK entries, so that no temporary has the size of the array
-whole     perhaps sharded: elementwise work and reductions in the array's own shape, which stay where the data is;
+chunked   one device: a loop over runs of CHUNK entries, so that no temporary has the size of the
+          array
+whole     perhaps sharded: elementwise work and reductions in the array's own shape, which stay
+          where the data is;
           to flatten, slice or scatter a sharded array gathers it
 """
 
@@ -17,7 +19,9 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-CHUNK = 1 << 18  # entries a step: what is computed from a chunk is still in the cache when it is used
+CHUNK = (
+    1 << 18
+)  # entries a step: what is computed from a chunk is still in the cache when it is used
 HOST = 1 << 24
 
 
@@ -29,10 +33,14 @@ def may_be_sharded(x: Any) -> bool:
 
 
 def on_host(*xs: Any, limit: int = HOST) -> bool:
-    """Whether all of `xs` are concrete, lie on one CPU device each, and have fewer than `limit` entries together."""
+    """Whether all of `xs` are concrete, lie on one CPU device each, and have fewer than `limit`
+    entries together.
+    """
 
     def here(x: Any) -> bool:
-        return not isinstance(x, jax.Array) or all(d.platform == "cpu" for d in x.sharding.device_set)
+        return not isinstance(x, jax.Array) or all(
+            d.platform == "cpu" for d in x.sharding.device_set
+        )
 
     if any(isinstance(x, Tracer) or may_be_sharded(x) for x in xs):
         return False
@@ -67,7 +75,9 @@ def _varying_axes(x: Any) -> frozenset[Any]:
 
 
 def fold_chunks(f: Callable, carry: Any, *xs: jax.Array) -> Any:
-    """carry <- f(carry, start, *chunks) over runs of CHUNK entries of the flattened arrays `xs`, in order."""
+    """carry <- f(carry, start, *chunks) over runs of CHUNK entries of the flattened arrays `xs`, in
+    order.
+    """
     flat = [x.reshape(-1) for x in xs]
     n = flat[0].size
     whole = n // CHUNK * CHUNK
@@ -86,7 +96,8 @@ def not_finite(x: Any, mask: Any = None) -> int:
     if not on_host(x, *(() if mask is None else (mask,)), limit=2 * x.size + 1):
         bad = ~jnp.isfinite(x) if mask is None else ~jnp.isfinite(x) & mask
         return int(jnp.sum(bad))
-    flat, kept = np.asarray(x).reshape(-1), None if mask is None else np.asarray(mask).reshape(-1)
+    flat = np.asarray(x).reshape(-1)
+    kept = None if mask is None else np.asarray(mask).reshape(-1)
     bad = 0
     for i in range(0, flat.size, CHUNK):
         part = flat[i : i + CHUNK] if kept is None else flat[i : i + CHUNK][kept[i : i + CHUNK]]
@@ -98,21 +109,31 @@ def not_finite(x: Any, mask: Any = None) -> int:
 
 
 def spec_of(x: Any) -> tuple[Any, ...] | None:
-    """How each axis of x is sharded over Explicit mesh axes; None where there are none, or the compiler decides."""
+    """How each axis of x is sharded over Explicit mesh axes; None where there are none, or the
+    compiler decides.
+    """
     spec = jax.typeof(x).sharding.spec if isinstance(x, jax.Array) else ()
     return (*spec, *(None,) * (x.ndim - len(spec))) if any(s is not None for s in spec) else None
 
 
 def sharding_on(x: Any, *axes: Any) -> NamedSharding:
-    """The sharding of x's mesh by these mesh axes. It names the mesh, so that no `jax.set_mesh` is needed around it."""
+    """The sharding of x's mesh by these mesh axes. It names the mesh, so that no `jax.set_mesh` is
+    needed around it.
+    """
     sharding = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
 
 def split_axes(x: Any, inner: Mapping[int, int]) -> Any:
-    """Axes a of size s become (s / inner[a], inner[a]), sharded as before where the devices divide s / inner[a]."""
+    """Axes a of size s become (s / inner[a], inner[a]), sharded as before where the devices divide
+    s / inner[a].
+    """
     spec = spec_of(x)
-    shape = [part for a, s in enumerate(x.shape) for part in ((s // inner[a], inner[a]) if a in inner else (s,))]
+    shape = [
+        part
+        for a, s in enumerate(x.shape)
+        for part in ((s // inner[a], inner[a]) if a in inner else (s,))
+    ]
     if spec is None:
         return x.reshape(shape)
     mesh = jax.typeof(x).sharding.mesh.shape
@@ -124,11 +145,17 @@ def split_axes(x: Any, inner: Mapping[int, int]) -> Any:
 
 def merge_axes(x: Any, shape: Sequence[int], spec: tuple[Any, ...] | None) -> Any:
     """The reshape back: to `shape`, sharded by `spec` (of `spec_of`)."""
-    return x.reshape(shape) if spec is None else lax.reshape(x, shape, out_sharding=sharding_on(x, *spec))
+    return (
+        x.reshape(shape)
+        if spec is None
+        else lax.reshape(x, shape, out_sharding=sharding_on(x, *spec))
+    )
 
 
 def gathered(x: Any) -> Any:
-    """x on every device of its Explicit mesh: for what sorts or flattens a whole leaf, and says so."""
+    """x on every device of its Explicit mesh: for what sorts or flattens a whole leaf, and says
+    so.
+    """
     spec = spec_of(x)
     return x if spec is None else jax.sharding.reshard(x, sharding_on(x, *(None,) * x.ndim))
 

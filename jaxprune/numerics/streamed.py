@@ -1,8 +1,10 @@
-"""Arrays of the host, block by block: what `select`, `affine` and `kmeans` compute, bit for bit, in little memory.
+"""Arrays of the host, block by block: what `select`, `affine` and `kmeans` compute, bit for bit, in
+little memory.
 
-NumPy makes a temporary of each step, so arrays are cut into blocks of some megabytes at most; nothing of an array's
-size is made but the result, and nothing is compiled. Arrays too many to be held go the same way: `split_magnitudes`
-finds the key of rank k 16 bits at a time from histograms, reading everything once for each digit.
+NumPy makes a temporary of each step, so arrays are cut into blocks of some megabytes at most;
+nothing of an array's size is made but the result, and nothing is compiled. Arrays too many to be
+held go the same way: `split_magnitudes` finds the key of rank k 16 bits at a time from histograms,
+reading everything once for each digit.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +23,9 @@ ALIGNED = 64  # bytes: what JAX needs to take over a buffer of NumPy's
 
 def takes(*xs: Any) -> bool:
     """Whether all are arrays of NumPy's, of dtypes that JAX holds as they are."""
-    return all(isinstance(x, np.ndarray) and jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype for x in xs)
+    return all(
+        isinstance(x, np.ndarray) and jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype for x in xs
+    )
 
 
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
@@ -36,17 +40,20 @@ def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
 def mapped(f: Callable[..., np.ndarray], dtype: Any, *xs: np.ndarray) -> np.ndarray:
     """f of the flattened arrays' blocks, as one array of their shape."""
     out = empty(xs[0].shape, dtype)
-    flat, flats = out.reshape(-1), [x.reshape(-1) for x in xs]
+    flat = out.reshape(-1)
+    flats = [x.reshape(-1) for x in xs]
     for i in range(0, flat.size, CHUNK):
         flat[i : i + CHUNK] = f(*(x[i : i + CHUNK] for x in flats))
     return out
 
 
-# --- selection -------------------------------------------------------------------------------------------------------
+# --- selection
+# ---------------------------------------------------------------------------------------
 
 
 def split_magnitudes(arrays: Sequence[Parts], remove: int, dtype: np.dtype) -> list[int]:
-    """How many entries each array loses when the `remove` smallest magnitudes of all go: `select.split_global`.
+    """How many entries each array loses when the `remove` smallest magnitudes of all go:
+    `select.split_global`.
 
     Args:
       arrays: each a function that reads its array anew, in parts of any shape, in order.
@@ -55,12 +62,19 @@ def split_magnitudes(arrays: Sequence[Parts], remove: int, dtype: np.dtype) -> l
 
     Example:
       >>> import numpy as np
-      >>> split_magnitudes([lambda: [np.array([1.0, 2.0])], lambda: [np.array([-0.5, 2.0])]], 3, np.dtype("uint32"))
+      >>> split_magnitudes([lambda: [np.array([1.0, 2.0])], lambda: [np.array([-0.5, 2.0])]], 3,
+      ...     np.dtype("uint32"))
       [1, 2]
     """
-    keys = lambda array: (key_of(np.asarray(part), True, dtype) for part in array())
+
+    def keys(array):
+        return (key_of(np.asarray(part), True, dtype) for part in array())
+
     t, left = _rank(lambda: (key for array in arrays for key in keys(array)), remove, dtype)
-    each = [np.sum([[np.sum(key < t), np.sum(key == t)] for key in keys(array)], axis=0) for array in arrays]
+    each = [
+        np.sum([[np.sum(key < t), np.sum(key == t)] for key in keys(array)], axis=0)
+        for array in arrays
+    ]
     counts = []
     for less, same in each:
         stay = min(left, int(same))
@@ -80,8 +94,12 @@ def keep_largest(x: np.ndarray, remove: int) -> np.ndarray:
     remove = min(max(remove, 0), x.size)
     if remove == x.size:
         return mapped(np.zeros_like, bool, x)
-    dtype, flat = key_dtype([x]), x.reshape(-1)
-    keys = lambda: (key_of(flat[i : i + CHUNK], True, dtype) for i in range(0, flat.size, CHUNK))
+    dtype = key_dtype([x])
+    flat = x.reshape(-1)
+
+    def keys():
+        return (key_of(flat[i : i + CHUNK], True, dtype) for i in range(0, flat.size, CHUNK))
+
     t, left = _rank(keys, remove, dtype)
 
     def kept(part: np.ndarray) -> np.ndarray:
@@ -96,9 +114,14 @@ def keep_largest(x: np.ndarray, remove: int) -> np.ndarray:
     return mapped(kept, bool, x)
 
 
-def _rank(read: Callable[[], Iterable[np.ndarray]], k: int, dtype: np.dtype) -> tuple[np.generic, int]:
+def _rank(
+    read: Callable[[], Iterable[np.ndarray]], k: int, dtype: np.dtype
+) -> tuple[np.generic, int]:
     """The key of rank k (from 0), and how many that equal it are of rank k or more."""
-    t, bins, u, left = 0, 1 << DIGIT, dtype.type, 0
+    t = 0
+    bins = 1 << DIGIT
+    u = dtype.type
+    left = 0
     for shift in range(8 * dtype.itemsize - DIGIT, -1, -DIGIT):
         counts = np.zeros(bins, np.int64)
         for key in read():
@@ -108,15 +131,19 @@ def _rank(read: Callable[[], Iterable[np.ndarray]], k: int, dtype: np.dtype) -> 
         ends = np.cumsum(counts)
         digit = int(np.searchsorted(ends, k, side="right"))
         left = int(ends[digit]) - k
-        t, k = t << DIGIT | digit, k - (int(ends[digit - 1]) if digit else 0)
+        t = t << DIGIT | digit
+        k = k - (int(ends[digit - 1]) if digit else 0)
     return u(t), left
 
 
-# --- scales and codes ------------------------------------------------------------------------------------------------
+# --- scales and codes
+# ---------------------------------------------------------------------------------------
 
 
 def absmax(w: Any, where: Any, channels: Sequence[int]) -> np.ndarray:
-    """max |w| over all axes but the channels (negative), none of them the first; where w is finite and counts."""
+    """max |w| over all axes but the channels (negative), none of them the first; where w is finite
+    and counts.
+    """
     over = tuple(a for a in range(-w.ndim, 0) if a not in channels)
     wide = np.float64 if w.dtype == np.float64 else np.float32
     top = np.zeros([n if a - w.ndim in channels else 1 for a, n in enumerate(w.shape)], wide)
@@ -129,7 +156,9 @@ def absmax(w: Any, where: Any, channels: Sequence[int]) -> np.ndarray:
 
 
 def codes(w: Any, scale: np.ndarray, top: int, dtype: Any) -> np.ndarray:
-    """`affine.quantize_symmetric` to the nearest: round(w / s) in ±top. Each axis of s is 1, or w's; the first is 1."""
+    """`affine.quantize_symmetric` to the nearest: round(w / s) in ±top. Each axis of s is 1, or
+    w's; the first is 1.
+    """
     out = empty(w.shape, dtype)
     inverse = (4 / scale).astype(scale.dtype)  # as in `affine.ratio`
     for rows in _rows(w):

@@ -1,4 +1,5 @@
-"""The size of a tree as Deep Compression counts it: fixed-width values and relative gaps, then Huffman on both.
+"""The size of a tree as Deep Compression counts it: fixed-width values and relative gaps, then
+Huffman on both.
 
 Han, Mao, Dally 2016, arXiv:1510.00149, sections 2 to 5: how the paper's ratios (40x, 35x, 49x) were
 counted. What `save` writes is `measure.sizes`.
@@ -46,18 +47,20 @@ def deep_compression_bits(
 
     What is counted, leaf by leaf:
 
-    * pruned: an entry a kept weight, its value and the gap from the entry before; where a gap is too wide, filler
-      entries of the same width, whose value is zero. Zeros after the last weight cost nothing.
-    * values: indices of `value_bits` into the codebook; of a `Masked` that is not clustered, floats at their dtype's
-      width, which Huffman leaves alone.
-    * codebooks in full: float32 centroids 32 bits each; of a quantised codebook its integers and its scale. A shared
-      one, once.
+    * pruned: an entry a kept weight, its value and the gap from the entry before; where a gap is
+      too wide, filler entries of the same width, whose value is zero. Zeros after the last weight
+      cost nothing.
+    * values: indices of `value_bits` into the codebook; of a `Masked` that is not clustered, floats
+      at their dtype's width, which Huffman leaves alone.
+    * codebooks in full: float32 centroids 32 bits each; of a quantised codebook its integers and
+      its scale. A shared one, once.
     * clustered but not pruned: an index a weight, no gaps.
-    * pruned integers on a grid: as pruned indices, with the levels but 0 in the place of centroids, and scales in that
-      of the codebook. A weight of level 0 is pruned, and 0 is the filler's value, so that levels
-      from a to b take ⌈log2(b − a + 1)⌉ bits, where a <= 0 <= b. So are the levels of
-      `entropy_quantize`, integers of 16 bits with one scale, without a mask.
-    * all other leaves in full: biases and unpruned layers, 32 bits a float32; of a `Quantized` its integers and scales.
+    * pruned integers on a grid: as pruned indices, with the levels but 0 in the place of centroids,
+      and scales in that of the codebook. A weight of level 0 is pruned, and 0 is the filler's
+      value, so that levels from a to b take ⌈log2(b − a + 1)⌉ bits, where a <= 0 <= b. So are the
+      levels of `entropy_quantize`, integers of 16 bits with one scale, without a mask.
+    * all other leaves in full: biases and unpruned layers, 32 bits a float32; of a `Quantized` its
+      integers and scales.
 
     Huffman's tables are not counted, as in the paper; nor are names and shapes.
 
@@ -74,8 +77,10 @@ def deep_compression_bits(
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> w = jnp.zeros(16).at[jnp.array([1, 4, 15])].set(3.4)        # the paper's figure 2: one filler
-      >>> jp.measure.deep_compression_bits(jp.Masked(w, w != 0), gap_width=3)      # 4·(32 + 3); gaps 1 2 7 2: 6 bits
+      >>> # the paper's figure 2: one filler
+      >>> w = jnp.zeros(16).at[jnp.array([1, 4, 15])].set(3.4)
+      >>> # 4·(32 + 3); gaps 1 2 7 2: 6 bits
+      >>> jp.measure.deep_compression_bits(jp.Masked(w, w != 0), gap_width=3)
       DeepCompression(fixed=140, huffman=134)
     """
     if value_bits is not None:
@@ -87,7 +92,8 @@ def deep_compression_bits(
 
 
 def _deep_compression(leaf: Leaf, value_bits: int | None, gap_width: int | None) -> DeepCompression:
-    code, pruned = leaf.code, False
+    code = leaf.code
+    pruned = False
     while isinstance(code, Masked | Stacked | Dense):
         pruned = pruned or isinstance(code, Masked)
         code = code.each if isinstance(code, Stacked) else code.values
@@ -103,8 +109,9 @@ def _deep_compression(leaf: Leaf, value_bits: int | None, gap_width: int | None)
         return _twice(nbits(leaf.code))
     if is_code(code) and not leaf.side:
         raise ValueError(
-            f"{leaf.path or 'the array'} is {type(code).__name__}: Deep Compression counts plain, Quantized, Masked "
-            "and Clustered leaves, and pruned integers that have no zero point. For other codes see measure.sizes"
+            f"{leaf.path or 'the array'} is {type(code).__name__}: Deep Compression counts plain, "
+            "Quantized, Masked and Clustered leaves, and pruned integers that have no zero point. "
+            "For other codes see measure.sizes"
         )
     return _floats(leaf, gap_width) if pruned else _twice(_raw_bits(pieces(leaf)))
 

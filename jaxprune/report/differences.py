@@ -1,4 +1,5 @@
-"""How two arrays differ, and how many arrays do together: errors, signal to noise, zeros that came and went.
+"""How two arrays differ, and how many arrays do together: errors, signal to noise, zeros that came
+and went.
 
     max error   max |a − b|              SQNR        10 log10(Σ a² / Σ (a − b)²)  dB
     relative    ‖a − b‖ / ‖a‖            new zeros   a ≠ 0, b = 0          lost zeros   a = 0, b ≠ 0
@@ -113,7 +114,8 @@ def difference(path: str, a: np.ndarray, b: np.ndarray) -> Difference:
     if a.shape != b.shape:
         return Difference(path, a.size, compared=False, note=other_shape(a, b))
     note = "" if a.dtype == b.dtype else f"{a.dtype.name} became {b.dtype.name}"
-    x, y = a.reshape(-1), b.reshape(-1)
+    x = a.reshape(-1)
+    y = b.reshape(-1)
     rows = [_block(path, x[i : i + BLOCK], y[i : i + BLOCK]) for i in range(0, x.size, BLOCK)]
     return together(path, rows)._replace(note=note)
 
@@ -147,7 +149,8 @@ def together(path: str, rows: Iterable[Difference]) -> Difference:
 def _block(path: str, was: np.ndarray, now: np.ndarray) -> Difference:
     if was.dtype == now.dtype and np.array_equal(was.view(np.uint8), now.view(np.uint8)):
         return Difference(path, was.size, log2_signal=_log2_squares(_finite(_wide(was))))
-    x, y = _wide(was), _wide(now)
+    x = _wide(was)
+    y = _wide(now)
     equal = was == now if was.dtype == now.dtype else x == y
     finite = np.isfinite(x) & np.isfinite(y)
     all_finite = bool(finite.all())
@@ -179,10 +182,8 @@ def _errors(
     if was.dtype == now.dtype and was.dtype.kind in "iu":
         # 64-bit integers are not all floats: their difference, below 2⁶⁴, wraps around to the right
         # one.
-        larger, smaller = (
-            np.maximum(was, now).astype(np.uint64),
-            np.minimum(was, now).astype(np.uint64),
-        )
+        larger = np.maximum(was, now).astype(np.uint64)
+        smaller = np.minimum(was, now).astype(np.uint64)
         return (larger - smaller).astype(np.float64), 1.0
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(x - y)

@@ -1,4 +1,5 @@
-"""What a compression loses: the distortion Σ h (w − Δ)², and the signal to quantisation noise ratio."""
+"""What a compression loses: the distortion Σ h (w − Δ)², and the signal to quantisation noise
+ratio."""
 
 import functools
 import math
@@ -59,7 +60,8 @@ def distortion(params: Any, tree: Any, curvature: Any = None) -> Any:
 
 
 def sqnr(params: Any, tree: Any) -> Any:
-    """Signal to quantisation noise in dB: 10 log10(Σ w² / Σ (w − Δ)²), over the leaves that were compressed.
+    """Signal to quantisation noise in dB: 10 log10(Σ w² / Σ (w − Δ)²), over the leaves that were
+    compressed.
 
     Leaves that were kept would only make it look better: of them those count that differ. Where
     `tree` has no codes (it was materialized), all its float leaves count.
@@ -149,7 +151,8 @@ def _largest(arrays: list[Any]) -> Any:
 
 
 def _errors(w: Any, code: Any) -> Any:
-    """w − Δ, 0 where both are the same infinity or NaN, and infinite where only one of them is finite."""
+    """w − Δ, 0 where both are the same infinity or NaN, and infinite where only one of them is
+    finite."""
     xp = jnp if isinstance(w, jax.Array) or isinstance(code, jax.Array) else np
     same = (w == code) | (xp.isnan(w) & xp.isnan(code))
     with np.errstate(invalid="ignore"):
@@ -166,10 +169,12 @@ def _same_leaves(w: dict[str, Any], code: dict[str, Any], h: dict[str, Any]) -> 
     for name in w:
         if name not in code:
             raise ValueError(
-                f"the compressed tree lacks the leaf {name!r} of params. Nearest: {nearest(name, code)}"
+                f"the compressed tree lacks the leaf {name!r} of params. Nearest: "
+                f"{nearest(name, code)}"
             )
         shapes = np.shape(w[name]), np.shape(code[name])
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"{name or 'the array'} has the shape {shapes[0]} in params and {shapes[1]} in its code"
+                f"{name or 'the array'} has the shape {shapes[0]} in params and {shapes[1]} in its "
+                f"code"
             )

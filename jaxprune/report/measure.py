@@ -3,9 +3,12 @@
 Four sizes of one tree, each under another assumption:
 
     dense      every weight at its own dtype
-    nonzero    the kept weights at their dtype, as if places were free: what pruning papers call the compression
-    stored     what `save` writes: each array of the code raw, packed, or coded by itself or with others, as is least
-    entropy    Σ n H(array) over masks, indices and integers, H the order-0 entropy, and floats as they are: no static
+    nonzero    the kept weights at their dtype, as if places were free: what pruning papers call the
+               compression
+    stored     what `save` writes: each array of the code raw, packed, or coded by itself or with
+               others, as is least
+    entropy    Σ n H(array) over masks, indices and integers, H the order-0 entropy, and floats as
+               they are: no static
                coder of single symbols goes below for the first; `save` may in large arrays, where
                it looks at neighbours too, and in floats, whose exponents it codes
 
@@ -59,7 +62,8 @@ def sizes(tree: Any) -> Sizes:
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> code = jp.Masked(jnp.arange(64.0).reshape(8, 8), jnp.zeros((8, 8), bool).at[0].set(True))
-      >>> jp.measure.sizes({"w": code})        # 8 floats, and a mask of 64 bits with H(1/8) = 0.54; 2 bytes say how
+      >>> # 8 floats, and a mask of 64 bits with H(1/8) = 0.54; 2 bytes say how
+      >>> jp.measure.sizes({"w": code})
       Sizes(dense=256, nonzero=32, stored=42, entropy=37)
     """
     found = leaves(tree)
@@ -72,7 +76,8 @@ def total(many: list[Sizes]) -> Sizes:
 
 
 def leaf_sizes(leaf: Leaf, stored: int) -> Sizes:
-    """`sizes` of a leaf stored in so many bytes. A codebook shared by a whole tree stands for no weights."""
+    """`sizes` of a leaf stored in so many bytes. A codebook shared by a whole tree stands for no
+    weights."""
     entropy = _bytes(sum(entropy_bits(p) for p in pieces(leaf)))
     if leaf.side:
         return Sizes(0, 0, stored, entropy)
@@ -108,7 +113,8 @@ def _counts(symbols: np.ndarray) -> np.ndarray:
 
 
 def density(tree: Any, *, where: Any = None) -> float:
-    """The fraction of weights that are kept: those under a True mask, and where there is no mask, those that are not 0.
+    """The fraction of weights that are kept: those under a True mask, and where there is no mask,
+    those that are not 0.
 
     Args:
       tree: any pytree of concrete arrays, compressed or not.

@@ -1,4 +1,5 @@
-"""Bytes that `save` would write of each leaf: what the storage predicts from counts, so that nothing is encoded."""
+"""Bytes that `save` would write of each leaf: what the storage predicts from counts, so that
+nothing is encoded."""
 
 from typing import Any
 
@@ -13,7 +14,8 @@ from jaxprune.storage.prediction import predicted_leaf_bytes
 def stored_bytes(leaves: list[Leaf]) -> list[int]:
     """Bytes of leaves that are saved together, headers and names apart.
 
-    Arrays that share tables in a file have each a part of their bytes, by their number of symbols, as in `inspect`.
+    Arrays that share tables in a file have each a part of their bytes, by their number of symbols,
+    as in `inspect`.
 
     Raises:
       ValueError: a leaf that cannot be saved.

@@ -71,7 +71,10 @@ class Summary(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Lists, dicts, strings and numbers only."""
-        plain = lambda row: {**row._asdict(), "shape": list(row.shape)}
+
+        def plain(row):
+            return {**row._asdict(), "shape": list(row.shape)}
+
         return {
             "rows": [plain(r) for r in self.rows],
             "totals": plain(self.totals),
@@ -114,14 +117,16 @@ def summary(tree: Any, *, where: Any = None) -> Summary:
       total  72 weights              20.8%  8.00   288     74      69
       3.9x smaller: 288 B of weights in 74 B
     """
-    chosen, found = select(tree, where), leaves(tree)
+    chosen = select(tree, where)
+    found = leaves(tree)
     stored = dict(zip((leaf.path for leaf in found), stored_bytes(found)))
     rows = tuple(_row(leaf, stored[leaf.path]) for leaf in chosen)
     return Summary(rows, _total(rows))
 
 
 def _row(leaf: Leaf, stored: int) -> Row:
-    array, size = dense(leaf), leaf_sizes(leaf, stored)
+    array = dense(leaf)
+    size = leaf_sizes(leaf, stored)
     bits = sum(p.symbols.size * p.bits for p in pieces(leaf))
     here = np.zeros(0, bool) if leaf.side else kept(leaf)
     return Row(
@@ -216,7 +221,8 @@ def _text(table: Summary) -> str:
 
 
 def axes_lines(axes: dict[str, str], width: int = WIDTH) -> list[str]:
-    """Which kernels have their outputs elsewhere than on the last axis alone: a line for each kind of them.
+    """Which kernels have their outputs elsewhere than on the last axis alone: a line for each kind
+    of them.
 
     Args:
       axes: path -> `str(axes_of(…))`, "" for what is no kernel.
@@ -266,7 +272,10 @@ def size(n: int) -> str:
 
 
 def _closing(table: Summary) -> str:
-    return f"{table.ratio:.1f}x smaller: {table.totals.dense:,} B of weights in {table.totals.stored:,} B"
+    return (
+        f"{table.ratio:.1f}x smaller: {table.totals.dense:,} B of weights in "
+        f"{table.totals.stored:,} B"
+    )
 
 
 def _rich(table: Summary) -> Any:

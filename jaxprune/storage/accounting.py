@@ -62,7 +62,9 @@ def decoded_bytes(node: Any) -> int:
     return part_bytes
 
 
-def needed(contents: Contents, wanted: Collection[Leaf], made_bytes: Callable[[Any, Group | None], int]) -> int:
+def needed(
+    contents: Contents, wanted: Collection[Leaf], made_bytes: Callable[[Any, Group | None], int]
+) -> int:
     """Bytes that some leaves take decoded.
 
     A bank is decoded whole, one at a time, and its decoder's memory counts too.
@@ -89,7 +91,9 @@ class LeafMemory:
     def __init__(self, contents: Contents):
         # A bank is decoded whole with its first leaf; its other arrays wait until they are asked
         # for.
-        self._bank_bytes = [sum(map(decoded_bytes, bank.rows)) + working_bytes(bank.rows) for bank in contents.banks]
+        self._bank_bytes = [
+            sum(map(decoded_bytes, bank.rows)) + working_bytes(bank.rows) for bank in contents.banks
+        ]
 
     def decoded(self, leaf: Leaf) -> int:
         """Bytes of a leaf's arrays, and of the banks that they are in."""
@@ -113,7 +117,9 @@ def stored_bytes(contents: Contents) -> Iterator[int]:
     A manifest does not tell which symbols of a bank cost more, so an array's part is that of its
     symbols. Together it is all of the data: a leaf that is tied to an earlier one takes none.
     """
-    bank_shares = [shares(bank.length, [math.prod(row.shape) for row in bank.rows]) for bank in contents.banks]
+    bank_shares = [
+        shares(bank.length, [math.prod(row.shape) for row in bank.rows]) for bank in contents.banks
+    ]
     for leaf in contents.leaves:
         if leaf.tied is not None:
             yield 0

@@ -1,7 +1,9 @@
-"""A file appears whole or not at all: it is written beside its place, flushed to the disk, and renamed.
+"""A file appears whole or not at all: it is written beside its place, flushed to the disk, and
+renamed.
 
-The name beside it says which process of which machine writes it, `.model.jpz.1f2e3d4c-4711.<random>.tmp`: what a killed
-process left is removed by the next one that writes the same file.
+The name beside it says which process of which machine writes it,
+`.model.jpz.1f2e3d4c-4711.<random>.tmp`: what a killed process left is removed by the next one that
+writes the same file.
 """
 
 import contextlib
@@ -15,7 +17,11 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # what a write says, without a name
+FULL = (
+    errno.ENOSPC,
+    errno.EFBIG,
+    getattr(errno, "EDQUOT", errno.ENOSPC),
+)  # what a write says, without a name
 
 
 @contextlib.contextmanager
@@ -26,18 +32,24 @@ def named(path: Any) -> Iterator[None]:
     except OSError as e:
         if e.errno not in FULL or e.filename is not None:
             raise
-        raise OSError(e.errno, f"{e.strerror}; nothing is left of what was written", os.fspath(path)) from e
+        raise OSError(
+            e.errno, f"{e.strerror}; nothing is left of what was written", os.fspath(path)
+        ) from e
 
 
 @contextlib.contextmanager
 def replacing(path: Any) -> Iterator[BinaryIO]:
-    """A new file that takes the place of the one at `path` in one step: a crash leaves the old file or the new one."""
+    """A new file that takes the place of the one at `path` in one step: a crash leaves the old file
+    or the new one.
+    """
     target = os.path.realpath(path)  # a link stays, what it points at is replaced
     if os.path.exists(target) and not os.path.isfile(target):
         raise ValueError(f"{os.fspath(path)} is not a regular file, and is not replaced")
     folder, name = os.path.split(target)
     remove_leftovers(path)
-    beside = os.path.join(folder, f"{_prefix(name)}{_machine()}-{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    beside = os.path.join(
+        folder, f"{_prefix(name)}{_machine()}-{os.getpid()}.{secrets.token_hex(8)}.tmp"
+    )
     try:
         with named(path), open(beside, "xb") as file:
             yield file
@@ -53,12 +65,18 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def new_folder(path: Any) -> Iterator[str]:
-    """A new folder at `path`, which must not exist: it is filled beside its place, and renamed when the block ends."""
+    """A new folder at `path`, which must not exist: it is filled beside its place, and renamed when
+    the block ends.
+    """
     if os.path.lexists(path):
-        raise ValueError(f"{os.fspath(path)} exists; a folder is not replaced: remove it, or choose another name")
+        raise ValueError(
+            f"{os.fspath(path)} exists; a folder is not replaced: remove it, or choose another name"
+        )
     folder, name = os.path.split(os.path.realpath(path))
     remove_leftovers(path)
-    beside = os.path.join(folder, f"{_prefix(name)}{_machine()}-{os.getpid()}.{secrets.token_hex(8)}.tmp")
+    beside = os.path.join(
+        folder, f"{_prefix(name)}{_machine()}-{os.getpid()}.{secrets.token_hex(8)}.tmp"
+    )
     try:
         with named(path):
             os.mkdir(beside)
@@ -72,7 +90,9 @@ def new_folder(path: Any) -> Iterator[str]:
 
 
 def remove_leftovers(path: Any, own: bool = False) -> None:
-    """Removes what processes that have ended left of the file at `path`; with `own`, what this process has begun."""
+    """Removes what processes that have ended left of the file at `path`; with `own`, what this
+    process has begun.
+    """
     folder, name = os.path.split(os.path.realpath(path))
     pattern = re.compile(re.escape(_prefix(name)) + _machine() + r"-(\d+)\.[0-9a-f]{16}\.tmp")
     with contextlib.suppress(OSError):
@@ -94,7 +114,9 @@ def _prefix(name: str) -> str:
 
 
 def _machine() -> str:
-    """A short name of this machine: the number of a process says nothing on another one that shares the folder."""
+    """A short name of this machine: the number of a process says nothing on another one that shares
+    the folder.
+    """
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 

@@ -127,5 +127,6 @@ def _refuse_no_path(call: str, path: Any, other: Any = None, argument: str = "")
     example = f"jp.{call}('model.jpz'{argument and ', ' + argument})"
     swapped = ": the arguments are swapped" if isinstance(other, str | os.PathLike) else ""
     raise ValueError(
-        f"{call}: the first argument is a {type(path).__name__}, not a path of a file, as {example}{swapped}"
+        f"{call}: the first argument is a {type(path).__name__}, not a path of a file, as "
+        f"{example}{swapped}"
     )

@@ -9,7 +9,11 @@ from .format.shapes import dense
 from .format.words import CODECS, DTYPES, KINDS, VERSION, Code, Group, Leaf, Row
 
 WIDTH = 100
-PATH, KIND, ARRAY, CODEC = 24, 22, 16, 13  # columns of the table; two of 10 for sizes, and 4 spaces
+# columns of the table; two of 10 for sizes, and 4 spaces
+PATH = 24
+KIND = 22
+ARRAY = 16
+CODEC = 13
 
 
 class LeafInfo(NamedTuple):
@@ -28,7 +32,9 @@ class LeafInfo(NamedTuple):
 
 
 class FileBytes(NamedTuple):
-    """Sizes: the whole file, its streams, its manifest, and what the streams were predicted to take."""
+    """Sizes: the whole file, its streams, its manifest, and what the streams were predicted to
+    take.
+    """
 
     file: int
     data: int
@@ -47,20 +53,31 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dicts and lists, for JSON."""
-        rows = [{**r._asdict(), "shape": list(r.shape), "codecs": list(r.codecs)} for r in self.rows]
-        return {"version": self.version, "bytes": self.bytes._asdict(), "metadata": self.metadata, "rows": rows}
+        rows = [
+            {**r._asdict(), "shape": list(r.shape), "codecs": list(r.codecs)} for r in self.rows
+        ]
+        return {
+            "version": self.version,
+            "bytes": self.bytes._asdict(),
+            "metadata": self.metadata,
+            "rows": rows,
+        }
 
     def __str__(self) -> str:
         total = sum(row.dense_bytes for row in self.rows)
         lines = [_line("path", "kind", "array", "dense", "stored", "codecs"), "─" * WIDTH]
         for r in self.rows:
             array = f"{_short(r.dtype)}{list(r.shape)}".replace(" ", "")
-            lines.append(_line(r.path, r.kind, array, f"{r.dense_bytes:,}", f"{r.stored_bytes:,}", _codecs(r)))
+            lines.append(
+                _line(
+                    r.path, r.kind, array, f"{r.dense_bytes:,}", f"{r.stored_bytes:,}", _codecs(r)
+                )
+            )
         ratio = f"{total / self.bytes.file:.1f}x smaller; " if total else ""
         lines.append("─" * WIDTH)
         lines.append(
-            f"{total:,} bytes dense, {self.bytes.file:,} in the file ({ratio}data {self.bytes.data:,}, "
-            f"manifest {self.bytes.manifest:,})"
+            f"{total:,} bytes dense, {self.bytes.file:,} in the file ({ratio}data "
+            f"{self.bytes.data:,}, manifest {self.bytes.manifest:,})"
         )
         lines.append(f"counts predicted {self.bytes.predicted:,} bytes of data")
         return "\n".join(lines)
@@ -70,7 +87,9 @@ def summary(contents: Contents) -> Inspection:
     """The inspection of a file's contents."""
     found = zip(leaves(contents.tree), stored_bytes(contents))
     infos = tuple(_row(leaf, group, stored) for (leaf, group), stored in found)
-    sizes = FileBytes(contents.start + contents.data, contents.data, contents.manifest, contents.predicted)
+    sizes = FileBytes(
+        contents.start + contents.data, contents.data, contents.manifest, contents.predicted
+    )
     return Inspection(infos, sizes, contents.metadata)
 
 
@@ -82,7 +101,9 @@ def _row(leaf: Leaf, group: Group | None, stored: int) -> LeafInfo:
     codecs = tuple(dict.fromkeys(CODECS[row.codec] for row in rows(node)))
     if leaf.tied is not None:
         codecs = (f"= {leaf.tied}",)
-    return LeafInfo(leaf.path, _kind(node), shape, DTYPES[dtype].name, dense_bytes(node, group), stored, codecs)
+    return LeafInfo(
+        leaf.path, _kind(node), shape, DTYPES[dtype].name, dense_bytes(node, group), stored, codecs
+    )
 
 
 def _kind(node: Any) -> str:
@@ -95,7 +116,9 @@ def _kind(node: Any) -> str:
 
 def _short(dtype: str) -> str:
     """f32 for float32, as jaxprs say."""
-    return dtype.replace("float", "f").replace("uint", "u").replace("int", "i").replace("complex", "c")
+    return (
+        dtype.replace("float", "f").replace("uint", "u").replace("int", "i").replace("complex", "c")
+    )
 
 
 def _codecs(row: LeafInfo) -> str:
@@ -110,4 +133,8 @@ def _line(path: str, kind: str, array: str, dense: str, stored: str, codec: str)
 def _cut(text: str, width: int) -> str:
     """The text in `width` columns; of a long one, both ends."""
     text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= width else f"{text[: width // 2 - 1]}…{text[len(text) - width + width // 2 :]}"
+    return (
+        text
+        if len(text) <= width
+        else f"{text[: width // 2 - 1]}…{text[len(text) - width + width // 2 :]}"
+    )

@@ -1,7 +1,9 @@
-"""How much memory a file may take, decided from what it says of itself before anything of that size is made.
+"""How much memory a file may take, decided from what it says of itself before anything of that size
+is made.
 
-Every array of every format is asked for through `afford`. Where the caller gives no limit, one array may take
-`allowance(size of the file)` bytes: real checkpoints are far below it, and a small file cannot fill the memory.
+Every array of every format is asked for through `afford`. Where the caller gives no limit, one
+array may take `allowance(size of the file)` bytes: real checkpoints are far below it, and a small
+file cannot fill the memory.
 
 The standard library only.
 """
@@ -31,5 +33,6 @@ def afford(what: str, needed: int, most: int) -> None:
     """
     if needed > most:
         raise FormatError(
-            f"{what} {needed} bytes decoded, more than max_bytes={most} (of a command: --max-memory {needed})"
+            f"{what} {needed} bytes decoded, more than max_bytes={most} (of a command: "
+            f"--max-memory {needed})"
         )

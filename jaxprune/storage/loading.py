@@ -21,7 +21,9 @@ from jaxprune.storage.format.words import Code, FormatError, Group, Leaf
 As = Literal["compressed", "dense", "numpy"]
 
 
-def load_tree(file: BinaryIO, contents: Contents, like: Any, as_: As, only: str | None, max_bytes: int) -> Any:
+def load_tree(
+    file: BinaryIO, contents: Contents, like: Any, as_: As, only: str | None, max_bytes: int
+) -> Any:
     """The tree of an open file; the arguments are those of `load`."""
     pattern = None if only is None else compiled("only", only)
     selected = _selection(contents, pattern)
@@ -84,7 +86,9 @@ def _selection(contents: Contents, pattern: re.Pattern[str] | None) -> set[Leaf]
         chosen = [(leaf, group) for leaf, group in chosen if pattern.fullmatch(leaf.path)]
         if not chosen:
             near = nearest(pattern.pattern, [leaf.path for leaf in contents.leaves])
-            raise ValueError(f"only={pattern.pattern!r} matches no leaf of the file. Nearest: {near}")
+            raise ValueError(
+                f"only={pattern.pattern!r} matches no leaf of the file. Nearest: {near}"
+            )
     codebooks = {group.codebook for _, group in chosen if group is not None}
     return {leaf for leaf, _ in chosen} | codebooks
 
@@ -99,7 +103,9 @@ def _check_memory(contents: Contents, selected: set[Leaf], as_: As, max_bytes: i
         raise FormatError(f"the arrays take {total} bytes decoded, more than max_bytes={max_bytes}")
 
 
-def _tree(node: Any, group: Group | None, reader: LeafReader, holds_selected: Callable[[Any], bool]) -> Any:
+def _tree(
+    node: Any, group: Group | None, reader: LeafReader, holds_selected: Callable[[Any], bool]
+) -> Any:
     """The selected leaves below a node: others are left out of dicts, and None in lists."""
     if node is None or not holds_selected(node):
         return None
@@ -110,6 +116,8 @@ def _tree(node: Any, group: Group | None, reader: LeafReader, holds_selected: Ca
         return Common(reader.codebook(node), tree) if reader.as_ == "compressed" else tree
     if isinstance(node, dict):
         return {
-            key: _tree(child, group, reader, holds_selected) for key, child in node.items() if holds_selected(child)
+            key: _tree(child, group, reader, holds_selected)
+            for key, child in node.items()
+            if holds_selected(child)
         }
     return type(node)([_tree(child, group, reader, holds_selected) for child in node])

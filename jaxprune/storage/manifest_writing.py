@@ -115,14 +115,19 @@ def _check_metadata(metadata: Any) -> None:
     except (TypeError, ValueError, RecursionError):
         is_json = False
     if not is_json:
-        raise ValueError("metadata must be a dict of JSON: strings, finite numbers, booleans, None, lists and dicts")
+        raise ValueError(
+            "metadata must be a dict of JSON: strings, finite numbers, booleans, None, lists and "
+            "dicts"
+        )
 
 
 def _compress(fields: dict[str, Any], crcs: list[int]) -> bytes:
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     num_tokens = sum(map(text.count, ",[{"))
     if len(text) > MAX_MANIFEST // 4 or num_tokens > MAX_TOKENS:
-        raise ValueError(f"{len(crcs)} leaves and the metadata make the manifest too long: save in parts")
+        raise ValueError(
+            f"{len(crcs)} leaves and the metadata make the manifest too long: save in parts"
+        )
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
     body = compressor.compress(text.encode("utf-8")) + compressor.flush()
     body += struct.pack(f"<{len(crcs)}I", *crcs)

@@ -104,7 +104,9 @@ def write_npz(path: Any, out: Any, *, max_bytes: int = MAX_BYTES) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; 2 is for files that cannot be read."""
-    parser = argparse.ArgumentParser(description="Shows a jaxprune file, or writes its dense arrays for NumPy.")
+    parser = argparse.ArgumentParser(
+        description="Shows a jaxprune file, or writes its dense arrays for NumPy."
+    )
     parser.add_argument("file")
     parser.add_argument("-o", dest="out", metavar="OUT.npz")
     options = parser.parse_args(arguments)
@@ -162,7 +164,9 @@ def _member_name(path: str) -> str:
     """The name of a leaf in an archive: one that stays in the folder where that is unpacked."""
     name = "/".join(split(path)) or "array"
     if any(_leads_out(part) for part in name.split("/")):
-        raise FormatError(f"leaf {path!r}: an archive with this name would be unpacked outside of its folder")
+        raise FormatError(
+            f"leaf {path!r}: an archive with this name would be unpacked outside of its folder"
+        )
     return name
 
 

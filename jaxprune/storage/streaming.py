@@ -35,7 +35,9 @@ class LeafWriter:
           ValueError: keys that do not come in order, or a value that cannot be saved.
         """
         if not self._last_keys < keys:
-            raise ValueError(f"leaves come in the order of their keys: {keys} after {self._last_keys}")
+            raise ValueError(
+                f"leaves come in the order of their keys: {keys} after {self._last_keys}"
+            )
         self._last_keys = keys
         node = to_nodes(nested(keys, value))
         parent = self.nodes

@@ -1,1 +1,3 @@
-"""Structural pruning: units are removed and the arrays really shrink. `plan`, `importance`, `budget`, `shrink`."""
+"""Structural pruning: units are removed and the arrays really shrink. `plan`, `importance`,
+`budget`, `shrink`.
+"""

@@ -44,7 +44,7 @@ def group_penalty(
     """An optax transform, first in its chain: adds the penalty's gradient.
 
     Args:
-      groups: of `jp.axes(f, params, x).groups`; those that shall not shrink are left out.
+      groups: of `jp.coupled_axes(f, params, x).groups`; those that shall not shrink are left out.
       strength: λ, or an optax schedule.
       kind: "lasso" or "sparse", as above.
       where: the weights that count and are penalised; `jp.where.weights` by default.
@@ -58,7 +58,8 @@ def group_penalty(
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp, optax
       >>> params = {"v": jnp.array([[4.0], [0.0]]), "w": jnp.array([[3.0, 1.0]])}
-      >>> groups = jp.axes(lambda p, x: x @ p["w"] @ p["v"], params, jnp.ones((1, 1))).groups
+      >>> groups = jp.coupled_axes(lambda p, x: x @ p["w"] @ p["v"], params,
+      ...     jnp.ones((1, 1))).groups
       >>> tx = jp.group_penalty(groups, 1.0, kind="lasso", where=jp.where.every_leaf)
       >>> gradient = {"v": jnp.zeros((2, 1)), "w": jnp.zeros((1, 2))}
       >>> updates, _ = tx.update(gradient, tx.init(params), params)
@@ -69,7 +70,9 @@ def group_penalty(
 
     groups = tuple(groups)
     if not groups:
-        raise ValueError("group_penalty(groups): there are none; give jp.axes(f, params, x).groups")
+        raise ValueError(
+            "group_penalty(groups): there are none; give jp.coupled_axes(f, params, x).groups"
+        )
     choice("group_penalty(kind={})", kind, ("lasso", "sparse"))
     at_least_zero("group_penalty(strength={})", strength)
 

@@ -1,4 +1,5 @@
-"""The commands on files, end to end: plans, round trips, the same bytes streamed and in memory, and bad inputs."""
+"""The commands on files, end to end: plans, round trips, the same bytes streamed and in memory, and
+bad inputs."""
 
 import contextlib
 import errno
@@ -62,7 +63,13 @@ def compress(checkpoint, rules, *more, code=0, out=None):
 def test_the_plan_says_everything(torch):
     out, result = compress(torch, RULE, "--dry-run")
     assert not out.exists() and max(map(len, result.stdout.splitlines())) <= 100
-    for words in ("f32[3,3,4,8]", "bf16[8,5]", "prune 0.5, quantize 8", "kept", "layout: torch, guessed"):
+    for words in (
+        "f32[3,3,4,8]",
+        "bf16[8,5]",
+        "prune 0.5, quantize 8",
+        "kept",
+        "layout: torch, guessed",
+    ):
         assert words in result.stdout
     rows = json.loads(compress(torch, RULE, "--dry-run", "--json")[1].stdout)["plan"]["leaves"]
     assert [r["rule"] for r in rows] == [None, None, 1, None, 1]
@@ -80,7 +87,9 @@ def test_pytorch_layout_and_back(torch):
     back = torch.parent / "back.safetensors"
     assert call("restore", out, "-o", back).exit_code == 0
     found = safetensors.numpy.load_file(back)
-    assert {k: (x.shape, x.dtype) for k, x in found.items()} == {k: (x.shape, x.dtype) for k, x in TORCH.items()}
+    assert {k: (x.shape, x.dtype) for k, x in found.items()} == {
+        k: (x.shape, x.dtype) for k, x in TORCH.items()
+    }
     np.testing.assert_array_equal(found["layer1.0.conv1.weight"], want.transpose(3, 2, 0, 1))
     for name in TORCH.keys() - {"layer1.0.conv1.weight", "linear.weight"}:
         assert found[name].tobytes() == TORCH[name].tobytes()
@@ -97,8 +106,14 @@ def test_the_recipe_says_the_layout(torch):
 @pytest.mark.parametrize("source", SUFFIXES)
 @pytest.mark.parametrize("target", SUFFIXES)
 def test_every_format_to_every_format(source, target, tmp_path):
-    named = {k: x for k, x in SUFFIXES[".npz" if ".npz" in (source, target) else source].items() if k != "mask"}
-    out, _ = compress(write_foreign(tmp_path / f"model{source}", named), '[[rule]]\nwhere = ".*"\nkeep = true')
+    named = {
+        k: x
+        for k, x in SUFFIXES[".npz" if ".npz" in (source, target) else source].items()
+        if k != "mask"
+    }
+    out, _ = compress(
+        write_foreign(tmp_path / f"model{source}", named), '[[rule]]\nwhere = ".*"\nkeep = true'
+    )
     back = tmp_path / f"back{target}"
     assert call("restore", out, "-o", back).exit_code == 0
     assert call("diff", tmp_path / f"model{source}", out).exit_code == 0
@@ -125,7 +140,10 @@ STREAMED = [
 
 @pytest.mark.parametrize("verbs", STREAMED)
 def test_streamed_bytes_are_those_of_the_whole_tree(verbs, tmp_path):
-    named = {f"params/{n}/kernel": draw.normal(size=(8, 4 * n)).astype(np.float32).round(1) for n in (1, 2, 3)}
+    named = {
+        f"params/{n}/kernel": draw.normal(size=(8, 4 * n)).astype(np.float32).round(1)
+        for n in (1, 2, 3)
+    }
     named["params/1/bias"] = np.zeros(4, np.float32)
     path = write_foreign(tmp_path / "m.msgpack", named)
     rules = f'[[rule]]\nwhere = ".*/kernel"\n{verbs}\n'
@@ -135,8 +153,13 @@ def test_streamed_bytes_are_those_of_the_whole_tree(verbs, tmp_path):
 
 
 def test_streamed_bytes_are_those_of_compiled_functions(tmp_path, monkeypatch):
-    """A leaf by itself is NumPy's and goes by blocks; the whole tree is JAX's, and large leaves of it are compiled."""
-    codebooks = lambda *xs, limit=0: limit > 0 and placement.on_host(*xs, limit=limit)  # both ways make them alike
+    """A leaf by itself is NumPy's and goes by blocks; the whole tree is JAX's, and large leaves of
+    it are compiled."""
+
+    # both ways make them alike
+    def codebooks(*xs, limit=0):
+        return limit > 0 and placement.on_host(*xs, limit=limit)
+
     for module in (select, kmeans):
         monkeypatch.setattr(module, "on_host", codebooks)
     for module in (streamed, parts):
@@ -145,7 +168,11 @@ def test_streamed_bytes_are_those_of_compiled_functions(tmp_path, monkeypatch):
     path = write_foreign(tmp_path / "m.msgpack", {f"{n}/kernel": x for n in "abc"})
     rules = "".join(
         f'[[rule]]\nwhere = "{n}/kernel"\n{verbs}\n'
-        for n, verbs in {"a": "prune = 0.6\ncluster = 6", "b": "quantize = 8", "c": "prune = 0.3\nquantize = 6"}.items()
+        for n, verbs in {
+            "a": "prune = 0.6\ncluster = 6",
+            "b": "quantize = 8",
+            "c": "prune = 0.3\nquantize = 6",
+        }.items()
     )
     one, _ = compress(path, rules, "--verify")
     two, _ = compress(path, rules, "--verify", "--in-memory", out=tmp_path / "two")
@@ -178,17 +205,25 @@ def test_one_step_for_all_leaves_of_a_rule(tmp_path):
     path = write_foreign(tmp_path / "m.npz", named)
     rules = '[[rule]]\nwhere = ".*/kernel"\nentropy_quantize = { sqnr = 20 }\n'
     out, result = compress(path, rules, "--in-memory", "--json")
-    assert [leaf["predicted_bytes"] for leaf in json.loads(result.stdout)["plan"]["leaves"]] == [None, None]
+    assert [leaf["predicted_bytes"] for leaf in json.loads(result.stdout)["plan"]["leaves"]] == [
+        None,
+        None,
+    ]
     steps = {float(code.scale.item()) for code in jp.load(out).values() for code in code.values()}
     total = json.loads(call("diff", path, out, "--json").stdout)["total"]
     assert len(steps) == 1 and 20 <= total["sqnr_db"] < 20.2
 
 
-@pytest.mark.parametrize("verbs", ["prune = 0.5", "quantize = 8", "prune = 0.5\ncluster = 4", "factorize = 2"])
+@pytest.mark.parametrize(
+    "verbs", ["prune = 0.5", "quantize = 8", "prune = 0.5\ncluster = 4", "factorize = 2"]
+)
 def test_leaves_that_go_by_leave_no_cycles(verbs, tmp_path):
     """A cycle would keep a leaf in memory until Python looks for cycles."""
-    path = write_foreign(tmp_path / "m.npz", {f"{n}/kernel": draw.normal(size=(8, 8)).astype("f4") for n in range(3)})
-    read, recipe = open_checkpoint(path), Recipe((convert({"where": ".*", **tomllib.loads(verbs)}, Rule, ""),))
+    path = write_foreign(
+        tmp_path / "m.npz", {f"{n}/kernel": draw.normal(size=(8, 8)).astype("f4") for n in range(3)}
+    )
+    read = open_checkpoint(path)
+    recipe = Recipe((convert({"where": ".*", **tomllib.loads(verbs)}, Rule, ""),))
     gc.collect()
     with read as checkpoint, collecting() as garbage:
         run(checkpoint, plan(checkpoint, recipe), tmp_path / "out", lambda *_: None)
@@ -210,11 +245,14 @@ def collecting():
 
 
 @pytest.mark.parametrize(
-    "verbs", ["prune = 0.5", "quantize = 4", "prune = 0.5\nquantize = 8", "prune = 0.5\ncluster = 4"]
+    "verbs",
+    ["prune = 0.5", "quantize = 4", "prune = 0.5\nquantize = 8", "prune = 0.5\ncluster = 4"],
 )
 def test_large_leaves_are_restored_to_the_same_bits(verbs, tmp_path, monkeypatch):
     """They are made dense by a compiled function."""
-    path = write_foreign(tmp_path / "m.npz", {"kernel": draw.normal(size=(30, 40)).astype(np.float32)})
+    path = write_foreign(
+        tmp_path / "m.npz", {"kernel": draw.normal(size=(30, 40)).astype(np.float32)}
+    )
     out, _ = compress(path, f'[[rule]]\nwhere = ".*"\n{verbs}\n')
     want = np.asarray(jp.load(out, as_="numpy")["kernel"])
     assert read_all(out)["kernel"].tobytes() == want.tobytes()
@@ -225,15 +263,21 @@ def test_large_leaves_are_restored_to_the_same_bits(verbs, tmp_path, monkeypatch
 def test_float64_leaves_stay_float64(tmp_path):
     named = {"a/kernel": draw.normal(size=(8, 8)), "b": draw.normal(size=3), "n": np.arange(3)}
     out, _ = compress(
-        write_foreign(tmp_path / "m.npz", named), '[[rule]]\nwhere = ".*/kernel"\nprune = 0.5', "--verify"
+        write_foreign(tmp_path / "m.npz", named),
+        '[[rule]]\nwhere = ".*/kernel"\nprune = 0.5',
+        "--verify",
     )
     found = read_all(out)
-    assert all(found[k].dtype == x.dtype for k, x in named.items()) and (found["b"] == named["b"]).all()
+    assert (
+        all(found[k].dtype == x.dtype for k, x in named.items())
+        and (found["b"] == named["b"]).all()
+    )
     kept = np.abs(named["a/kernel"]) > np.median(np.abs(named["a/kernel"]))
     assert (found["a/kernel"] == np.where(kept, named["a/kernel"], 0)).all()
 
 
-# --- diff and verify -------------------------------------------------------------------------------------------------
+# --- diff and verify
+# ---------------------------------------------------------------------------------------
 
 
 def test_diff_by_hand(tmp_path):
@@ -261,7 +305,8 @@ def test_diff_by_hand(tmp_path):
 
 
 def test_verify_compares_the_compressed_leaves_and_counts_kept_ones_apart(tmp_path):
-    """A kept causal mask has infinities, a kept variance most of the energy: neither may make a loss look small."""
+    """A kept causal mask has infinities, a kept variance most of the energy: neither may make a
+    loss look small."""
     kernel = draw.normal(size=(16, 16)).astype(np.float32)
     causal = np.where(np.tril(np.ones((8, 8))) > 0, 0, -np.inf).astype(np.float32)
     named = {"d/kernel": kernel, "causal": causal, "bn/var": 1e4 * np.ones(64, np.float32)}
@@ -281,19 +326,35 @@ def test_verify_compares_the_compressed_leaves_and_counts_kept_ones_apart(tmp_pa
 def test_verify_says_that_nothing_is_lost_only_where_every_bit_is_equal(tmp_path):
     zeros = {"kernel": np.array([[-0.0, 1.0]], np.float32)}
     path = write_foreign(tmp_path / "a.npz", zeros)
-    assert "nothing is lost" in compress(path, '[[rule]]\nwhere = ".*"\nkeep = true', "--verify")[1].stdout
+    assert (
+        "nothing is lost"
+        in compress(path, '[[rule]]\nwhere = ".*"\nkeep = true', "--verify")[1].stdout
+    )
     out, result = compress(path, '[[rule]]\nwhere = ".*"\nprune = 0.5', "--verify")
-    assert "nothing is lost" not in result.stdout and "1 of equal value differ in bits" in result.stdout
+    assert (
+        "nothing is lost" not in result.stdout
+        and "1 of equal value differ in bits" in result.stdout
+    )
     found = call("diff", path, out)
-    assert found.exit_code == 0 and "no value differs" in found.stdout and "-0 for 0" in found.stdout
+    assert (
+        found.exit_code == 0 and "no value differs" in found.stdout and "-0 for 0" in found.stdout
+    )
 
 
 @pytest.mark.parametrize(
     "a, b, words",
     [
         ({"x": np.ones(2)}, {"y": np.ones(2)}, "no leaf in common"),
-        ({"x": np.array([np.inf, 1.0])}, {"x": np.array([2.0, 1.0])}, "1 numbers that are NaN or infinite differ"),
-        ({"x": np.array([np.nan, 1.0])}, {"x": np.array([np.inf, 1.0])}, "1 numbers that are NaN or infinite differ"),
+        (
+            {"x": np.array([np.inf, 1.0])},
+            {"x": np.array([2.0, 1.0])},
+            "1 numbers that are NaN or infinite differ",
+        ),
+        (
+            {"x": np.array([np.nan, 1.0])},
+            {"x": np.array([np.inf, 1.0])},
+            "1 numbers that are NaN or infinite differ",
+        ),
         ({"x": np.ones(2, np.float32)}, {"x": np.ones(2)}, "float32 became float64"),
         ({"x": np.array([True])}, {"x": np.array([False])}, "1 of 1 leaves differ"),
         ({"x": np.array([2**62])}, {"x": np.array([2**62 + 1])}, "1 of 1 leaves differ"),
@@ -315,9 +376,14 @@ def test_verify_says_which_leaf(torch):
     out.write_bytes(octets)
     result = call("verify", out, "--json")
     found = json.loads(result.stdout)
-    assert result.exit_code == 1 and list(found["damaged"]) == ["linear.weight"] and found["fine"] == 4
+    assert (
+        result.exit_code == 1 and list(found["damaged"]) == ["linear.weight"] and found["fine"] == 4
+    )
     assert "1 of 5 leaves are DAMAGED, the other 4 are fine" in call("verify", out).stdout
-    assert call("restore", out, "-o", out.parent / "x.npz").exit_code == 2 and not (out.parent / "x.npz").exists()
+    assert (
+        call("restore", out, "-o", out.parent / "x.npz").exit_code == 2
+        and not (out.parent / "x.npz").exists()
+    )
     out.write_bytes(octets[:-5])
     assert call("verify", out).exit_code == 1
     octets[20] ^= 1  # in the header's first word
@@ -328,9 +394,15 @@ def test_verify_says_which_leaf(torch):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_files_of_others(suffix, tmp_path):
-    path = write_foreign(tmp_path / f"m{suffix}", {"a/b": np.zeros((2, 3), np.float32), "c": np.arange(4)})
+    path = write_foreign(
+        tmp_path / f"m{suffix}", {"a/b": np.zeros((2, 3), np.float32), "c": np.arange(4)}
+    )
     result = call("verify", path)
-    assert result.exit_code == 2 and "not a jaxprune file" in result.stderr and str(path) in result.stderr
+    assert (
+        result.exit_code == 2
+        and "not a jaxprune file" in result.stderr
+        and str(path) in result.stderr
+    )
     shown = call("inspect", path)
     assert shown.exit_code == 0 and "f32[2,3]" in shown.stdout and "2 leaves" in shown.stdout
     rows = json.loads(call("inspect", path, "--json").stdout)["rows"]
@@ -349,7 +421,8 @@ def test_inspect_says_predicted_and_real_bytes(torch):
     out, _ = compress(torch, RULE)
     found = json.loads(call("inspect", out, "--json").stdout)
     fixed = {row["path"]: row["fixed_bytes"] for row in found["rows"]}
-    # 288 integers of 8 bits and 8 scales, and no mask, which follows from the zeros; what is kept is raw
+    # 288 integers of 8 bits and 8 scales, and no mask, which follows from the zeros; what is kept
+    # is raw
     assert fixed["layer1.0.conv1.weight"] == 288 + 32 and fixed["linear.bias"] == 20
     shown = call("inspect", out).stdout
     assert (
@@ -368,18 +441,24 @@ def test_of_two_checkpoints_the_damaged_one_is_named(torch):
     bad.write_bytes(damaged)
     for pair in ((bad, out), (out, bad)):
         result = call("diff", *pair)
-        assert result.exit_code == 2 and result.stderr.startswith(f"error: {bad}: leaf 'linear.weight'")
+        assert result.exit_code == 2 and result.stderr.startswith(
+            f"error: {bad}: leaf 'linear.weight'"
+        )
 
 
 def test_compress_verify_finds_damage(torch, monkeypatch):
     add = streaming.LeafWriter.add
-    wrong = lambda self, keys, x: add(self, keys, x + 1 if keys == ("linear.bias",) else x)
+
+    def wrong(self, keys, x):
+        return add(self, keys, x + 1 if keys == ("linear.bias",) else x)
+
     monkeypatch.setattr(streaming.LeafWriter, "add", wrong)
     _, result = compress(torch, RULE, "--verify", code=1)
     assert "DAMAGED: linear.bias" in result.stdout
 
 
-# --- bad inputs ------------------------------------------------------------------------------------------------------
+# --- bad inputs
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -417,10 +496,17 @@ def test_settings_are_regular_files_of_bounded_size(octets, match, torch, tmp_pa
     path = tmp_path / "settings.toml"
     os.mkfifo(path) if octets is None else path.write_bytes(octets)
     for result in (call("compress", torch, "-o", tmp_path / "out", "-r", path), call("run", path)):
-        assert result.exit_code == 2 and result.stderr.count("\n") == 1 and len(result.stderr) < 6000, result.output
-        assert re.search(match, result.stderr) or (octets and octets.startswith(b"[[rule]]")), result.stderr
+        assert (
+            result.exit_code == 2 and result.stderr.count("\n") == 1 and len(result.stderr) < 6000
+        ), result.output
+        assert re.search(match, result.stderr) or (octets and octets.startswith(b"[[rule]]")), (
+            result.stderr
+        )
     for place in (tmp_path, "/dev/zero"):
-        assert "not a regular file" in call("compress", torch, "-o", tmp_path / "out", "-r", place).stderr
+        assert (
+            "not a regular file"
+            in call("compress", torch, "-o", tmp_path / "out", "-r", place).stderr
+        )
 
 
 def test_rules_pass_over_leaves_that_hold_no_floats(torch):
@@ -431,7 +517,9 @@ def test_rules_pass_over_leaves_that_hold_no_floats(torch):
     rules = [{"where": ".*", "prune": 0.5}, {"where": "kept", "keep": True}]
     code = jp.recipe(rules).init(tree)
     assert isinstance(code["kernel"], jp.Masked) and code["step"] == 3
-    with pytest.raises(ValueError, match=r"only leaves that hold no floats, as 'step': give them keep = true"):
+    with pytest.raises(
+        ValueError, match=r"only leaves that hold no floats, as 'step': give them keep = true"
+    ):
         jp.recipe([{"where": "step", "prune": 0.5}]).init(tree)
 
 
@@ -443,7 +531,10 @@ def test_shards_come_back_as_a_folder(torch, tmp_path):
     for size in ("0", "-1", "big", "1e3", "GB"):
         result = call("restore", out, "-o", tmp_path / "more", f"--shard-size={size}")
         assert result.exit_code == 2 and "as 500MB, 8GB or 2GiB" in result.stderr
-    assert "not replaced" in call("restore", out, "-o", tmp_path / "shards", "--shard-size", "1kB").stderr
+    assert (
+        "not replaced"
+        in call("restore", out, "-o", tmp_path / "shards", "--shard-size", "1kB").stderr
+    )
 
 
 def test_bad_places(torch, tmp_path):
@@ -457,10 +548,13 @@ def test_bad_places(torch, tmp_path):
     assert call("diff", torch, tmp_path / "none").exit_code == 2
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
 def test_the_old_file_survives(failure, torch, monkeypatch):
     out, _ = compress(torch, RULE)
-    before, files = out.read_bytes(), sorted(os.listdir(out.parent))
+    before = out.read_bytes()
+    files = sorted(os.listdir(out.parent))
 
     def failing(self, keys, x):
         if keys == ("linear.bias",):
@@ -485,13 +579,16 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Orbax writes in threads
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # Orbax writes in threads
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("command", ["compress", *SUFFIXES])
 def test_a_full_disk(command, tmp_path, request):
     # each array alone is too large: Orbax puts them into one file or several, as its threads come
     kernels = {f"{n}/kernel": draw.normal(size=(128, 200)).astype(np.float32) for n in range(3)}
-    path, out = write_foreign(tmp_path / "m.npz", kernels), tmp_path / f"out{command}"
+    path = write_foreign(tmp_path / "m.npz", kernels)
+    out = tmp_path / f"out{command}"
     (tmp_path / "r.toml").write_text('[[rule]]\nwhere = ".*"\nkeep = true')
     before = sorted(os.listdir(tmp_path))
     request.getfixturevalue("small_files")
@@ -516,13 +613,19 @@ def test_checkpoints_with_little_in_them(tmp_path):
 
 def test_a_compressed_file_is_a_checkpoint_too(torch):
     out, _ = compress(torch, RULE)
-    again, _ = compress(out, '[[rule]]\nwhere = "linear.weight"\ncluster = 4', out=torch.parent / "again")
+    again, _ = compress(
+        out, '[[rule]]\nwhere = "linear.weight"\ncluster = 4', out=torch.parent / "again"
+    )
     with open_checkpoint(again) as c:
-        assert c.about == {"format": "pt"} and len(np.unique(c.read("linear.weight").astype(np.float32))) <= 5
+        assert (
+            c.about == {"format": "pt"}
+            and len(np.unique(c.read("linear.weight").astype(np.float32))) <= 5
+        )
 
 
 def test_axes_of_a_file_are_told_by_the_biases_too(tmp_path):
-    """GPT-2's Conv1D is (in, out) under the name `weight`; a transposed convolution is (in, out, window)."""
+    """GPT-2's Conv1D is (in, out) under the name `weight`; a transposed convolution is (in, out,
+    window)."""
     rng = np.random.default_rng(0)
     columns = np.exp(2 * rng.standard_normal(24)).astype(np.float32)
     tree = {
@@ -537,9 +640,16 @@ def test_axes_of_a_file_are_told_by_the_biases_too(tmp_path):
     safetensors.numpy.save_file(tree, path)
     out, result = compress(path, '[[rule]]\nwhere = ".*weight"\nquantize = 4\n')
     assert result.exit_code == 0, result.output
-    assert "outputs on axis -2: h/0/attn/c_attn/weight, up/weight" in result.stdout.replace(".", "/")
-    scales = {"/".join(keys): code for keys, code in _leaves(jp.load(out)) if hasattr(code, "scale")}
-    assert scales["h/0/attn/c_attn/weight"].scale.shape == (24, 1)  # a scale for each of its 24 outputs
+    assert "outputs on axis -2: h/0/attn/c_attn/weight, up/weight" in result.stdout.replace(
+        ".", "/"
+    )
+    scales = {
+        "/".join(keys): code for keys, code in _leaves(jp.load(out)) if hasattr(code, "scale")
+    }
+    assert scales["h/0/attn/c_attn/weight"].scale.shape == (
+        24,
+        1,
+    )  # a scale for each of its 24 outputs
     assert scales["up/weight"].scale.shape == (1, 1, 4, 1)
     assert scales["head/weight"].scale.shape == (1, 5)
 

@@ -25,11 +25,19 @@ def test_reads(path):
 
 
 MISSPELT = [
-    ("learning_rate = 1e-2", "lerning_rate = 1e-2", "'lerning_rate' in train. Did you mean 'learning_rate'"),
+    (
+        "learning_rate = 1e-2",
+        "lerning_rate = 1e-2",
+        "'lerning_rate' in train. Did you mean 'learning_rate'",
+    ),
     ("epochs = 5", "epcohs = 5", r"'epcohs' in phase 1. Did you mean 'epochs'"),
     ('name = "toy"', 'nam = "toy"', "Did you mean 'name'"),
     ("cluster = 4", "clusster = 4", r"'clusster' in phase 3, rule 1. Did you mean 'cluster'"),
-    ("sparsity = 0.8", "sparcity = 0.8", r"'sparcity' in phase 2, rule 1, prune. Did you mean 'sparsity'"),
+    (
+        "sparsity = 0.8",
+        "sparcity = 0.8",
+        r"'sparcity' in phase 2, rule 1, prune. Did you mean 'sparsity'",
+    ),
     ("[train]", "[trian]", "Did you mean 'train'"),
 ]
 
@@ -84,10 +92,15 @@ def test_a_missing_file_names_its_neighbour(path):
 
 def test_overrides_are_typed(path):
     config = c.load_config(
-        path, ["train.seed=3", "phase.prune.epochs=2", "phase.2.rule.1.prune.sparsity=0.5", "name=other"]
+        path,
+        ["train.seed=3", "phase.prune.epochs=2", "phase.2.rule.1.prune.sparsity=0.5", "name=other"],
     )
     assert c.seeds_of(config) == (3,)
-    assert (config.name, config.phase[1].epochs, config.phase[1].rule[0].prune.sparsity) == ("other", 2, 0.5)
+    assert (config.name, config.phase[1].epochs, config.phase[1].rule[0].prune.sparsity) == (
+        "other",
+        2,
+        0.5,
+    )
     assert c.load_config(path, ["model_args={hidden = 4}"]).model_args == {"hidden": 4}
     assert c.load_config(path, ["model_args.hidden=4"]).model_args == {"hidden": 4}
 
@@ -117,7 +130,9 @@ def test_a_wrong_override_is_refused(path, text, message):
 def test_a_sweep_is_a_grid(path):
     path.write_text(CONFIG + '\n[sweep]\n"train.seed" = [0, 1]\nphase.prune.epochs = [3, 4, 5]\n')
     runs = c.grid(c.load_config(path))
-    assert [(r.train.seed, r.phase[1].epochs) for _, r in runs] == [(s, e) for s in (0, 1) for e in (3, 4, 5)]
+    assert [(r.train.seed, r.phase[1].epochs) for _, r in runs] == [
+        (s, e) for s in (0, 1) for e in (3, 4, 5)
+    ]
     assert len({c.run_name(r) for _, r in runs}) == 6
     assert runs[0][0] == {"train.seed": 0, "phase.prune.epochs": 3}
     assert c.run_name(runs[2][1]) == c.run_name(c.make(c.to_dict(runs[2][1])))
@@ -131,11 +146,16 @@ def test_an_unknown_key_in_a_sweep(path):
 
 def test_the_name_of_a_run_lasts(path):
     config = c.load_config(path)
-    assert c.run_name(config) == "toy-3a2a7b725d"  # changes only when a default does: then old folders are lost
+    assert (
+        c.run_name(config) == "toy-3a2a7b725d"
+    )  # changes only when a default does: then old folders are lost
     explicit = c.load_config(path, ["train.select=best", "baselines=true", "phase.prune.ramp=0.6"])
     assert c.run_name(explicit) == c.run_name(config)
     assert c.run_name(c.load_config(path, ["train.select=last"])) != c.run_name(config)
-    assert c.run_name(c.load_config(path, ["name=other"])).split("-")[1] == c.run_name(config).split("-")[1]
+    assert (
+        c.run_name(c.load_config(path, ["name=other"])).split("-")[1]
+        == c.run_name(config).split("-")[1]
+    )
 
 
 def test_a_new_setting_with_a_default_renames_no_run(path):

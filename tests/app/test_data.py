@@ -34,7 +34,12 @@ def labels(n):
 
 
 def idx(array):
-    return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    return (
+        b"\0\0\x08"
+        + bytes([array.ndim])
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
 
 
 def write_idx(folder, end=""):
@@ -74,7 +79,9 @@ def test_idx_files(folder, end):
     write_idx(folder, end)
     found = data.mnist(validation=5)
     assert [x.shape for x, _ in found] == [(35, 28, 28, 1), (5, 28, 28, 1), (10, 28, 28, 1)]
-    np.testing.assert_array_equal(found.test[0][..., 0], (images(10, 28, 28) / np.float32(255)).astype(np.float32))
+    np.testing.assert_array_equal(
+        found.test[0][..., 0], (images(10, 28, 28) / np.float32(255)).astype(np.float32)
+    )
 
 
 def test_npz_files(folder):
@@ -87,7 +94,9 @@ def test_cifar_binary_is_planes_of_colour(folder):
     found = data.cifar10(validation=3)
     assert [x.shape for x, _ in found] == [(17, 32, 32, 3), (3, 32, 32, 3), (4, 32, 32, 3)]
     raw = images(4, 3072)[0].reshape(3, 32, 32)
-    np.testing.assert_allclose(found.test[0][0, 5, 7, 2], (raw[2, 5, 7] / 255 - 0.4465) / 0.2616, rtol=1e-4)
+    np.testing.assert_allclose(
+        found.test[0][0, 5, 7, 2], (raw[2, 5, 7] / 255 - 0.4465) / 0.2616, rtol=1e-4
+    )
 
 
 def test_text(folder):

@@ -56,7 +56,9 @@ phases._train_one_epoch = slow
 def start(patch, *args):
     command = [sys.executable, "-c", SLOW.format(patch=patch), *map(str, args)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
     assert process.stderr is not None
     seen = ""
     for line in process.stderr:
@@ -69,12 +71,19 @@ def start(patch, *args):
 @pytest.fixture
 def model(tmp_path):
     (tmp_path / "r.toml").write_text(RULE)
-    return write_foreign(tmp_path / "m.npz", {f"{n}/kernel": np.ones((8, 8), np.float32) for n in "ab"})
+    return write_foreign(
+        tmp_path / "m.npz", {f"{n}/kernel": np.ones((8, 8), np.float32) for n in "ab"}
+    )
 
 
 @pytest.mark.parametrize(
     "command, how",
-    [("compress", signal.SIGINT), ("compress", signal.SIGTERM), ("restore", signal.SIGINT), ("restore", signal.SIGHUP)],
+    [
+        ("compress", signal.SIGINT),
+        ("compress", signal.SIGTERM),
+        ("restore", signal.SIGINT),
+        ("restore", signal.SIGHUP),
+    ],
 )
 def test_a_signal_ends_a_command_at_once_and_leaves_nothing(command, how, model):
     out = model.parent / "out.npz"
@@ -109,7 +118,9 @@ def test_a_run_ends_after_its_epoch_with_a_checkpoint(config):
 
 
 def test_a_second_signal_ends_a_run_at_once(config):
-    process = start(IN_AN_EPOCH.replace("SECONDS", "60"), "run", config, "--runs", config.parent / "runs")
+    process = start(
+        IN_AN_EPOCH.replace("SECONDS", "60"), "run", config, "--runs", config.parent / "runs"
+    )
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None and "stopping after this epoch" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
@@ -136,8 +147,16 @@ def test_what_a_dead_process_left_is_removed_by_the_next(tmp_path):
 
 
 def test_a_closed_pipe_is_no_error(model):
-    big = write_foreign(model.parent / "big.npz", {f"layer{n}/kernel": np.ones(2, np.float32) for n in range(2000)})
-    command = [sys.executable, "-c", "from jaxprune.app import cli; cli.main()", "inspect", str(big)]
+    big = write_foreign(
+        model.parent / "big.npz", {f"layer{n}/kernel": np.ones(2, np.float32) for n in range(2000)}
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "from jaxprune.app import cli; cli.main()",
+        "inspect",
+        str(big),
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     assert process.stdout is not None and process.stderr is not None
@@ -165,7 +184,18 @@ def test_no_table_cuts_a_number(width, model, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
     result = call("inspect", model)
     assert "256 B" in result.stdout and "512 B" in result.stdout
-    rows = [["share, before", "0.1234", "97.69 ± 0.32", "1.07 MB", "85.3 kB", "44.0 kB", "43.0 kB", "24.3x"]]
+    rows = [
+        [
+            "share, before",
+            "0.1234",
+            "97.69 ± 0.32",
+            "1.07 MB",
+            "85.3 kB",
+            "44.0 kB",
+            "43.0 kB",
+            "24.3x",
+        ]
+    ]
     columns = {"phase": False} | dict.fromkeys(("loss", "accuracy %", *SIZES, "ratio"), True)
     table = fitted_table("toy", columns, rows, rows, width, ("nonzero", "entropy", "dense", "loss"))
     screen = Console(width=width, file=io.StringIO())
@@ -175,25 +205,42 @@ def test_no_table_cuts_a_number(width, model, monkeypatch):
     assert "97.69 ± 0.32" in text and "24.3x" in text and ("85.3 kB" in text) == (width == 100)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "null", "3", "{", "[" * 100_000, '{"schema": 0}', '{"schema": 1}', "{}"])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "null", "3", "{", "[" * 100_000, '{"schema": 0}', '{"schema": 1}', "{}"]
+)
 def test_results_that_are_none_are_one_line(text, config):
     runs = config.parent / "runs"
     folder = runs / run_name(load_config(config))
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(text)
     result = call("run", config, "--runs", runs)
-    assert result.exit_code == 2 and str(folder) in result.stderr and len(result.stderr.splitlines()) == 1
+    assert (
+        result.exit_code == 2
+        and str(folder) in result.stderr
+        and len(result.stderr.splitlines()) == 1
+    )
 
 
 @pytest.mark.parametrize(
-    "setting", ["seeds=[-1]", "seeds=[18446744073709551616]", "train.learning_rate=nan", "train.learning_rate=inf"]
+    "setting",
+    [
+        "seeds=[-1]",
+        "seeds=[18446744073709551616]",
+        "train.learning_rate=nan",
+        "train.learning_rate=inf",
+    ],
 )
 def test_numbers_that_no_run_can_have_are_one_line(setting, config):
     result = call("run", config, "--runs", config.parent / "runs", "--set", setting)
-    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1 and not (config.parent / "runs").exists()
+    assert (
+        result.exit_code == 2
+        and len(result.stderr.splitlines()) == 1
+        and not (config.parent / "runs").exists()
+    )
 
 
-# --- an output is never an input -------------------------------------------------------------------------------------
+# --- an output is never an input
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -212,12 +259,15 @@ def refused(folder, *args):
     """The message; nothing may be touched, whatever --force says."""
     before = snapshot(folder)
     result = call(*args, "--force")
-    assert result.exit_code == 2 and "Traceback" not in result.output and snapshot(folder) == before, result.output
+    assert (
+        result.exit_code == 2 and "Traceback" not in result.output and snapshot(folder) == before
+    ), result.output
     return result.stderr
 
 
 def test_an_output_is_not_the_checkpoint_nor_the_recipe(model):
-    here, recipe = model.parent, model.parent / "r.toml"
+    here = model.parent
+    recipe = model.parent / "r.toml"
     os.symlink(model, here / "link.npz")
     os.link(model, here / "hard.npz")
     os.symlink(here, here / "here")
@@ -241,10 +291,14 @@ def test_an_output_is_not_inside_the_checkpoint_nor_around_it(orbax_folder):
     os.link(orbax_folder / "_METADATA", here / "hard")
     recipe = here / "r.toml"
     for out in (orbax_folder / "_METADATA", orbax_folder / "new.jpz", here / "link" / "new.jpz"):
-        assert "inside the checkpoint" in refused(here, "compress", orbax_folder, "-o", out, "-r", recipe)
+        assert "inside the checkpoint" in refused(
+            here, "compress", orbax_folder, "-o", out, "-r", recipe
+        )
     assert "hard link" in refused(here, "compress", orbax_folder, "-o", here / "hard", "-r", recipe)
     assert "folder that contains" in refused(here, "restore", orbax_folder, "-o", here)
-    assert "inside the checkpoint" in refused(here, "restore", orbax_folder, "-o", orbax_folder / "back")
+    assert "inside the checkpoint" in refused(
+        here, "restore", orbax_folder, "-o", orbax_folder / "back"
+    )
 
 
 def test_a_run_folder_does_not_hold_the_config(config):
@@ -257,10 +311,16 @@ def test_a_run_folder_does_not_hold_the_config(config):
 
 
 def test_an_existing_file_is_replaced_on_request_only(model):
-    out, recipe = model.parent / "out.npz", model.parent / "r.toml"
+    out = model.parent / "out.npz"
+    recipe = model.parent / "r.toml"
     out.write_bytes(b"precious")
     for args in (("compress", model, "-o", out, "-r", recipe), ("restore", model, "-o", out)):
         result = call(*args)
-        assert result.exit_code == 2 and "--force" in result.stderr and out.read_bytes() == b"precious"
+        assert (
+            result.exit_code == 2 and "--force" in result.stderr and out.read_bytes() == b"precious"
+        )
     assert call("compress", model, "-o", out, "-r", recipe, "--dry-run").exit_code == 0
-    assert call("restore", model, "-o", out, "--force").exit_code == 0 and out.read_bytes() != b"precious"
+    assert (
+        call("restore", model, "-o", out, "--force").exit_code == 0
+        and out.read_bytes() != b"precious"
+    )

@@ -48,7 +48,9 @@ def test_modules_run_and_are_distilled(model, tmp_path):
     ours = {"Linen": toy.Linen, "Nnx": toy.Nnx}[model]
     made = model_of(ours, {"hidden": 16}, (8,), np.float32)
     x, y = toy.blobs().test
-    params = jax.tree.unflatten(jax.tree.structure(made.init(jax.random.key(0))), jax.tree.leaves(jp.materialize(tree)))
+    params = jax.tree.unflatten(
+        jax.tree.structure(made.init(jax.random.key(0))), jax.tree.leaves(jp.materialize(tree))
+    )
     assert np.mean(np.argmax(made.apply(params, x), 1) == y) > 0.8
 
 
@@ -56,9 +58,12 @@ def test_a_key_gives_its_params_and_the_module_its_values():
     for factory in (toy.Linen, toy.Nnx):
         made = model_of(factory, {"hidden": 5}, (8,), np.float32)
         a, b, c = (jax.tree.leaves(made.init(jax.random.key(k))) for k in (0, 0, 1))
-        assert all(np.array_equal(x, y) for x, y in zip(a, b)) and any((x != y).any() for x, y in zip(a, c))
+        assert all(np.array_equal(x, y) for x, y in zip(a, b)) and any(
+            (x != y).any() for x, y in zip(a, c)
+        )
         assert made.example == (8,)
-    module, x = toy.Nnx(5, rngs=nnx.Rngs(3)), jnp.ones((2, 8))
+    module = toy.Nnx(5, rngs=nnx.Rngs(3))
+    x = jnp.ones((2, 8))
     np.testing.assert_array_equal(made.apply(nnx.split(module, nnx.Param, ...)[1], x), module(x))
 
 

@@ -18,7 +18,10 @@ KERNEL = "(.*/)?kernel"
 @pytest.fixture
 def params():
     draw = np.random.default_rng(0)
-    layer = lambda n, m: {"kernel": jnp.asarray(draw.normal(size=(n, m)), jnp.float32), "bias": jnp.zeros(m)}
+
+    def layer(n, m):
+        return {"kernel": jnp.asarray(draw.normal(size=(n, m)), jnp.float32), "bias": jnp.zeros(m)}
+
     return {"dense1": layer(8, 16), "dense2": layer(16, 16), "out": layer(16, 4)}
 
 
@@ -29,12 +32,21 @@ def same(a, b):
 
 VERBS = [
     ({"prune": 0.75}, jp.prune(0.75)),
-    ({"prune": {"sparsity": 0.9, "allocate": "global"}}, jp.prune(0.9, allocate=jp.allocate.global_)),
+    (
+        {"prune": {"sparsity": 0.9, "allocate": "global"}},
+        jp.prune(0.9, allocate=jp.allocate.global_),
+    ),
     ({"prune": {"sparsity": 0.9, "allocate": "erk"}}, jp.prune(0.9, allocate=jp.allocate.erk)),
     ({"prune": {"threshold": 0.5}}, jp.prune(threshold=0.5)),
     ({"prune": {"pattern": "2:4"}}, jp.prune(pattern=jp.patterns.n_m(2, 4))),
-    ({"prune": {"sparsity": 0.5, "pattern": "block 4x4"}}, jp.prune(0.5, pattern=jp.patterns.block(4, 4))),
-    ({"prune": {"sparsity": 0.5, "pattern": "channel -1"}}, jp.prune(0.5, pattern=jp.patterns.channel(-1))),
+    (
+        {"prune": {"sparsity": 0.5, "pattern": "block 4x4"}},
+        jp.prune(0.5, pattern=jp.patterns.block(4, 4)),
+    ),
+    (
+        {"prune": {"sparsity": 0.5, "pattern": "channel -1"}},
+        jp.prune(0.5, pattern=jp.patterns.channel(-1)),
+    ),
     ({"cluster": 4}, jp.cluster(k=4)),
     ({"cluster": {"k": 4, "init": "linear"}}, jp.cluster(k=4, init="linear")),
     ({"quantize": 8}, jp.quantize(bits=8)),
@@ -50,17 +62,23 @@ VERBS = [
 
 @pytest.mark.parametrize("verb, expected", VERBS, ids=[str(v) for v, _ in VERBS])
 def test_each_verb_is_the_function_of_its_name(verb, expected, params):
-    same(recipe([{"where": KERNEL, **verb}]).init(params), jp.at(jp.where.path(KERNEL), expected).init(params))
+    same(
+        recipe([{"where": KERNEL, **verb}]).init(params),
+        jp.at(jp.where.path(KERNEL), expected).init(params),
+    )
 
 
 def test_verbs_of_a_rule_are_a_chain(params):
     made = recipe([{"where": KERNEL, "codebook_bits": 8, "cluster": 4, "prune": 0.5}]).init(params)
-    stages = jp.chain(jp.prune(0.5), jp.cluster(k=4), jp.at(jp.where.field("codebook"), jp.quantize(bits=8)))
+    stages = jp.chain(
+        jp.prune(0.5), jp.cluster(k=4), jp.at(jp.where.field("codebook"), jp.quantize(bits=8))
+    )
     same(made, stages.init(params))
 
 
 def test_first_match_wins(params):
-    keep, prune = {"where": "out/.*", "keep": True}, {"where": "dense1/kernel", "prune": 0.5}
+    keep = {"where": "out/.*", "keep": True}
+    prune = {"where": "dense1/kernel", "prune": 0.5}
     rules = [keep, prune, {"where": KERNEL, "cluster": 4}]
     tree = recipe(rules).init(params)
     assert isinstance(tree["out"]["kernel"], jax.Array)
@@ -87,7 +105,10 @@ def test_a_schedule_makes_pruning_gradual(params):
 
 
 def test_toml_and_back():
-    text = to_toml([r for verb, _ in VERBS for r in [{"where": 'a"b\\d', **verb}]] + [{"where": "x", "keep": True}])
+    text = to_toml(
+        [r for verb, _ in VERBS for r in [{"where": 'a"b\\d', **verb}]]
+        + [{"where": "x", "keep": True}]
+    )
     assert to_toml(text) == text
     assert parse(text) == parse(to_toml(parse(text)))
 

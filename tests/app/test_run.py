@@ -1,4 +1,6 @@
-"""Runs, end to end through the command line: results, resuming to the same bits, skipping, plans, errors."""
+"""Runs, end to end through the command line: results, resuming to the same bits, skipping, plans,
+errors.
+"""
 
 import json
 
@@ -66,7 +68,15 @@ def test_the_table_fits_and_tells_before_and_after(done):
     _, _, printed = done
     table = printed[printed.index("┏") : printed.index("┘")]
     assert max(map(len, table.splitlines())) <= 100
-    for word in ("prune, before", "share, before", "quantize", "the file", "entropy", "stored", "ratio"):
+    for word in (
+        "prune, before",
+        "share, before",
+        "quantize",
+        "the file",
+        "entropy",
+        "stored",
+        "ratio",
+    ):
         assert word in table
     assert "smaller on disk" in printed and "Huffman" in printed
 
@@ -74,7 +84,14 @@ def test_the_table_fits_and_tells_before_and_after(done):
 def test_the_folder_holds_all(done):
     folder, _, _ = done
     names = {p.name for p in folder.iterdir()}
-    assert names == {"config.json", "results.json", "model.jpz", "weights.png", "accuracy.png", "layers.png"}
+    assert names == {
+        "config.json",
+        "results.json",
+        "model.jpz",
+        "weights.png",
+        "accuracy.png",
+        "layers.png",
+    }
     for name in ("weights.png", "accuracy.png", "layers.png"):
         assert (folder / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -137,7 +154,8 @@ def test_a_finished_run_is_skipped(done):
 @pytest.mark.parametrize("epochs", [8, 10], ids=lambda n: f"after {n} epochs")
 def test_a_killed_run_goes_on_to_the_same_bits(done, tmp_path, monkeypatch, epochs):
     folder, config, _ = done
-    train, left = phases._train_one_epoch, iter(range(epochs))
+    train = phases._train_one_epoch
+    left = iter(range(epochs))
 
     def killed(now):
         if next(left, None) is None:
@@ -162,10 +180,14 @@ def test_a_plan_trains_nothing(done, tmp_path, monkeypatch):
     assert "dense1/kernel" in shown.stdout and "cluster = 4" in shown.stdout
     assert max(map(len, shown.stdout.splitlines()[:-1])) <= 100
     assert not (tmp_path / "runs").exists()
-    plan = json.loads(call("run", config, "--runs", tmp_path / "runs", "--dry-run", "--json").stdout)
+    plan = json.loads(
+        call("run", config, "--runs", tmp_path / "runs", "--dry-run", "--json").stdout
+    )
     assert plan[1]["rules"][0]["leaves"] == ["dense1/kernel", "dense2/kernel"]
     ratios = [phase["ratio"] for phase in plan]
-    assert ratios[3] > ratios[1] > ratios[0] and 1 < ratios[0] < 1.3  # the dense network's exponents are coded
+    assert (
+        ratios[3] > ratios[1] > ratios[0] and 1 < ratios[0] < 1.3
+    )  # the dense network's exponents are coded
 
 
 def test_inspect(done):
@@ -201,7 +223,14 @@ def test_missing_files_are_errors(tmp_path):
 
 def test_seeds_and_sweeps(done, tmp_path):
     _, config, _ = done
-    short = ["--set", "phase.train.epochs=1", "--set", "phase.prune.epochs=2", "--set", "phase.share.epochs=1"]
+    short = [
+        "--set",
+        "phase.train.epochs=1",
+        "--set",
+        "phase.prune.epochs=2",
+        "--set",
+        "phase.share.epochs=1",
+    ]
     sweep = ["--set", "seeds=[0, 1]", "--set", "sweep={phase.prune.ramp = [0.5, 0]}"]
     shown = call("run", config, "--runs", tmp_path, *short, *sweep, "--json")
     assert shown.exit_code == 0, shown.output
@@ -218,14 +247,19 @@ def test_seeds_and_sweeps(done, tmp_path):
 
 def test_both_loops_take_the_same_steps(done):
     _, path, _ = done
-    data, model = blobs(), net()
+    data = blobs()
+    model = net()
     trained = []
     for inner in ("scan", "loop"):
         config = load_config(path, [f"train.inner={inner}"])
-        prog = training.program(model.apply, config.phase[1], config.train, len(data.train[0]), False)
+        prog = training.program(
+            model.apply, config.phase[1], config.train, len(data.train[0]), False
+        )
         state = prog.begin(model.init(jax.random.key(0)), jax.random.key(1))
         for epoch in range(2):
-            state = prog.epoch(state, jax.tree.map(jax.numpy.asarray, data.train), jax.random.key(1), epoch)
+            state = prog.epoch(
+                state, jax.tree.map(jax.numpy.asarray, data.train), jax.random.key(1), epoch
+            )
         trained.append(jp.materialize(state.tree))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *trained)
 
@@ -236,13 +270,16 @@ def test_a_price_on_bits_makes_the_file_smaller_and_is_not_the_dense_control(don
     cut = text.index('name = "share"')
     pay = 'name = "pay"\nepochs = 30\nselect = "last"\nrate_penalty = PRICE\n'
     prune = (
-        '[[phase]]\nname = "prune"\nepochs = 0\n[[phase.rule]]\nwhere = "(.*/)?kernel"\nprune = { threshold = 0.05 }\n'
+        '[[phase]]\nname = "prune"\nepochs = 0\n[[phase.rule]]\nwhere = "(.*/)?kernel"\nprune = '
+        "{ threshold = 0.05 }\n"
     )
     start = text.index('name = "prune"')
     found = {}
     for price in ("0.0", "{ strength = 2e-3, width = 0.05 }"):
         config = tmp_path / f"{len(found)}.toml"
-        config.write_text(text[:start] + pay.replace("PRICE", price) + prune + text[cut - len("[[phase]]\n") :])
+        config.write_text(
+            text[:start] + pay.replace("PRICE", price) + prune + text[cut - len("[[phase]]\n") :]
+        )
         folder = run(load_config(config), tmp_path / "runs")[1]
         found[price] = results(folder)
     free, paid = found.values()
@@ -254,24 +291,32 @@ def test_a_price_on_bits_makes_the_file_smaller_and_is_not_the_dense_control(don
 
 
 def test_a_grid_for_the_entropy_coder_is_a_phase_too(done, tmp_path):
-    """One step for all kernels, trained after rounding; the file's integers are those of the tree."""
+    """One step for all kernels, trained after rounding; the file's integers are those of the
+    tree.
+    """
     _, path, _ = done
     text = path.read_text()
     config = tmp_path / "grid.toml"
-    grid = 'name = "grid"\nepochs = 2\n[[phase.rule]]\nwhere = "(.*/)?kernel"\nentropy_quantize = { sqnr = 20.0 }\n'
+    grid = (
+        'name = "grid"\nepochs = 2\n[[phase.rule]]\nwhere = "(.*/)?kernel"\nentropy_quantize = '
+        "{ sqnr = 20.0 }\n"
+    )
     config.write_text(text[: text.index('name = "share"')] + grid)
     found, folder = run(load_config(config), tmp_path / "runs")
     _, pruned, last = found["seeds"][0]["phases"]
     tree = load(folder / "model.jpz")
     for layer in tree.values():
-        assert isinstance(layer["kernel"].values, jp.Quantized) and layer["kernel"].values.bits == 16
+        assert (
+            isinstance(layer["kernel"].values, jp.Quantized) and layer["kernel"].values.bits == 16
+        )
     assert last["after"]["ratio"] > 1.5 * pruned["after"]["ratio"]
     assert found["accuracy"]["final"] == last["after"]["test"]["accuracy"] > 0.6
 
 
 def test_a_phase_learns_from_the_dense_network(done):
     _, path, _ = done
-    data, model = blobs(), net()
+    data = blobs()
+    model = net()
     teacher = model.init(jax.random.key(7))
     x, y = map(jax.numpy.asarray, data.train)
     outputs = training.logits_of(model.apply, teacher, x, batch=50)
@@ -282,7 +327,9 @@ def test_a_phase_learns_from_the_dense_network(done):
         z = model.apply(params, x)
         soft = jax.nn.softmax(outputs / 2)
         hard = -np.mean([jax.nn.log_softmax(row)[label] for row, label in zip(z, y)])
-        return 0.4 * hard + 0.6 * 4 * np.mean(np.sum(soft * (np.log(soft) - jax.nn.log_softmax(z / 2)), 1))
+        return 0.4 * hard + 0.6 * 4 * np.mean(
+            np.sum(soft * (np.log(soft) - jax.nn.log_softmax(z / 2)), 1)
+        )
 
     student = model.init(jax.random.key(1))
     found = training._loss(config.phase[2].distill)(model.apply(student, x), y, outputs)

@@ -29,8 +29,14 @@ def with_value(array, value, at=3):
 
 ONE_HOT = np.eye(3, dtype=np.float32)[Y]
 WRONG = {
-    "a tuple": ((PAIR, PAIR, PAIR), "makes a tuple without train, validation, test: give an object"),
-    "a dict": ({"train": PAIR, "test": PAIR}, r"makes a dict with \['train', 'test'\]: give an object"),
+    "a tuple": (
+        (PAIR, PAIR, PAIR),
+        "makes a tuple without train, validation, test: give an object",
+    ),
+    "a dict": (
+        {"train": PAIR, "test": PAIR},
+        r"makes a dict with \['train', 'test'\]: give an object",
+    ),
     "nothing": (None, "makes a NoneType without"),
     "no validation": (types.SimpleNamespace(train=PAIR, test=PAIR), "without validation"),
     "a split without labels": (made(test=X), "test is a ndarray: give"),
@@ -51,11 +57,20 @@ WRONG = {
     "complex": (made(train=(X.astype(np.complex64), Y)), "x of train has the dtype complex64"),
     "masked": (made(train=(np.ma.masked_less(X, 0), Y)), r"x of train is a masked array: fill it"),
     "text labels": (made(train=(X, Y.astype(str))), r"y of train: y is text.*np.unique"),
-    "float labels": (made(train=(X, Y.astype(np.float32))), "y is float32: give classes as integers"),
+    "float labels": (
+        made(train=(X, Y.astype(np.float32))),
+        "y is float32: give classes as integers",
+    ),
     "one-hot labels": (made(train=(X, ONE_HOT)), r"one-hot: give y.argmax\(-1\)"),
     "one-hot integers": (made(train=(X, ONE_HOT.astype(int))), r"one-hot.*y.argmax\(-1\)"),
-    "a negative label": (made(validation=(X, with_value(Y, -100))), "y of validation has the label -100"),
-    "other shapes": (made(test=(X[:, :5], Y)), r"x of test is float32 of examples \(5,\), and that of train"),
+    "a negative label": (
+        made(validation=(X, with_value(Y, -100))),
+        "y of validation has the label -100",
+    ),
+    "other shapes": (
+        made(test=(X[:, :5], Y)),
+        r"x of test is float32 of examples \(5,\), and that of train",
+    ),
     "other dtypes": (made(test=(X.astype(np.float16), Y)), "x of test is float16"),
     "other labels": (made(test=(X, Y[:, None])), r"y of test has labels of shape \(1,\)"),
 }
@@ -75,7 +90,11 @@ def test_right_data_passes_as_it_is():
     huge = np.full((120, 8), 3e38, np.float32)  # whose sum overflows float32, and which is finite
     splits_of(made(train=(huge, Y), validation=(huge, Y), test=(huge, Y)))
     tokens = np.zeros((4, 7), np.int32)
-    splits_of(types.SimpleNamespace(train=(tokens, tokens), validation=(tokens, tokens), test=(tokens, tokens)))
+    splits_of(
+        types.SimpleNamespace(
+            train=(tokens, tokens), validation=(tokens, tokens), test=(tokens, tokens)
+        )
+    )
     with jax.enable_x64(True):
         splits_of(made(*[(X.astype(float), Y)] * 3))
 
@@ -85,7 +104,10 @@ def outputs(*shape, dtype=np.float32):
 
 
 OUTPUTS = {
-    "two classes for three": (outputs(2, 2), "y of train has the label 2, and the model gives 2 outputs"),
+    "two classes for three": (
+        outputs(2, 2),
+        "y of train has the label 2, and the model gives 2 outputs",
+    ),
     "one output": (outputs(2, 1), "the model gives 1 output"),
     "no classes": (outputs(2), r"float32\[2\].*logits are floats \(batch, classes\)"),
     "a sequence": (outputs(2, 5, 3), "logits are floats"),
@@ -108,16 +130,25 @@ def test_yes_and_no_from_one_output():
 
 
 CONFIGS = {
-    "a batch larger than the data": ("train.batch=500", "phase 'train': batch = 500, and the training split has 120"),
+    "a batch larger than the data": (
+        "train.batch=500",
+        "phase 'train': batch = 500, and the training split has 120",
+    ),
     "a rule of the last phase": (
         "phase.quantize.rule.1.where=kernels",
         "phase 'quantize': rule 1 .*Nearest: 'dense1/kernel'",
     ),
-    "a codebook where there is none": ('phase.share.rule=[{where=".*", keep=true}]', "phase 'quantize': "),
+    "a codebook where there is none": (
+        'phase.share.rule=[{where=".*", keep=true}]',
+        "phase 'quantize': ",
+    ),
     "a NaN": ("train.learning_rate=nan", "learning_rate = nan must be > 0 and finite"),
     "an infinite rate": ("phase.share.learning_rate=inf", "learning_rate = inf"),
     "a decay that is NaN": ("train.weight_decay=nan", "weight_decay = nan"),
-    "a seed of 40 bits": ("seeds=[1099511627776]", "the seed 1099511627776: JAX makes keys of 32 bits"),
+    "a seed of 40 bits": (
+        "seeds=[1099511627776]",
+        "the seed 1099511627776: JAX makes keys of 32 bits",
+    ),
     "a negative seed": ("train.seed=-1", "the seed -1"),
     "a seed twice": ("seeds=[3, 3]", "two are equal"),
     "a factory that raises": ("data_args={n = -5}", r"data = 'tests.app.toy:blobs': .*negative"),

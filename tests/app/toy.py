@@ -1,4 +1,6 @@
-"""A problem that trains in a second: three Gaussian blobs in eight dimensions, and a small network."""
+"""A problem that trains in a second: three Gaussian blobs in eight dimensions, and a small
+network.
+"""
 
 import flax.linen as nn
 import numpy as np
@@ -13,7 +15,8 @@ def blobs(n: int = 240, spread: float = 0.6) -> Data:
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, n).astype(np.int32)
     x = (rng.normal(size=(3, 8))[y] + spread * rng.normal(size=(n, 8))).astype(np.float32)
-    a, b = n // 2, 3 * n // 4
+    a = n // 2
+    b = 3 * n // 4
     return Data((x[:a], y[:a]), (x[a:b], y[a:b]), (x[b:], y[b:]))
 
 
@@ -36,7 +39,8 @@ class Nnx(nnx.Module):
     """The same of Flax NNX."""
 
     def __init__(self, hidden: int = 24, *, rngs: nnx.Rngs):
-        self.up, self.down = nnx.Linear(8, hidden, rngs=rngs), nnx.Linear(hidden, 3, rngs=rngs)
+        self.up = nnx.Linear(8, hidden, rngs=rngs)
+        self.down = nnx.Linear(hidden, 3, rngs=rngs)
 
     def __call__(self, x):
         return self.down(nnx.relu(self.up(x)))

@@ -38,7 +38,9 @@ def test_tables_cover_what_is_coded_and_merging_pays(n, contexts, spread, seed):
     ids, values = drawn(n, contexts, spread, seed)
     bank = banks.fit_bank(ids, values)
     assert bank.low == values.min() and bank.low + bank.freqs.shape[1] - 1 == values.max()
-    assert bank.table_of.shape == (256,) and set(bank.table_of.tolist()) == set(range(len(bank.freqs)))
+    assert bank.table_of.shape == (256,) and set(bank.table_of.tolist()) == set(
+        range(len(bank.freqs))
+    )
     assert len(bank.freqs) <= banks.MOST_TABLES and (bank.freqs.sum(1) == 4096).all()
     assert (bank.freqs[bank.table_of[ids], values - bank.low] > 0).all()
     cost = information(counts_of(ids, values, bank.table_of, len(bank.freqs)))
@@ -60,12 +62,23 @@ def test_merging_goes_on_while_it_pays():
 def test_contexts_alike_share_a_table_and_others_do_not():
     rng = np.random.default_rng(0)
     ids = np.repeat(np.array([3, 90, 91, 200], np.uint8), 4000)
-    values = np.concatenate([np.zeros(4000, int), rng.integers(-1, 2, 8000), rng.integers(-30, 31, 4000)])
+    values = np.concatenate(
+        [np.zeros(4000, int), rng.integers(-1, 2, 8000), rng.integers(-30, 31, 4000)]
+    )
     bank = banks.fit_bank(ids, values.astype(np.int16))
     assert bank.table_of[[3, 90, 91, 200]].tolist() == [0, 1, 1, 2]
-    assert bank.table_of[[2, 4, 89, 150, 199, 255]].tolist() == [0, 0, 0, 1, 1, 2]  # unused ones: as the one before
+    assert bank.table_of[[2, 4, 89, 150, 199, 255]].tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]  # unused ones: as the one before
     each = np.full((3, 61), 0)
-    each[0, 30], each[1, 29:32], each[2] = 4096, 1365, 67
+    each[0, 30] = 4096
+    each[1, 29:32] = 1365
+    each[2] = 67
     assert np.abs(bank.freqs.astype(int) - each).max() < 60
 
 
@@ -77,7 +90,8 @@ def test_never_more_than_64_tables():
     assert len(bank.freqs) == 64 and (bank.freqs[bank.table_of[ids], values - bank.low] > 0).all()
 
 
-# --- classes ---------------------------------------------------------------------------------------------------------
+# --- classes
+# ---------------------------------------------------------------------------------------
 
 
 def coded_bits(arrays, classes):
@@ -115,12 +129,22 @@ def test_even_arrays_are_told_nothing():
 
 
 @quick
-@given(st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple), min_size=1, max_size=4), st.data())
+@given(
+    st.lists(
+        st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple), min_size=1, max_size=4
+    ),
+    st.data(),
+)
 def test_classes_are_in_range(shapes, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     size = data.draw(st.sampled_from([0, 0.3, 5, 500]))
-    arrays = [np.rint(np.clip(size * rng.standard_normal(shape) ** 3, -512, 511)).astype(np.int16) for shape in shapes]
+    arrays = [
+        np.rint(np.clip(size * rng.standard_normal(shape) ** 3, -512, 511)).astype(np.int16)
+        for shape in shapes
+    ]
     for x, c in zip(arrays, banks.fit_classes(arrays), strict=True):
         places, inputs, outputs = contexts.view_of(x.shape)
         assert (c.outputs.size, c.inputs.size, c.places.size) == (outputs, inputs, places)
-        assert -16 <= c.level <= 16 and all(part.dtype == np.int8 and abs(part).max() <= 15 for part in c[1:])
+        assert -16 <= c.level <= 16 and all(
+            part.dtype == np.int8 and abs(part).max() <= 15 for part in c[1:]
+        )

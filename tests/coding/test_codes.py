@@ -59,7 +59,8 @@ def test_huffman_of_a_thin_tree():
 @quick
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 5))
 def test_gaps_equal_the_walk(mask, width):
-    got, walk = codes.gap_code(mask, width), ref.entries(mask, width)
+    got = codes.gap_code(mask, width)
+    walk = ref.entries(mask, width)
     assert got.entries == len(walk) and got.fillers == sum(filler for *_, filler in walk)
     assert got.symbols.tolist() == [gap - 1 for _, gap, _ in walk]
     assert got.filler.tolist() == [filler for *_, filler in walk]
@@ -71,11 +72,14 @@ def test_gaps_equal_the_walk(mask, width):
 @given(st.integers(0, 999), st.integers(1, 9), st.sampled_from([0.02, 0.3, 1.0]), st.integers(1, 6))
 def test_deep_compression_equals_the_walk(seed, k, density, width):
     draw = np.random.default_rng(seed)
-    mask, indices = draw.random((20, 15)) < density, draw.integers(0, k, (20, 15))
+    mask = draw.random((20, 15)) < density
+    indices = draw.integers(0, k, (20, 15))
     got = codes.deep_compression_bits(mask, indices, k, gap_width=width)
     value_bits = int(np.ceil(np.log2(k + 1)))
     assert got.value_bits == value_bits
-    assert (got.fixed, got.huffman) == ref.sizes(mask.ravel(), indices.ravel(), k, value_bits, width)
+    assert (got.fixed, got.huffman) == ref.sizes(
+        mask.ravel(), indices.ravel(), k, value_bits, width
+    )
     best = codes.deep_compression_bits(mask, indices, k)
     every = [codes.deep_compression_bits(mask, indices, k, gap_width=w).fixed for w in range(1, 17)]
     assert best.fixed == min(every) and best.gap_width == every.index(best.fixed) + 1
@@ -88,10 +92,14 @@ def test_deep_compression_without_pruning():
 
 
 def test_lenet_300_100_as_published():
-    """ip1 of LeNet-300-100: 8% of 235,200 weights, 6-bit values and 5-bit gaps are 3.1% of float32."""
+    """ip1 of LeNet-300-100: 8% of 235,200 weights, 6-bit values and 5-bit gaps are 3.1% of
+    float32.
+    """
     draw = np.random.default_rng(0)
     n = 784 * 300
-    got = codes.deep_compression_bits(draw.random(n) < 0.08, draw.integers(0, 63, n), 63, gap_width=5)
+    got = codes.deep_compression_bits(
+        draw.random(n) < 0.08, draw.integers(0, 63, n), 63, gap_width=5
+    )
     assert got.value_bits == 6 and got.fixed / (32 * n) == pytest.approx(0.031, abs=0.002)
 
 

@@ -1,4 +1,6 @@
-"""The order of coding and the contexts against the same one symbol at a time; the coder against the textbook's."""
+"""The order of coding and the contexts against the same one symbol at a time; the coder against the
+textbook's.
+"""
 
 import time
 
@@ -34,13 +36,19 @@ SHAPES = {
 def some(shapes, seed=0, size=4.0):
     """Arrays of small integers with uneven rows, and classes that know nothing of them."""
     rng = np.random.default_rng(seed)
-    arrays, classes = [], []
+    arrays = []
+    classes = []
     for shape in shapes:
         x = rng.laplace(size=shape) * size * np.exp(rng.standard_normal(shape[-1:]))
         arrays.append(np.asarray(np.rint(np.clip(x, -400, 400)), np.int16))
         places, inputs, outputs = contexts.view_of(shape)
-        part = lambda n: rng.integers(-15, 16, n).astype(np.int8)
-        classes.append(Classes(int(rng.integers(-16, 17)), part(outputs), part(inputs), part(places)))
+
+        def part(n):
+            return rng.integers(-15, 16, n).astype(np.int8)
+
+        classes.append(
+            Classes(int(rng.integers(-16, 17)), part(outputs), part(inputs), part(places))
+        )
     return arrays, classes
 
 
@@ -67,7 +75,11 @@ longer = st.tuples(st.integers(1, 60), st.integers(1, 40))
 
 
 @quick
-@given(st.lists(axes | longer, min_size=1, max_size=5), st.integers(0, 999), st.sampled_from([0.1, 2.0, 90.0]))
+@given(
+    st.lists(axes | longer, min_size=1, max_size=5),
+    st.integers(0, 999),
+    st.sampled_from([0.1, 2.0, 90.0]),
+)
 def test_any_arrays(shapes, seed, size):
     agrees(shapes, seed, size)
 
@@ -81,11 +93,16 @@ def test_pieces_have_at_most_1024_columns():
 
 
 def test_every_context_is_met():
-    """Classes 0 … 31 and neighbours −4 … 3, so that the comparison with the reference is one of all of them."""
+    """Classes 0 … 31 and neighbours −4 … 3, so that the comparison with the reference is one of all
+    of them.
+    """
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2, (600, 1)) * rng.integers(0, 300, (600, 64))
     x[:, :32] //= 100
-    part = lambda n: np.repeat(np.arange(-15, 16), -(-n // 31))[:n].astype(np.int8)
+
+    def part(n):
+        return np.repeat(np.arange(-15, 16), -(-n // 31))[:n].astype(np.int8)
+
     classes = [Classes(0, part(64), rng.permutation(part(600)), np.zeros(1, np.int8))]
     order = contexts.layout([x.shape])
     flat = contexts.gathered([x.astype(np.int16)], order)
@@ -95,11 +112,15 @@ def test_every_context_is_met():
 
 
 def test_integers_follow_the_formulas():
-    """The context is that of real numbers, up to one step of g where the linear mantissa or 1/16 matter."""
+    """The context is that of real numbers, up to one step of g where the linear mantissa or 1/16
+    matter.
+    """
     arrays, classes = some([(60, 20), (3, 3, 4, 10)], 3)
     gaps = [
         int(np.clip(np.floor(g), -4, 3)) - (i % 8 - 4)
-        for i, (c, g) in zip(ref.contexts_of(arrays, classes), ref.real_contexts_of(arrays, classes))
+        for i, (c, g) in zip(
+            ref.contexts_of(arrays, classes), ref.real_contexts_of(arrays, classes)
+        )
         if c == i // 8
     ]
     assert len(gaps) == 60 * 20 + 360
@@ -107,7 +128,8 @@ def test_integers_follow_the_formulas():
     assert EXPECTED.tolist() == [round(16 * 2 ** ((c - 16) / 2)) for c in range(32)]
 
 
-# --- the coder -------------------------------------------------------------------------------------------------------
+# --- the coder
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -118,7 +140,9 @@ def test_stream_equals_the_textbook(shapes, seed, lanes):
     bank = banks.fit_bank(ids, flat)
     lanes = min(lanes, order.rows)
     stream = context_coder.encode(ids, flat, order, bank, lanes)
-    assert stream == ref.encode(arrays, classes, bank.low, bank.table_of.tolist(), bank.freqs.tolist(), lanes)
+    assert stream == ref.encode(
+        arrays, classes, bank.low, bank.table_of.tolist(), bank.freqs.tolist(), lanes
+    )
     back = context_coder.decode(stream, order, classes, bank, lanes)
     assert back.dtype == np.int16 and np.array_equal(back, flat)
 
@@ -129,7 +153,9 @@ def test_runs_at_the_ends_of_columns(lanes):
     assert [band.rows for band in order.bands] == [61, 60]
     bank = banks.fit_bank(ids, flat)
     stream = context_coder.encode(ids, flat, order, bank, lanes)
-    assert stream == ref.encode(arrays, classes, bank.low, bank.table_of.tolist(), bank.freqs.tolist(), lanes)
+    assert stream == ref.encode(
+        arrays, classes, bank.low, bank.table_of.tolist(), bank.freqs.tolist(), lanes
+    )
     assert np.array_equal(context_coder.decode(stream, order, classes, bank, lanes), flat)
 
 
@@ -138,12 +164,19 @@ def test_length_is_the_bits_that_are_said():
     bank = banks.fit_bank(ids, flat)
     bits = banks.bits(ids, flat, bank)
     assert bits[:50].tolist() == pytest.approx(
-        [12 - np.log2(bank.freqs[bank.table_of[i], v - bank.low]) for i, v in zip(ids[:50], flat[:50])], rel=1e-6
+        [
+            12 - np.log2(bank.freqs[bank.table_of[i], v - bank.low])
+            for i, v in zip(ids[:50], flat[:50])
+        ],
+        rel=1e-6,
     )
     lanes = context_coder.lanes_for(order, float(bits.sum()))
     stream = context_coder.encode(ids, flat, order, bank, lanes)
     assert abs(8 * len(stream) - bits.sum() - 24 * lanes) <= 16 * lanes
-    assert context_coder.lanes_for(order, 1e12) == order.rows and context_coder.lanes_for(order, 0) == 1
+    assert (
+        context_coder.lanes_for(order, 1e12) == order.rows
+        and context_coder.lanes_for(order, 0) == 1
+    )
 
 
 def test_decode_refuses():
@@ -209,7 +242,10 @@ def test_work_is_linear_in_symbols():
     shapes = [(n, 1) for n in range(1, 1025) for _ in range(4)]
     rng = np.random.default_rng(0)
     arrays = [rng.integers(-2, 3, shape).astype(np.int16) for shape in shapes]
-    zeros = lambda n: np.zeros(n, np.int8)
+
+    def zeros(n):
+        return np.zeros(n, np.int8)
+
     begin = time.process_time()
     order = contexts.layout(shapes)
     flat = contexts.gathered(arrays, order)
@@ -219,7 +255,8 @@ def test_work_is_linear_in_symbols():
 
 
 def test_one_lane_is_not_slow():
-    order, classes = contexts.layout([(128, 128)]), [Classes(0, *(np.zeros(n, np.int8) for n in (128, 128, 1)))]
+    order = contexts.layout([(128, 128)])
+    classes = [Classes(0, *(np.zeros(n, np.int8) for n in (128, 128, 1)))]
     bank = banks.Bank(0, np.zeros(256, np.uint8), np.array([[2048, 2048]], np.uint16))
     flat = np.random.default_rng(0).integers(0, 2, order.size).astype(np.int16)
     stream = context_coder.encode(np.zeros(order.size, np.uint8), flat, order, bank, 1)

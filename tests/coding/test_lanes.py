@@ -26,12 +26,15 @@ def test_the_same_bytes(n, count):
 
 @pytest.mark.parametrize("count", [3, 40])
 def test_columns_begin_with_lane_0(count):
-    """A writer and a reader of columns are a coder of runs: those of 7, 3 and 1 symbols, from two tables."""
+    """A writer and a reader of columns are a coder of runs: those of 7, 3 and 1 symbols, from two
+    tables.
+    """
     symbols, freqs = some(400)
     other = freqs[::-1]
     columns = np.split(symbols.astype(np.intp), [7, 10, 11, 300])
     tables = [(np.cumsum(t) - t, t.astype(np.uint32)) for t in (freqs, other)]
-    plain, column = rans.Stream(count, 400), lanes.writer(count, 400)
+    plain = rans.Stream(count, 400)
+    column = lanes.writer(count, 400)
     for i, s in reversed(list(enumerate(columns))):
         start, f = tables[i % 2]
         column.push(f[s], start[s].astype(np.uint32))
@@ -54,7 +57,8 @@ def test_columns_begin_with_lane_0(count):
 @pytest.mark.parametrize("count", [1, 40])
 def test_refusals(count):
     symbols, freqs = some(500)
-    values, stream = np.arange(freqs.size), lanes.encode(symbols, freqs, count)
+    values = np.arange(freqs.size)
+    stream = lanes.encode(symbols, freqs, count)
     off = freqs.copy()
     off[0] += 1
     for buffer, n, table, message in (

@@ -59,9 +59,15 @@ def test_one_symbol_takes_no_bits():
 
 
 def test_symbols_come_from_any_integer_array():
-    for symbols in (some(60, 5).astype(np.int64).reshape(3, 20), some(60, 5).astype(np.uint8), some(60, 2) > 0):
+    for symbols in (
+        some(60, 5).astype(np.int64).reshape(3, 20),
+        some(60, 5).astype(np.uint8),
+        some(60, 2) > 0,
+    ):
         freqs = table(symbols.ravel().astype(int), 5)
-        assert np.array_equal(rans.decode(rans.encode(symbols, freqs, 2), 60, freqs, 2), symbols.ravel())
+        assert np.array_equal(
+            rans.decode(rans.encode(symbols, freqs, 2), 60, freqs, 2), symbols.ravel()
+        )
 
 
 # --- tables ---
@@ -77,10 +83,15 @@ def test_normalise_sums_and_keeps_the_present(counts):
     assert np.array_equal(freqs, rans.normalise(counts))
 
 
-@pytest.mark.parametrize("counts", [[5, 3, 0, 1], [1000, 1, 1], [7, 7, 7], [1, 2, 3, 4], [90, 9, 1, 0]])
+@pytest.mark.parametrize(
+    "counts", [[5, 3, 0, 1], [1000, 1, 1], [7, 7, 7], [1, 2, 3, 4], [90, 9, 1, 0]]
+)
 def test_normalise_is_optimal(counts, monkeypatch):
     monkeypatch.setattr(rans, "TOTAL", 13)
-    ref_cost = lambda f: -sum(c * np.log2(x) for c, x in zip(counts, f) if c)
+
+    def ref_cost(f):
+        return -sum(c * np.log2(x) for c, x in zip(counts, f) if c)
+
     best = min(map(ref_cost, ref.best_tables(counts, 13)))
     assert ref_cost(rans.normalise(counts).tolist()) == pytest.approx(best)
 
@@ -97,7 +108,9 @@ def test_lanes_for():
     assert rans.lanes_for(0, 0) == rans.lanes_for(10, 60) == 1
     for n, bits in ((10**4, 3e4), (10**6, 4e6), (10**7, 4e7), (10**8, 0)):
         lanes = rans.lanes_for(n, bits)
-        assert -(-n // lanes) <= rans.MAX_STEPS and (32 * lanes <= 0.005 * bits or n > (lanes - 1) * rans.MAX_STEPS)
+        assert -(-n // lanes) <= rans.MAX_STEPS and (
+            32 * lanes <= 0.005 * bits or n > (lanes - 1) * rans.MAX_STEPS
+        )
     assert rans.lanes_for(10**7, 4e7) == 6250
 
 
@@ -148,10 +161,12 @@ def test_decode_refuses():
 
 
 def test_mutations_end_quickly_in_an_error_or_in_symbols():
-    symbols, draw = some(400, 9), random.Random(0)
+    symbols = some(400, 9)
+    draw = random.Random(0)
     freqs = table(symbols, 9)
     stream = rans.encode(symbols, freqs, 3)
-    caught, begin = 0, time.process_time()
+    caught = 0
+    begin = time.process_time()
     for _ in range(300):
         damaged = bytearray(stream)
         for _ in range(draw.randint(1, 3)):
@@ -169,7 +184,8 @@ def test_reading_needs_numpy_only():
         "for name, path in (('jaxprune', root), ('jaxprune.coding', root / 'coding')):\n"
         "    sys.modules[name] = types.ModuleType(name); sys.modules[name].__path__ = [str(path)]\n"
         "from jaxprune.coding import code_lengths, rans\n"
-        "assert rans.decode(rans.encode([0, 1, 0], [4000, 96], 1), 3, [4000, 96], 1).tolist() == [0, 1, 0]\n"
+        "assert rans.decode(rans.encode([0, 1, 0], [4000, 96], 1), 3, [4000, 96], 1).tolist() == "
+        "[0, 1, 0]\n"
         "assert not [m for m in sys.modules if m.startswith(('jaxlib', 'optax', 'flax'))]"
     )
     root = rans.__file__.rsplit("/", 2)[0]
@@ -180,5 +196,7 @@ def test_speed_is_linear_and_not_absurd():
     symbols = some(10**6, 30)
     freqs = table(symbols, 30)
     begin = time.process_time()
-    assert np.array_equal(rans.decode(rans.encode(symbols, freqs, 16384), symbols.size, freqs, 16384), symbols)
+    assert np.array_equal(
+        rans.decode(rans.encode(symbols, freqs, 16384), symbols.size, freqs, 16384), symbols
+    )
     assert time.process_time() - begin < 2  # 0.03 s on a quiet core

@@ -24,7 +24,8 @@ def coded(n, k, lanes, seed=0):
 
 def check(n, k, lanes, seed=0):
     symbols, freqs, stream = coded(n, k, lanes, seed)
-    decoded, theirs = rans_jax.decode(stream, n, freqs, lanes), rans.decode(stream, n, freqs, lanes)
+    decoded = rans_jax.decode(stream, n, freqs, lanes)
+    theirs = rans.decode(stream, n, freqs, lanes)
     assert isinstance(decoded, jax.Array) and decoded.dtype == theirs.dtype
     np.testing.assert_array_equal(decoded, symbols)
 
@@ -63,7 +64,11 @@ def test_values(dtype):
 def test_one_symbol_takes_no_bits():
     stream = rans.encode(np.full(50_000, 3), [0, 0, 0, 4096], 4)
     decoded = rans_jax.decode(stream, 50_000, [0, 0, 0, 4096], 4, np.array([5, 6, 7, -8], np.int8))
-    assert decoded.dtype == np.int8 and decoded.shape == (50_000,) and (np.asarray(decoded) == -8).all()
+    assert (
+        decoded.dtype == np.int8
+        and decoded.shape == (50_000,)
+        and (np.asarray(decoded) == -8).all()
+    )
     with pytest.raises(rans.StreamError, match="left over"):
         rans_jax.decode(stream + b"\0\0", 50_000, [0, 0, 0, 4096], 4)
 
@@ -96,7 +101,8 @@ def test_refuses_what_numpy_refuses():
 
 def test_mutations_end_as_in_numpy():
     _, freqs, stream = coded(400, 9, 33)
-    draw, caught = random.Random(0), 0
+    draw = random.Random(0)
+    caught = 0
     for _ in range(100):
         damaged = bytearray(stream)
         for _ in range(draw.randint(1, 3)):

@@ -1,4 +1,5 @@
-"""Numbers given as arguments, leaves that are no arrays, weights that are no numbers: each is right or one line."""
+"""Numbers given as arguments, leaves that are no arrays, weights that are no numbers: each is right
+or one line."""
 
 import equinox as eqx
 import jax
@@ -27,7 +28,11 @@ BAD_COUNTS = [0, -1, 4.0, 2.5, True, "4", None, np.float32(4), jnp.float32(4), n
 
 @pytest.mark.parametrize("x", BAD_FRACTIONS, ids=repr)
 def test_a_sparsity_that_is_none(x):
-    for make in (lambda: jp.prune(x), lambda: jp.prune({".*": x}), lambda: jp.prune(lambda step: x)):
+    for make in (
+        lambda: jp.prune(x),
+        lambda: jp.prune({".*": x}),
+        lambda: jp.prune(lambda step: x),
+    ):
         with pytest.raises(ValueError, match=r"in \[0, 1\)"):
             make().init({"kernel": W})
 
@@ -43,11 +48,15 @@ def test_a_count_that_is_none(x):
     made = [lambda: jp.cluster(x), lambda: jp.every(x, jp.identity)]
     made += [] if x is None else [lambda: jp.share(k=x), lambda: jp.factorize(rank=x)]
     for make in made:
-        with pytest.raises(ValueError, match=r"give an integer of at least 1|takes one of|one rank"):
+        with pytest.raises(
+            ValueError, match=r"give an integer of at least 1|takes one of|one rank"
+        ):
             make()
 
 
-@pytest.mark.parametrize("k", [4, np.int64(4), np.uint8(4), jnp.int32(4)], ids=lambda k: type(k).__name__)
+@pytest.mark.parametrize(
+    "k", [4, np.int64(4), np.uint8(4), jnp.int32(4)], ids=lambda k: type(k).__name__
+)
 def test_counts_of_all_types(k):
     assert jp.cluster(k).init(W).codebook.shape == (4,)
     assert jp.factorize(rank=k).init(normal((20, 30))).u.shape == (20, 4)
@@ -102,21 +111,33 @@ def test_functions_in_a_module_pass_through_updates(name):
     assert after.activation is NET.activation
     expected = TREE if name == "frozen" else RISING.update(TREE, step=4)
     for x, y in zip(
-        jax.tree.leaves(eqx.filter(after, eqx.is_array)), jax.tree.leaves(eqx.filter(expected, eqx.is_array))
+        jax.tree.leaves(eqx.filter(after, eqx.is_array)),
+        jax.tree.leaves(eqx.filter(expected, eqx.is_array)),
     ):
         np.testing.assert_array_equal(x, y)
 
 
 def test_functions_and_texts_pass_through_straight_through():
-    params = {"kernel": W, "name": "a layer", "steps": 3, "act": jax.nn.relu, "none": None, "key": jax.random.key(0)}
+    params = {
+        "kernel": W,
+        "name": "a layer",
+        "steps": 3,
+        "act": jax.nn.relu,
+        "none": None,
+        "key": jax.random.key(0),
+    }
     out = jp.straight_through(jp.quantize(bits=4))(params)
     assert (
-        out["name"] == "a layer" and out["act"] is jax.nn.relu and out["steps"] == 3 and out["kernel"].shape == (8, 6)
+        out["name"] == "a layer"
+        and out["act"] is jax.nn.relu
+        and out["steps"] == 3
+        and out["kernel"].shape == (8, 6)
     )
     assert jp.straight_through(jp.quantize(bits=4))(NET)(jnp.ones(4)).shape == (2,)
 
 
-# --- layers that vanish ----------------------------------------------------------------------------------------------
+# --- layers that vanish
+# ---------------------------------------------------------------------------------------
 
 STEM = {"stem": {"kernel": normal((3, 3, 3, 4), 1)}, "body": {"kernel": normal((3, 3, 4, 64), 2)}}
 ALLOCATIONS = {
@@ -142,4 +163,9 @@ def test_nor_its_last_weight_traced_or_not():
     w = jnp.arange(1.0, 5.0).reshape(2, 2)
     assert jp.prune(0.9).init(w).mask.sum() == 1
     assert jax.jit(lambda s: jp.prune(s).init(w).mask)(0.99).sum() == 1
-    assert jp.prune(0.99, allocate=jp.allocate.global_).init({"a": w, "b": 100 * normal((30, 30))})["a"].mask.sum() == 1
+    assert (
+        jp.prune(0.99, allocate=jp.allocate.global_)
+        .init({"a": w, "b": 100 * normal((30, 30))})["a"]
+        .mask.sum()
+        == 1
+    )

@@ -1,4 +1,5 @@
-"""The types by hand: Δ, its gradient as the papers state it, and the bits of the fixed-length code."""
+"""The types by hand: Δ, its gradient as the papers state it, and the bits of the fixed-length
+code."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,15 @@ U8 = jnp.uint8
 
 
 def gradient(tree, upstream):
-    loss = lambda w: jnp.sum(w * upstream)
+    def loss(w):
+        return jnp.sum(w * upstream)
+
     return jp.value_and_grad(loss)(tree)[1]
 
 
 def test_masked_gradient_is_masked():
-    mask, up = normal((4, 5), 1) > 0, normal((4, 5), 2)
+    mask = normal((4, 5), 1) > 0
+    up = normal((4, 5), 2)
     grads = gradient(jp.Masked(normal((4, 5)), mask), up)
     np.testing.assert_array_equal(grads.values, np.where(mask, up, 0))
 
@@ -31,45 +35,60 @@ def test_what_lies_under_a_mask_is_not_part_of_the_code():
 
 
 def test_clustered_gradient_is_summed_over_the_cluster():
-    index, up = jnp.array([[0, 2], [2, 1]], U8), jnp.array([[1.0, 2.0], [4.0, 8.0]])
+    index = jnp.array([[0, 2], [2, 1]], U8)
+    up = jnp.array([[1.0, 2.0], [4.0, 8.0]])
     tree = jp.Clustered(jnp.array([5.0, 6.0, 7.0]), index)
     assert jp.materialize(tree).tolist() == [[5.0, 7.0], [7.0, 6.0]]
     assert gradient(tree, up).codebook.tolist() == [1.0, 8.0, 6.0]
 
 
 def test_low_rank_gradient_is_that_of_the_factors():
-    u, v, up = normal((4, 2)), normal((2, 5), 1), normal((4, 5), 2)
+    u = normal((4, 2))
+    v = normal((2, 5), 1)
+    up = normal((4, 5), 2)
     grads = gradient(jp.LowRank(u, v), up)
     np.testing.assert_allclose(grads.u, np.asarray(up) @ np.asarray(v).T, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grads.v, np.asarray(u).T @ np.asarray(up), rtol=1e-5, atol=1e-6)
 
 
 def test_shared_is_prototypes_times_a_sparse_matrix():
-    p, a, s = normal((4, 2)), jnp.array([1, 0, 1], U8), jnp.array([2.0, 3.0, -1.0])
+    p = normal((4, 2))
+    a = jnp.array([1, 0, 1], U8)
+    s = jnp.array([2.0, 3.0, -1.0])
     dense = np.zeros((2, 3), np.float32)
     dense[np.asarray(a), np.arange(3)] = s
-    tree, up = jp.Shared(p, a, s, -1), normal((4, 3), 2)
+    tree = jp.Shared(p, a, s, -1)
+    up = normal((4, 3), 2)
     np.testing.assert_allclose(jp.materialize(tree), np.asarray(p) @ dense, rtol=1e-6)
     grads = gradient(tree, up)
     np.testing.assert_allclose(grads.prototypes, np.asarray(up) @ dense.T, rtol=1e-5)
-    np.testing.assert_allclose(grads.scale, np.sum(np.asarray(up) * np.asarray(p)[:, np.asarray(a)], 0), rtol=1e-5)
+    np.testing.assert_allclose(
+        grads.scale, np.sum(np.asarray(up) * np.asarray(p)[:, np.asarray(a)], 0), rtol=1e-5
+    )
     filters = jp.Shared(normal((3, 3, 2, 2)), a, s, -1)
-    np.testing.assert_allclose(jp.materialize(filters)[..., 1], 3.0 * filters.prototypes[..., 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        jp.materialize(filters)[..., 1], 3.0 * filters.prototypes[..., 0], rtol=1e-6
+    )
     inputs = jp.Shared(normal((2, 5)), a, s, -2)
     np.testing.assert_allclose(jp.materialize(inputs)[2], -1.0 * inputs.prototypes[1], rtol=1e-6)
 
 
 def test_quantized_gradient_of_the_scale_sums_over_its_run():
-    q, up = jnp.array([[1, -2], [3, 4]], jnp.int8), jnp.array([[1.0, 10.0], [100.0, 1000.0]])
+    q = jnp.array([[1, -2], [3, 4]], jnp.int8)
+    up = jnp.array([[1.0, 10.0], [100.0, 1000.0]])
     tree = jp.Quantized(q, jnp.array([[0.5, 2.0]]), None, 8, jnp.dtype("float32"))
     assert jp.materialize(tree).tolist() == [[0.5, -4.0], [1.5, 8.0]]
     assert gradient(tree, up).scale.tolist() == [[301.0, 3980.0]]
-    shifted = jp.Quantized(q.astype(U8), jnp.array([[0.5, 2.0]]), jnp.array([[1, 3]], U8), 8, jnp.dtype("float32"))
+    shifted = jp.Quantized(
+        q.astype(U8), jnp.array([[0.5, 2.0]]), jnp.array([[1, 3]], U8), 8, jnp.dtype("float32")
+    )
     assert jp.materialize(shifted)[0, 0] == 0.0 and jp.materialize(shifted)[1, 1] == 2.0
 
 
 def test_tucker_rebuilds_each_place_of_the_window():
-    core, u, v = normal((3, 2, 2, 4)), normal((5, 2), 1), normal((4, 6), 2)
+    core = normal((3, 2, 2, 4))
+    u = normal((5, 2), 1)
+    v = normal((4, 6), 2)
     out = jp.materialize(jp.Tucker(core, u, v))
     np.testing.assert_allclose(out, np.einsum("ia,xyab,bo->xyio", u, core, v), rtol=2e-5, atol=1e-5)
     batch = jax.vmap(lambda c: jp.Tucker(c, u, v))(jnp.stack([core, 2 * core]))
@@ -89,7 +108,9 @@ CLOSED_FORMS = {
     "clustered": (jp.Clustered(normal(5), jnp.zeros((3, 4), U8)), 12 * 3 + 5 * 32),
     "one value": (jp.Clustered(normal(1), jnp.zeros((3, 4), U8)), 32),
     "masked clustered": (
-        jp.Masked(jp.Clustered(normal(4), jnp.zeros((3, 4), U8)), jnp.zeros((3, 4), bool).at[1].set(True)),
+        jp.Masked(
+            jp.Clustered(normal(4), jnp.zeros((3, 4), U8)), jnp.zeros((3, 4), bool).at[1].set(True)
+        ),
         12 + 4 * 2 + 4 * 32,
     ),
     "int8": (jp.quantize(bits=8).init(normal((3, 4))), 12 * 8 + 4 * 32),
@@ -139,7 +160,10 @@ def test_codes_live_in_any_pytree():
     c = jp.chain(jp.prune(0.5), jp.quantize(bits=4))
     for tree in trees:
         small = c.init(tree)
-        assert any(isinstance(x, jp.Masked) for x in jax.tree.leaves(small, is_leaf=lambda x: isinstance(x, jp.Masked)))
+        assert any(
+            isinstance(x, jp.Masked)
+            for x in jax.tree.leaves(small, is_leaf=lambda x: isinstance(x, jp.Masked))
+        )
         assert jax.tree.structure(jp.materialize(small)) == jax.tree.structure(tree)
         again = jax.jit(lambda t: t)(small)
         assert jax.tree.structure(again) == jax.tree.structure(small)
@@ -150,7 +174,10 @@ def test_codes_live_in_any_pytree():
 def test_codes_pass_through_transforms():
     tree = {"kernel": jp.chain(jp.prune(0.5), jp.cluster(4)).init(normal((8, 8)))}
     x = normal((3, 8), 5)
-    f = lambda t, x: x @ jp.materialize(t)["kernel"]
+
+    def f(t, x):
+        return x @ jp.materialize(t)["kernel"]
+
     want = f(tree, x)
     np.testing.assert_allclose(jax.jit(f)(tree, x), want, rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(f, (None, 0))(tree, x), want, rtol=1e-5, atol=1e-6)

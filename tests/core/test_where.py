@@ -1,4 +1,5 @@
-"""What the default takes, what leaves are called, and which axis is the output: names, shapes and neighbours."""
+"""What the default takes, what leaves are called, and which axis is the output: names, shapes and
+neighbours."""
 
 import equinox as eqx
 import jax
@@ -17,7 +18,10 @@ KEY = jax.random.key(0)
 
 def places(shapes):
     """A tree of shapes as places, by path."""
-    return {place.path: place for place in Surroundings(list(shapes), [jnp.zeros(s) for s in shapes.values()]).places()}
+    return {
+        place.path: place
+        for place in Surroundings(list(shapes), [jnp.zeros(s) for s in shapes.values()]).places()
+    }
 
 
 def taken(shapes):
@@ -25,7 +29,11 @@ def taken(shapes):
 
 
 def outputs(shapes, layout=None):
-    return {path: axes_of(p, layout).outputs for path, p in places(shapes).items() if not why_no_weight(p)}
+    return {
+        path: axes_of(p, layout).outputs
+        for path, p in places(shapes).items()
+        if not why_no_weight(p)
+    }
 
 
 class Attention(eqx.Module):
@@ -68,7 +76,8 @@ def test_only_an_nnx_variable_loses_its_value():
 
 
 NORMS = (
-    "ln_1 ln_f LayerNorm_0 BatchNorm_0 bn2 bn final_layernorm key_ln norm1 attention_norm batchnorm_0 norm_out ln_pre"
+    "ln_1 ln_f LayerNorm_0 BatchNorm_0 bn2 bn final_layernorm key_ln norm1 attention_norm "
+    "batchnorm_0 norm_out ln_pre"
 )
 
 
@@ -77,7 +86,9 @@ def test_norms_are_known_by_their_names(name):
     assert is_norm(name) and not taken({f"layers/{name}/weight": (12, 64)})
 
 
-@pytest.mark.parametrize("name", ["norm_proj", "in", "fc_in", "linear", "attn", "bottleneck", "design", "inner"])
+@pytest.mark.parametrize(
+    "name", ["norm_proj", "in", "fc_in", "linear", "attn", "bottleneck", "design", "inner"]
+)
 def test_what_only_resembles_a_norm_is_none(name):
     assert not is_norm(name) and taken({f"layers/{name}/kernel": (12, 64)})
 
@@ -87,11 +98,22 @@ SKIPPED = {
     "vit": {"pos_embedding": (1, 5, 8), "register_tokens": (1, 4, 8)},
     "gpt2": {"wte/embedding": (50, 8), "wpe/embedding": (9, 8)},
     "llama": {"model.embed_tokens.weight": (50, 8), "transformer.wte.weight": (50, 8)},
-    "bert": {"bert.embeddings.word_embeddings.weight": (50, 8), "bert.embeddings.position_embeddings.weight": (9, 8)},
+    "bert": {
+        "bert.embeddings.word_embeddings.weight": (50, 8),
+        "bert.embeddings.position_embeddings.weight": (9, 8),
+    },
     "t5": {"shared.weight": (50, 8), "relative_attention_bias/embedding": (32, 8)},
     "swin": {"attn.relative_position_bias_table": (49, 3)},
-    "statistics": {"batch_stats/bn/mean": (3, 8), "bn/~/var_ema/hidden": (1, 8, 8), "bn/~/var_ema/average": (1, 8, 8)},
-    "a stack of norms": {"layers/norm/weight": (3, 8), "layers/attn_norm/scale": (3, 8), "layers/norm/offset": (3, 8)},
+    "statistics": {
+        "batch_stats/bn/mean": (3, 8),
+        "bn/~/var_ema/hidden": (1, 8, 8),
+        "bn/~/var_ema/average": (1, 8, 8),
+    },
+    "a stack of norms": {
+        "layers/norm/weight": (3, 8),
+        "layers/attn_norm/scale": (3, 8),
+        "layers/norm/offset": (3, 8),
+    },
     "a cache": {"cache/attn/cached_key": (2, 8, 4, 8)},
     "one long axis": {"cls": (1, 1, 8), "layer_scale": (8, 1, 1)},
 }
@@ -175,7 +197,10 @@ OUTPUTS = {
         "up/b": ((6,), None),
         "linear/w": ((4, 8), (-1,)),
     },
-    "Flax, transpose_kernel": {"ConvTranspose_0/kernel": ((3, 3, 6, 4), (-2,)), "ConvTranspose_0/bias": ((6,), None)},
+    "Flax, transpose_kernel": {
+        "ConvTranspose_0/kernel": ((3, 3, 6, 4), (-2,)),
+        "ConvTranspose_0/bias": ((6,), None),
+    },
     "heads": {
         "attn/query/kernel": ((64, 4, 16), (-2, -1)),
         "attn/out/kernel": ((4, 16, 64), (-1,)),
@@ -202,7 +227,9 @@ def test_layout_overrides_the_names():
     shapes = {"l/weight": (8, 4), "l/kernel": (4, 8), "t/kernel": (3, 3, 8, 8)}
     assert outputs(shapes, "torch") == {"l/weight": (-2,), "l/kernel": (-2,), "t/kernel": (-4,)}
     assert outputs(shapes, "jax") == {"l/weight": (-1,), "l/kernel": (-1,), "t/kernel": (-1,)}
-    assert outputs(shapes, {"t/.*": -2})["t/kernel"] == (-2,) and outputs(shapes, {"t/.*": -2})["l/weight"] == (-2,)
+    assert outputs(shapes, {"t/.*": -2})["t/kernel"] == (-2,) and outputs(shapes, {"t/.*": -2})[
+        "l/weight"
+    ] == (-2,)
     with pytest.raises(ValueError, match="choose one of 'jax'"):
         outputs(shapes, "keras")
     with pytest.raises(ValueError, match="l/weight has 2 axes"):
@@ -214,7 +241,11 @@ def scales(shapes):
 
 
 def test_stacked_layers_are_told_by_what_is_stacked_with_them():
-    llama = {"layers/norm/scale": (4, 64), "layers/q_proj/kernel": (4, 64, 64), "layers/mlp/up/kernel": (4, 64, 256)}
+    llama = {
+        "layers/norm/scale": (4, 64),
+        "layers/q_proj/kernel": (4, 64, 64),
+        "layers/mlp/up/kernel": (4, 64, 256),
+    }
     assert scales(llama | {"lm_head/kernel": (64, 50)}) == {
         "layers/q_proj/kernel": (-3, -1),
         "layers/mlp/up/kernel": (-3, -1),
@@ -231,9 +262,13 @@ def test_stacked_layers_are_told_by_what_is_stacked_with_them():
         "decoder/layers/self_attention/out/kernel": (-3, -1),
         "decoder/layers/mlp/wi/kernel": (-2, -1),
     }
-    assert scales({"b/Dense_0/kernel": (4, 4, 8), "b/Dense_0/bias": (4, 8)}) == {"b/Dense_0/kernel": (-3, -1)}
+    assert scales({"b/Dense_0/kernel": (4, 4, 8), "b/Dense_0/bias": (4, 8)}) == {
+        "b/Dense_0/kernel": (-3, -1)
+    }
     assert scales({"q/kernel": (4, 4, 8), "q/bias": (4, 8)}) == {"q/kernel": (-2, -1)}
-    assert scales({"stack/conv/kernel": (5, 3, 3, 4, 8), "stack/conv/bias": (5, 8)}) == {"stack/conv/kernel": (-5, -1)}
+    assert scales({"stack/conv/kernel": (5, 3, 3, 4, 8), "stack/conv/bias": (5, 8)}) == {
+        "stack/conv/kernel": (-5, -1)
+    }
 
 
 def test_layers_stacked_on_the_second_axis_are_told_by_their_biases():
@@ -253,7 +288,10 @@ def test_scales_are_finer_where_nothing_tells_layers_from_a_window():
 
 
 def test_the_place_alone_is_enough():
-    assert axes_of(Place("a/weight", (3, 4))).units == (-2,) and axes_of(Place("bias", (3,))).outputs == ()
+    assert (
+        axes_of(Place("a/weight", (3, 4))).units == (-2,)
+        and axes_of(Place("bias", (3,))).outputs == ()
+    )
     assert str(axes_of(Place("", (3, 4)))) == "outputs on axis -1"
 
 
@@ -264,7 +302,11 @@ def test_scales_and_runs_lie_along_the_outputs_and_inputs_of_each_framework():
     assert jp.quantize(bits=4, layout="jax").init(first).weight.scale.shape == (1, 16)
     assert jp.quantize(bits=4, axis=-1).init(first).weight.scale.shape == (1, 16)
     assert jp.quantize(bits=4).init({"kernel": jnp.ones((16, 8))})["kernel"].scale.shape == (1, 8)
-    assert jp.quantize(bits=4).init({"kernel": jnp.ones((3, 16, 8))})["kernel"].scale.shape == (3, 1, 8)
+    assert jp.quantize(bits=4).init({"kernel": jnp.ones((3, 16, 8))})["kernel"].scale.shape == (
+        3,
+        1,
+        8,
+    )
     runs = jp.prune(pattern=jp.patterns.n_m(2, 4)).init(first).weight.mask
     assert bool((runs.reshape(8, 4, 4).sum(-1) == 2).all())
 
@@ -273,7 +315,9 @@ def test_prototypes_are_of_the_outputs_in_every_order_of_axes():
     w = jax.random.normal(KEY, (16, 8))
     last = jp.share(k=3).init({"kernel": w})["kernel"]
     first = jp.share(k=3).init({"weight": w.T})["weight"]
-    assert jnp.allclose(jp.materialize(first), jp.materialize(last).T) and first.prototypes.shape == (3, 16)
+    assert jnp.allclose(
+        jp.materialize(first), jp.materialize(last).T
+    ) and first.prototypes.shape == (3, 16)
     assert jp.share(k=3, layout="jax").init({"weight": w})["weight"].prototypes.shape == (16, 3)
 
 
@@ -282,4 +326,7 @@ def test_files_of_pytorch_turn_every_name_of_its_weights():
 
     names = {"weight", "attn.in_proj_weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0_reverse"}
     assert all(layouts.is_reordered("torch", (name,), (8, 4)) for name in names)
-    assert not any(layouts.is_reordered("torch", (name,), (8, 4)) for name in ("bias", "kernel", "weights_of_experts"))
+    assert not any(
+        layouts.is_reordered("torch", (name,), (8, 4))
+        for name in ("bias", "kernel", "weights_of_experts")
+    )

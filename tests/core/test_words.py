@@ -1,4 +1,5 @@
-"""Python and recipes take the same words: expressions for paths, patterns, allocations and scores."""
+"""Python and recipes take the same words: expressions for paths, patterns, allocations and
+scores."""
 
 from typing import get_args
 
@@ -53,7 +54,10 @@ def test_every_verb_takes_an_expression_for_paths(name):
 @pytest.mark.parametrize(
     "where, message",
     [
-        ("kernl", r"where='kernl' matches nothing.*Nearest: .*dense/kernel.*must match the whole path"),
+        (
+            "kernl",
+            r"where='kernl' matches nothing.*Nearest: .*dense/kernel.*must match the whole path",
+        ),
         (".*/steps", r"matches only leaves that hold no floats"),
         ("(", r"where='\(' is no regular expression"),
         (["kernel"], r"where=\['kernel'\].*give a regular expression for whole paths"),
@@ -69,7 +73,9 @@ def test_a_where_that_selects_nothing_or_is_none(name, where, message):
 
 
 def test_text_beside_a_rule_is_a_rule():
-    paths = lambda rule: [slot for slot, hit in jax.tree.leaves_with_path(rule(PARAMS)) if hit]
+    def paths(rule):
+        return [slot for slot, hit in jax.tree.leaves_with_path(rule(PARAMS)) if hit]
+
     both = jp.where.weights & "out/.*"
     assert paths(both) == paths("out/.*" & jp.where.weights) == paths(jp.where.path("out/kernel"))
     assert paths("dense/bias" | both) == paths(jp.where.path("dense/bias|out/kernel"))
@@ -81,7 +87,10 @@ def test_text_beside_a_rule_is_a_rule():
 
 
 def test_reports_and_transforms_take_expressions_too():
-    assert [row.path for row in jp.summary(PARAMS, where=".*/(bias|steps)").rows] == ["dense/bias", "out/steps"]
+    assert [row.path for row in jp.summary(PARAMS, where=".*/(bias|steps)").rows] == [
+        "dense/bias",
+        "out/steps",
+    ]
     assert jp.measure.density(PARAMS, where="dense/bias") == 1.0
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     half = jp.materialize(jp.prune(0.5, where="out/.*").init(PARAMS))
@@ -105,10 +114,8 @@ def test_reports_and_transforms_take_expressions_too():
 def test_transforms_work_where_their_compression_does():
     updates = jax.tree.map(jnp.zeros_like, PARAMS)
     for make in (lambda c: jp.project(c), lambda c: jp.attract(c, 1.0)):
-        by_text, by_rule = (
-            make(jp.prune(0.5, where="out/kernel")),
-            make(jp.prune(0.5, where=jp.where.path("out/kernel"))),
-        )
+        by_text = make(jp.prune(0.5, where="out/kernel"))
+        by_rule = make(jp.prune(0.5, where=jp.where.path("out/kernel")))
         assert_same(
             by_text.update(updates, by_text.init(PARAMS), PARAMS)[0],
             by_rule.update(updates, by_rule.init(PARAMS), PARAMS)[0],
@@ -117,8 +124,14 @@ def test_transforms_work_where_their_compression_does():
 
 WORDS = {
     "2:4": (jp.prune(pattern="2:4"), jp.prune(pattern=jp.patterns.n_m(2, 4))),
-    "block 4x2": (jp.prune(0.5, pattern="block 4x2"), jp.prune(0.5, pattern=jp.patterns.block(4, 2))),
-    "channel -1": (jp.prune(0.5, pattern="channel -1"), jp.prune(0.5, pattern=jp.patterns.channel(-1))),
+    "block 4x2": (
+        jp.prune(0.5, pattern="block 4x2"),
+        jp.prune(0.5, pattern=jp.patterns.block(4, 2)),
+    ),
+    "channel -1": (
+        jp.prune(0.5, pattern="channel -1"),
+        jp.prune(0.5, pattern=jp.patterns.channel(-1)),
+    ),
     "channel": (jp.prune(0.5, pattern="channel"), jp.prune(0.5, pattern=jp.patterns.channel(-1))),
     "uniform": (jp.prune(0.5, allocate="uniform"), jp.prune(0.5)),
     "global": (jp.prune(0.5, allocate="global"), jp.prune(0.5, allocate=jp.allocate.global_)),
@@ -166,21 +179,51 @@ def test_all_words_of_recipes_have_a_meaning():
 
 UNKNOWN = {
     "pattern": (lambda: jp.prune(pattern="2-4"), r"prune\(pattern='2-4'\): choose one of '2:4', "),
-    "pattern of another kind": (lambda: jp.prune(pattern=(2, 4)), r"prune\(pattern=\(2, 4\)\): choose one of"),
-    "allocate": (lambda: jp.prune(0.5, allocate="globl"), r"prune\(allocate='globl'\): choose one of 'global', "),
-    "score": (lambda: jp.prune(0.5, score="randon"), r"prune\(score='randon'\): choose one of 'random', "),
-    "score of data": (lambda: jp.prune(0.5, score="wanda"), r"made from data.*jp\.scores\.wanda\(jp\.input_rms"),
-    "curvature": (lambda: jp.cluster(4, curvature="magnitude"), r"cluster\(curvature='magnitude'\).*diagonal_fisher"),
-    "curvature of ranks": (lambda: jp.factorize(rank=1, curvature="fisher"), r"factorize\(curvature='fisher'\)"),
-    "key": (lambda: jp.prune(0.5, score="random").init(PARAMS), r"random needs key.*key=jax\.random\.key\(0\)"),
-    "grads": (lambda: jp.prune(0.5, score="saliency").init(PARAMS), r"saliency needs grads.*grads=grads"),
+    "pattern of another kind": (
+        lambda: jp.prune(pattern=(2, 4)),
+        r"prune\(pattern=\(2, 4\)\): choose one of",
+    ),
+    "allocate": (
+        lambda: jp.prune(0.5, allocate="globl"),
+        r"prune\(allocate='globl'\): choose one of 'global', ",
+    ),
+    "score": (
+        lambda: jp.prune(0.5, score="randon"),
+        r"prune\(score='randon'\): choose one of 'random', ",
+    ),
+    "score of data": (
+        lambda: jp.prune(0.5, score="wanda"),
+        r"made from data.*jp\.scores\.wanda\(jp\.input_rms",
+    ),
+    "curvature": (
+        lambda: jp.cluster(4, curvature="magnitude"),
+        r"cluster\(curvature='magnitude'\).*diagonal_fisher",
+    ),
+    "curvature of ranks": (
+        lambda: jp.factorize(rank=1, curvature="fisher"),
+        r"factorize\(curvature='fisher'\)",
+    ),
+    "key": (
+        lambda: jp.prune(0.5, score="random").init(PARAMS),
+        r"random needs key.*key=jax\.random\.key\(0\)",
+    ),
+    "grads": (
+        lambda: jp.prune(0.5, score="saliency").init(PARAMS),
+        r"saliency needs grads.*grads=grads",
+    ),
     "init": (lambda: jp.cluster(4, init="kmeans"), r"cluster\(init='kmeans'\): choose one of"),
     "scope": (lambda: jp.cluster(4, scope="layer"), r"cluster\(scope='layer'\): choose one of"),
     "kind": (lambda: jp.quantize(kind="nf3"), r"quantize\(kind='nf3'\): choose one of 'nf4', "),
     "rounding": (lambda: jp.quantize(rounding="up"), r"quantize\(rounding='up'\): choose one of"),
     "range": (lambda: jp.quantize(range="min"), r"quantize\(range='min'\): choose one of"),
-    "axis": (lambda: jp.quantize(axis="output"), r"quantize\(axis='output'\): choose one of 'outputs'"),
-    "layout": (lambda: jp.quantize(layout="pytorch"), r"quantize\(layout='pytorch'\): choose one of 'torch', 'jax'"),
+    "axis": (
+        lambda: jp.quantize(axis="output"),
+        r"quantize\(axis='output'\): choose one of 'outputs'",
+    ),
+    "layout": (
+        lambda: jp.quantize(layout="pytorch"),
+        r"quantize\(layout='pytorch'\): choose one of 'torch', 'jax'",
+    ),
     "word for k": (lambda: jp.cluster(), "cluster takes one of k= and bits="),
     "two for k": (lambda: jp.cluster(4, bits=2), "cluster takes one of k= and bits="),
 }

@@ -17,7 +17,9 @@ def teacher(x):
 
 
 def write(folder, logits_of=teacher, examples=X, **kw):
-    return jp.distill.write_cache(folder, logits_of, examples, **{"fingerprint": TOLD, "batch": 3, "shard": 6, **kw})
+    return jp.distill.write_cache(
+        folder, logits_of, examples, **{"fingerprint": TOLD, "batch": 3, "shard": 6, **kw}
+    )
 
 
 def opened(folder):
@@ -26,4 +28,6 @@ def opened(folder):
 
 def contents(folder):
     """Every file of a folder, and its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }

@@ -1,4 +1,6 @@
-"""What is written is what is read, by index and by augmentation; and a step learns from the rows."""
+"""What is written is what is read, by index and by augmentation; and a step learns from the
+rows.
+"""
 
 import hashlib
 import os
@@ -49,11 +51,23 @@ def assert_kept(found, want):
 @pytest.mark.parametrize("positions", [(), (5,), (2, 3)])
 def test_what_is_read_is_what_was_written(form, positions, tmp_path):
     x = RNG.normal(size=(23, *positions, 4)).astype(np.float32)
-    cache, want = write(tmp_path, examples=x, form=form), reference(form, teacher(x))
-    assert (len(cache), cache.form, cache.shape, cache.fingerprint) == (23, form, (*positions, 6), TOLD)
+    cache = write(tmp_path, examples=x, form=form)
+    want = reference(form, teacher(x))
+    assert (len(cache), cache.form, cache.shape, cache.fingerprint) == (
+        23,
+        form,
+        (*positions, 6),
+        TOLD,
+    )
     assert_kept(cache.whole(), want)
     again = jp.distill.Cache.open(tmp_path, fingerprint=TOLD, examples=x)
-    for at in ([22, 0, 7, 7], np.uint8([[5], [6]]), jnp.arange(23)[::-1], np.zeros((0, 2), int), 12):
+    for at in (
+        [22, 0, 7, 7],
+        np.uint8([[5], [6]]),
+        jnp.arange(23)[::-1],
+        np.zeros((0, 2), int),
+        12,
+    ):
         rows = np.asarray(at)
         assert_kept(again.read(at), jax.tree.map(lambda x, rows=rows: x[rows], want))
 
@@ -111,7 +125,11 @@ def test_examples_are_a_tree_of_which_parts_reach_the_teacher(tmp_path):
 
     def logits_of(part):
         assert isinstance(part["more"][0], jax.Array)
-        return teacher(part["x"]) + np.asarray(part["more"][0]).sum(1, keepdims=True) + part["more"][1][:, None]
+        return (
+            teacher(part["x"])
+            + np.asarray(part["more"][0]).sum(1, keepdims=True)
+            + part["more"][1][:, None]
+        )
 
     want = teacher(X) + X.sum(1, keepdims=True) + np.arange(23)[:, None]
     cache = write(tmp_path / "cache", logits_of, tree, form="float32", batch=5, shard=7)
@@ -120,8 +138,14 @@ def test_examples_are_a_tree_of_which_parts_reach_the_teacher(tmp_path):
 
 def test_bfloat16_float16_and_float64_logits(tmp_path):
     for dtype in (jnp.bfloat16, np.float16, np.float64):
-        z = jnp.asarray(teacher(X)).astype(dtype) if dtype != np.float64 else teacher(X.astype(np.float64))
-        cache = write(tmp_path / np.dtype(dtype).name, lambda x, z=z: z[: len(x)], batch=23, shard=23)
+        z = (
+            jnp.asarray(teacher(X)).astype(dtype)
+            if dtype != np.float64
+            else teacher(X.astype(np.float64))
+        )
+        cache = write(
+            tmp_path / np.dtype(dtype).name, lambda x, z=z: z[: len(x)], batch=23, shard=23
+        )
         assert_array_equal(cache.whole(), np.asarray(z).astype(np.float64).astype(np.float16))
 
 
@@ -133,7 +157,9 @@ def test_classes_that_cannot_be_stay_so(form, tmp_path):
     found = write(tmp_path, lambda x: z[: len(x)], form=form, batch=23, shard=23).whole()
     if form == TOP:
         assert (
-            2 not in found.indices[:4] and np.isneginf(found.log_probs[4]).all() and not np.isnan(found.log_tail).any()
+            2 not in found.indices[:4]
+            and np.isneginf(found.log_probs[4]).all()
+            and not np.isnan(found.log_tail).any()
         )
     else:
         assert_array_equal(np.isneginf(found), np.isneginf(z))
@@ -141,8 +167,15 @@ def test_classes_that_cannot_be_stay_so(form, tmp_path):
 
 def test_readers_in_threads(tmp_path):
     for seed in (0, 1):
-        write(tmp_path, lambda x, seed=seed: teacher(x) + seed, augmentation=seed, form="float32", shard=2)
-    cache, wrong = jp.distill.Cache.open(tmp_path, fingerprint=TOLD), []
+        write(
+            tmp_path,
+            lambda x, seed=seed: teacher(x) + seed,
+            augmentation=seed,
+            form="float32",
+            shard=2,
+        )
+    cache = jp.distill.Cache.open(tmp_path, fingerprint=TOLD)
+    wrong = []
 
     def run(seed):
         for i in range(300):
@@ -161,7 +194,9 @@ def test_one_batch_at_a_time_is_in_memory(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 6 * 16 * 4000 + (1 << 17)  # a shard is 2 MB
     tracemalloc.reset_peak()
     cache.read([7, 4000])
-    assert tracemalloc.get_traced_memory()[1] < 1.5 * (1 << 20) + (1 << 17)  # a piece that is being checked
+    assert tracemalloc.get_traced_memory()[1] < 1.5 * (1 << 20) + (
+        1 << 17
+    )  # a piece that is being checked
     tracemalloc.stop()
 
 
@@ -179,10 +214,14 @@ def test_a_cache_goes_to_another_process_without_its_contents(tmp_path):
     assert_array_equal(pickle.loads(raw).read([3]), cache.read([3]))
 
 
-# --- the step ---------------------------------------------------------------------------------------------------------
+# --- the step
+# ---------------------------------------------------------------------------------------
 
 NET = jp.distill.plain(lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"])
-START = {"a": RNG.normal(size=(4, 5)).astype(np.float32), "b": RNG.normal(size=(5, 6)).astype(np.float32)}
+START = {
+    "a": RNG.normal(size=(4, 5)).astype(np.float32),
+    "b": RNG.normal(size=(5, 6)).astype(np.float32),
+}
 ONLINE = jp.distill.Online(jp.distill.plain(lambda w, x: x @ w), W)
 
 
@@ -196,12 +235,16 @@ def stepped(term, batch, given):
 def test_a_step_with_rows_of_the_cache_is_that_of_the_teacher(form, rtol, tmp_path):
     if form == TOP:
         term = jp.distill.match(partial(losses.top_k, temperature=form.temperature))
-        online = jp.distill.match(partial(losses.top_k, k=form.k, temperature=form.temperature), name="top_k")
+        online = jp.distill.match(
+            partial(losses.top_k, k=form.k, temperature=form.temperature), name="top_k"
+        )
     else:
         term = online = jp.distill.match(losses.soft_targets)
-    cache, at, keep = write(tmp_path, form=form), np.array([20, 3, 3, 11]), np.array([True, True, False, True])
+    cache = write(tmp_path, form=form)
+    at = np.array([20, 3, 3, 11])
+    keep = np.array([True, True, False, True])
     batch = {"x": X[at], "mask": keep}
-    new, metrics = stepped(term, {**batch, "teacher": cache.read(at)}, jp.distill.Given())
+    new, metrics = stepped(term, {**batch, "teacher": cache.read(at)}, jp.distill.Precomputed())
     want, said = stepped(online, batch, ONLINE)
     assert_allclose(metrics["loss"], said["loss"], rtol=rtol)
     assert_allclose(new.params["a"], want.params["a"], rtol=rtol, atol=1e-2 * rtol)
@@ -212,10 +255,19 @@ def test_a_step_with_rows_of_the_cache_is_that_of_the_teacher(form, rtol, tmp_pa
 def test_agreement_is_with_the_best_class_of_those_kept():
     best = losses.TopK(np.zeros((4, 1)), np.uint8([[1], [2], [0], [0]]), np.zeros(4))
     d = jp.distill.distiller(jp.distill.plain(lambda w, x: x + w), [], optax.sgd(0.1), labels=1.0)
-    batch = {"x": jnp.eye(4, 3), "y": np.zeros(4, int), "teacher": best, "mask": np.array([1, 1, 1, 0], bool)}
-    state = d.init(jnp.zeros(3), batch, jp.distill.Given(), key=jax.random.key(0))
-    assert_allclose(d.step(state, batch, jp.distill.Given())[1]["agreement"], 0)
+    batch = {
+        "x": jnp.eye(4, 3),
+        "y": np.zeros(4, int),
+        "teacher": best,
+        "mask": np.array([1, 1, 1, 0], bool),
+    }
+    state = d.init(jnp.zeros(3), batch, jp.distill.Precomputed(), key=jax.random.key(0))
+    assert_allclose(d.step(state, batch, jp.distill.Precomputed())[1]["agreement"], 0)
     batch["teacher"] = best._replace(indices=np.uint8([[0], [2], [2], [0]]))
-    assert_allclose(d.step(state, batch, jp.distill.Given())[1]["agreement"], 2 / 3, rtol=1e-6)
-    batch["teacher"] = jax.tree.map(lambda x: x[:, None], best)  # of one position: of another shape than the outputs
-    assert "agreement" not in d.step(state, batch, jp.distill.Given())[1]
+    assert_allclose(
+        d.step(state, batch, jp.distill.Precomputed())[1]["agreement"], 2 / 3, rtol=1e-6
+    )
+    batch["teacher"] = jax.tree.map(
+        lambda x: x[:, None], best
+    )  # of one position: of another shape than the outputs
+    assert "agreement" not in d.step(state, batch, jp.distill.Precomputed())[1]

@@ -25,7 +25,10 @@ def test_values_that_teach_nothing(case, form, tmp_path):
     z[13, 4] = value
     keeps = np.isfinite(value) and form != "float16"
     calls = iter(range(0, 99, 3))
-    harmed = lambda x: z[(i := next(calls)) : i + 3]
+
+    def harmed(x):
+        return z[(i := next(calls)) : i + 3]
+
     if keeps:
         write(tmp_path, harmed, form=form)
         return
@@ -40,7 +43,9 @@ def test_the_largest_float16_is_kept(tmp_path):
 
 
 def test_float64_beyond_float32(tmp_path):
-    with pytest.raises(ValueError, match="example 0: the logits hold 1e\\+300, for which float32 has no room"):
+    with pytest.raises(
+        ValueError, match="example 0: the logits hold 1e\\+300, for which float32 has no room"
+    ):
         write(tmp_path, lambda x: np.full((1, 2), 1e300), X[:1], form="float32")
 
 
@@ -64,7 +69,10 @@ def test_indices_that_are_none(case, folder):
 
 
 CALLS = {
-    "no examples": ({"examples": X[:0]}, r"examples of shapes \[\(0, 4\)\]: give arrays of one length, 1 or more"),
+    "no examples": (
+        {"examples": X[:0]},
+        r"examples of shapes \[\(0, 4\)\]: give arrays of one length, 1 or more",
+    ),
     "no arrays": ({"examples": {}}, r"shapes \[\]"),
     "a number": ({"examples": np.float32(3)}, r"shapes \[\(\)\]"),
     "unequal lengths": ({"examples": (X, X[1:])}, r"\(23, 4\), \(22, 4\)"),
@@ -75,15 +83,24 @@ CALLS = {
     "no batch": ({"batch": 0}, r"batch=0\): give an integer of at least 1"),
     "no rows": ({"shard": 0}, "shard=0"),
     "no form": ({"form": "int8"}, r"form='int8': choose 'float16', 'float32' or jp.distill.Top"),
-    "k of all and one": ({"form": jp.distill.Top(7)}, "give an integer of at least 1 and at most 6"),
+    "k of all and one": (
+        {"form": jp.distill.Top(7)},
+        "give an integer of at least 1 and at most 6",
+    ),
     "k of no integer": ({"form": jp.distill.Top(2.0)}, "give an integer of at least 1"),
     "no temperature": ({"form": jp.distill.Top(2, 0.0)}, "one positive, finite"),
     "no fingerprint": ({"fingerprint": ""}, "a fingerprint is a text of 1 to 200 characters.*''"),
     "params for a fingerprint": ({"fingerprint": {"w": 1}}, "a fingerprint is a text"),
-    "one logit an example": ({"logits_of": lambda x: teacher(x)[:, 0]}, r"float32\[3\] for 3 examples"),
+    "one logit an example": (
+        {"logits_of": lambda x: teacher(x)[:, 0]},
+        r"float32\[3\] for 3 examples",
+    ),
     "too few logits": ({"logits_of": lambda x: teacher(x)[1:]}, r"float32\[2, 6\] for 3 examples"),
     "no classes": ({"logits_of": lambda x: teacher(x)[:, :0]}, "at least one class"),
-    "integers": ({"logits_of": lambda x: np.ones((len(x), 2), int)}, r"int64\[3, 2\].*floats of shape \(3, \*pos"),
+    "integers": (
+        {"logits_of": lambda x: np.ones((len(x), 2), int)},
+        r"int64\[3, 2\].*floats of shape \(3, \*pos",
+    ),
     "lists": ({"logits_of": lambda x: teacher(x).tolist()}, r"list\[3, 6\]"),
 }
 
@@ -99,8 +116,13 @@ def test_calls_that_are_wrong(case, tmp_path):
 def test_another_number_of_classes(folder):
     """A teacher whose outputs change within a write, and one that has another fingerprint's."""
     calls = iter(range(99))
-    widening = lambda x: np.ones((len(x), 6 + (next(calls) > 2)), np.float32)
-    with pytest.raises(ValueError, match=r"example 9: logits of shape \(7,\); the cache holds \(6,\)"):
+
+    def widening(x):
+        return np.ones((len(x), 6 + (next(calls) > 2)), np.float32)
+
+    with pytest.raises(
+        ValueError, match=r"example 9: logits of shape \(7,\); the cache holds \(6,\)"
+    ):
         write(folder, widening, augmentation=1)
     with pytest.raises(ValueError, match=r"example 6: logits of shape \(5,\)"):
         write(folder, lambda x: np.ones((len(x), 5), np.float32), augmentation=1)

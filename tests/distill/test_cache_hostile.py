@@ -1,4 +1,6 @@
-"""Files that are damaged, cut, missing, foreign, or claim more than is there: one clear error each."""
+"""Files that are damaged, cut, missing, foreign, or claim more than is there: one clear error
+each.
+"""
 
 import json
 import os
@@ -19,10 +21,13 @@ FIRST = "augmentation-0/shard-000000"
 def said(folder, **changes):
     """The manifest with some changes, as write_cache writes it."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), **changes}, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
-# --- shards -----------------------------------------------------------------------------------------------------------
+# --- shards
+# ---------------------------------------------------------------------------------------
 
 
 def damage(folder, at):
@@ -43,16 +48,31 @@ def directory(folder):
 
 
 SHARDS = {
-    "a byte of the records": (lambda f: damage(f, 0), "the checksum is wrong.*write_cache writes it again"),
+    "a byte of the records": (
+        lambda f: damage(f, 0),
+        "the checksum is wrong.*write_cache writes it again",
+    ),
     "a byte of the checksum": (lambda f: damage(f, -1), "the checksum is wrong"),
-    "a byte of the head": (lambda f: damage(f, -88), "belongs to another cache, augmentation or place, or is damaged"),
-    "cut": (lambda f: os.truncate(f / FIRST, 100), "100 bytes, where this cache has 160: cut or foreign"),
+    "a byte of the head": (
+        lambda f: damage(f, -88),
+        "belongs to another cache, augmentation or place, or is damaged",
+    ),
+    "cut": (
+        lambda f: os.truncate(f / FIRST, 100),
+        "100 bytes, where this cache has 160: cut or foreign",
+    ),
     "empty": (lambda f: os.truncate(f / FIRST, 0), "0 bytes"),
     "longer": (lambda f: os.truncate(f / FIRST, 161), "161 bytes"),
     "huge": (lambda f: os.truncate(f / FIRST, 1 << 40), "1099511627776 bytes"),
-    "of another teacher": (lambda f: replace(f, {"fingerprint": "other"}), "belongs to another cache"),
+    "of another teacher": (
+        lambda f: replace(f, {"fingerprint": "other"}),
+        "belongs to another cache",
+    ),
     "of other examples": (lambda f: replace(f, {"examples": X[::-1]}), "belongs to another cache"),
-    "of another place": (lambda f: shutil.copy(f / "augmentation-0/shard-000001", f / FIRST), "or place"),
+    "of another place": (
+        lambda f: shutil.copy(f / "augmentation-0/shard-000001", f / FIRST),
+        "or place",
+    ),
     "a folder": (directory, "not a regular file"),
 }
 
@@ -92,7 +112,8 @@ def test_a_missing_shard(folder):
     with pytest.raises(FormatError, match="shard-000002 is missing; write_cache"):
         cache.read([12])
     message = (
-        r"augmentation 0 is not written in full. Those that are: \[\]; begun: 0 \(3 of 4 shards\). write_cache goes"
+        r"augmentation 0 is not written in full. Those that are: \[\]; begun: 0 \(3 of 4 "
+        r"shards\). write_cache goes"
     )
     with pytest.raises(ValueError, match=message):
         opened(folder).whole()
@@ -100,8 +121,13 @@ def test_a_missing_shard(folder):
 
 def test_an_augmentation_that_was_not_written(folder):
     write(folder, augmentation=12)
-    for read in (lambda a: opened(folder).read([0], augmentation=a), lambda a: opened(folder).whole(a)):
-        with pytest.raises(ValueError, match=r"augmentation 5 is not written in full. Those that are: \[0, 12\]"):
+    for read in (
+        lambda a: opened(folder).read([0], augmentation=a),
+        lambda a: opened(folder).whole(a),
+    ):
+        with pytest.raises(
+            ValueError, match=r"augmentation 5 is not written in full. Those that are: \[0, 12\]"
+        ):
             read(5)
         for wrong in (-1, 0.0, True, "0", 2**63):
             with pytest.raises(ValueError, match=r"augmentation=.*give an integer"):
@@ -119,7 +145,9 @@ def test_foreign_names_are_no_shards(folder):
 
 
 def test_a_shard_that_changes_after_it_was_checked(folder):
-    """Other processes replace files, which leaves the mapped one what it was; a new map is checked again."""
+    """Other processes replace files, which leaves the mapped one what it was; a new map is checked
+    again.
+    """
     write(folder, augmentation=1)
     cache = opened(folder)
     want = cache.read([0])
@@ -133,7 +161,8 @@ def test_a_shard_that_changes_after_it_was_checked(folder):
         cache.read([0])
 
 
-# --- manifests --------------------------------------------------------------------------------------------------------
+# --- manifests
+# ---------------------------------------------------------------------------------------
 
 
 def append(folder, text):
@@ -142,15 +171,35 @@ def append(folder, text):
 
 
 MANIFESTS = {
-    "empty": (lambda f: (f / "manifest.json").write_text(""), "not the manifest of a cache, or it is damaged"),
-    "no JSON": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "not the manifest of a cache"),
-    "deep": (lambda f: (f / "manifest.json").write_text("[" * 60000), "not the manifest of a cache"),
-    "foreign": (lambda f: (f / "manifest.json").write_text('{"name": "app"}'), "not the manifest of a cache"),
-    "of another format": (lambda f: said(f, format="jaxprune.other"), "not the manifest of a cache"),
-    "of another version": (lambda f: said(f, version=2, new=[]), "version 2; this library reads 1: write it again"),
+    "empty": (
+        lambda f: (f / "manifest.json").write_text(""),
+        "not the manifest of a cache, or it is damaged",
+    ),
+    "no JSON": (
+        lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"),
+        "not the manifest of a cache",
+    ),
+    "deep": (
+        lambda f: (f / "manifest.json").write_text("[" * 60000),
+        "not the manifest of a cache",
+    ),
+    "foreign": (
+        lambda f: (f / "manifest.json").write_text('{"name": "app"}'),
+        "not the manifest of a cache",
+    ),
+    "of another format": (
+        lambda f: said(f, format="jaxprune.other"),
+        "not the manifest of a cache",
+    ),
+    "of another version": (
+        lambda f: said(f, version=2, new=[]),
+        "version 2; this library reads 1: write it again",
+    ),
     "a key more": (lambda f: said(f, more=1), "unknown field `more`"),
     "a key twice": (
-        lambda f: (f / "manifest.json").write_text('{"count": 23,' + (f / "manifest.json").read_text()[1:]),
+        lambda f: (f / "manifest.json").write_text(
+            '{"count": 23,' + (f / "manifest.json").read_text()[1:]
+        ),
         "not the one that write_cache writes",
     ),
     "blanks": (lambda f: append(f, " "), "not the one that write_cache writes"),
@@ -163,19 +212,37 @@ MANIFESTS = {
     "no axis": (lambda f: said(f, shape=[]), "at least one class"),
     "no class": (lambda f: said(f, shape=[3, 0]), "at least one class"),
     "many classes": (lambda f: said(f, shape=[2**31]), "at least one class"),
-    "a huge record": (lambda f: said(f, shape=[2**40, 2**20]), "2305843009213693952 bytes an example"),
+    "a huge record": (
+        lambda f: said(f, shape=[2**40, 2**20]),
+        "2305843009213693952 bytes an example",
+    ),
     "a record that overflows": (
         lambda f: said(f, shape=[2**62, 2**62, 2]),
         "bytes an example: a cache holds up to 2147483647",
     ),
-    "more than a file system": (lambda f: said(f, count=2**62), "4611686018427387904 examples of 12 bytes"),
+    "more than a file system": (
+        lambda f: said(f, count=2**62),
+        "4611686018427387904 examples of 12 bytes",
+    ),
     "another form": (lambda f: said(f, form="int8"), "Invalid enum value 'int8'"),
     "no k": (lambda f: said(f, form=[0, 1.0]), "give an integer of at least 1 and at most 6"),
-    "k beyond the classes": (lambda f: said(f, form=[7, 1.0]), "give an integer of at least 1 and at most 6"),
+    "k beyond the classes": (
+        lambda f: said(f, form=[7, 1.0]),
+        "give an integer of at least 1 and at most 6",
+    ),
     "no temperature": (lambda f: said(f, form=[2, 0.0]), "one positive, finite number"),
-    "no fingerprint": (lambda f: said(f, teacher=""), "a fingerprint is a text of 1 to 200 characters.*''"),
-    "a long fingerprint": (lambda f: said(f, examples="x" * 201), "a fingerprint is a text of 1 to 200"),
-    "a folder": (lambda f: (os.unlink(f / "manifest.json"), os.mkdir(f / "manifest.json")), "not a regular file"),
+    "no fingerprint": (
+        lambda f: said(f, teacher=""),
+        "a fingerprint is a text of 1 to 200 characters.*''",
+    ),
+    "a long fingerprint": (
+        lambda f: said(f, examples="x" * 201),
+        "a fingerprint is a text of 1 to 200",
+    ),
+    "a folder": (
+        lambda f: (os.unlink(f / "manifest.json"), os.mkdir(f / "manifest.json")),
+        "not a regular file",
+    ),
 }
 
 
@@ -214,7 +281,9 @@ def test_a_manifest_that_claims_more_takes_no_memory(claim, folder):
 
 def test_where_there_is_no_cache(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(ValueError, match=r"holds no cache: it has no manifest.json; write_cache makes one"):
+        with pytest.raises(
+            ValueError, match=r"holds no cache: it has no manifest.json; write_cache makes one"
+        ):
             jp.distill.Cache.open(path, fingerprint=TOLD)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
@@ -226,7 +295,9 @@ def test_where_there_is_no_cache(tmp_path):
 
 def test_another_teacher_other_examples_or_another_form(folder):
     before = contents(folder)
-    with pytest.raises(ValueError, match=rf"has the teacher '{TOLD}', not 'b': give another folder"):
+    with pytest.raises(
+        ValueError, match=rf"has the teacher '{TOLD}', not 'b': give another folder"
+    ):
         jp.distill.Cache.open(folder, fingerprint="b")
     with pytest.raises(ValueError, match="has the examples '"):
         jp.distill.Cache.open(folder, fingerprint=TOLD, examples=X + 1)
@@ -239,5 +310,9 @@ def test_another_teacher_other_examples_or_another_form(folder):
         ({"shard": 7}, "shard 6, not 7"),
     ):
         with pytest.raises(ValueError, match=f"the cache has the {what}"):
-            write(folder, lambda x: pytest.fail("the teacher was asked"), **{"augmentation": 1, **changes})
+            write(
+                folder,
+                lambda x: pytest.fail("the teacher was asked"),
+                **{"augmentation": 1, **changes},
+            )
     assert contents(folder) == before

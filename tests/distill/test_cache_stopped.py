@@ -1,4 +1,6 @@
-"""Writes that are stopped, killed, doubled, or find the disk full: nothing is lost, and the end is the same."""
+"""Writes that are stopped, killed, doubled, or find the disk full: nothing is lost, and the end is
+the same.
+"""
 
 import errno
 import os
@@ -73,7 +75,9 @@ def test_a_killed_process(tmp_path):
 
 
 def test_two_writers_at_once(tmp_path):
-    """The second writes everything while the first is within a batch, and tidies up the first one's file."""
+    """The second writes everything while the first is within a batch, and tidies up the first one's
+    file.
+    """
     second = []
 
     def first(x):
@@ -115,7 +119,9 @@ def test_writers_in_threads(tmp_path):
 
 
 def test_two_teachers_start_at_once(tmp_path):
-    """The second one's manifest replaces that of the first, which writes nothing then, and says so."""
+    """The second one's manifest replaces that of the first, which writes nothing then, and says
+    so.
+    """
 
     calls = []
 
@@ -135,10 +141,18 @@ def test_two_teachers_start_at_once(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
 def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
     """A real ENOSPC, in the third shard."""
-    real, full = open, lambda name: "shard-000002" in str(name)
-    failing = lambda name, *a, **kw: real("/dev/full", "wb") if full(name) else real(name, *a, **kw)
+    real = open
+
+    def full(name):
+        return "shard-000002" in str(name)
+
+    def failing(name, *a, **kw):
+        return real("/dev/full", "wb") if full(name) else real(name, *a, **kw)
+
     monkeypatch.setattr("builtins.open", failing)
-    with pytest.raises(OSError, match=r"No space left.*; 2 of 4 shards are kept, and the same call goes on") as caught:
+    with pytest.raises(
+        OSError, match=r"No space left.*; 2 of 4 shards are kept, and the same call goes on"
+    ) as caught:
         write(tmp_path / "full")
     assert caught.value.filename.endswith("shard-000002") and caught.value.errno == errno.ENOSPC
     monkeypatch.undo()

@@ -34,7 +34,8 @@ def windows(n, seed):
 
 
 def test_every_arm_is_measured_and_taken_over_after_a_kill(cheap, tmp_path, monkeypatch):
-    data, path = Data(windows(16, 0), windows(5, 1), windows(6, 2)), tmp_path / "runs.json"
+    data = Data(windows(16, 0), windows(5, 1), windows(6, 2))
+    path = tmp_path / "runs.json"
     found = experiment.measured(SMALL, data, path)
     assert found["jsd"]["weight"] == (4.0, 16.0)[int(np.argmin(found["jsd"]["tried"]))]
     for split in ("validation", "test"):
@@ -49,7 +50,11 @@ def test_every_arm_is_measured_and_taken_over_after_a_kill(cheap, tmp_path, monk
 def test_the_terms_compare_every_position():
     s, t = np.float32(np.random.default_rng(0).normal(size=(2, 3, 4, 5)))
     p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (t, s))
-    m, kl = (p + q) / 2, lambda a, b: (a * np.log(a / b)).sum(-1)
+    m = (p + q) / 2
+
+    def kl(a, b):
+        return (a * np.log(a / b)).sum(-1)
+
     kd, jsd = (experiment.term(arm, 3.0, SMALL)[0] for arm in ("kd", "jsd"))
     assert_allclose(kd.loss(s, t), kl(p, q), rtol=1e-4)
     assert_allclose(jsd.loss(s, t), (kl(p, m) + kl(q, m)) / 2, rtol=1e-4)
@@ -66,7 +71,9 @@ def test_a_student_begins_as_blocks_of_its_teacher():
     z = np.asarray(transformer(2, 8, 2, 7, 6).apply(student, jnp.asarray(x)), np.float64)
     log_q = z - np.log(np.exp(z).sum(-1, keepdims=True))
     expected = -np.take_along_axis(log_q, y[..., None], -1).mean()
-    judged = experiment.judge(transformer(2, 8, 2, 7, 6), {"all": (x, y), "one": (x[:1], y[:1])})(student)
+    judged = experiment.judge(transformer(2, 8, 2, 7, 6), {"all": (x, y), "one": (x[:1], y[:1])})(
+        student
+    )
     assert_allclose(judged["all"], expected, rtol=1e-5)
     assert judged["one"] != judged["all"]
 
@@ -81,7 +88,9 @@ def slow(params, x, layers, heads):
     def dense(layer, h):
         return h @ layer["kernel"] + layer["bias"]
 
-    gelu = lambda h: 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+    def gelu(h):
+        return 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+
     hidden = [p["embedding"][c] + p["positions"][i] for i, c in enumerate(x)]
     for b in (p[f"block{i}"] for i in range(layers)):
         q, k, v = np.split(np.stack([dense(b["qkv"], norm(b["norm1"], h)) for h in hidden]), 3, -1)
@@ -99,9 +108,13 @@ def slow(params, x, layers, heads):
 def test_the_transformer_is_the_slow_one():
     net = transformer(2, 8, 2, vocabulary=7, length=6)
     draw = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: a + 0.3 * draw.normal(size=a.shape), net.init(jax.random.key(0)))
+    params = jax.tree.map(
+        lambda a: a + 0.3 * draw.normal(size=a.shape), net.init(jax.random.key(0))
+    )
     x, _ = windows(3, 1)
-    assert_allclose(net.apply(params, jnp.asarray(x))[2], slow(params, x[2], 2, 2), rtol=1e-4, atol=1e-4)
+    assert_allclose(
+        net.apply(params, jnp.asarray(x))[2], slow(params, x[2], 2, 2), rtol=1e-4, atol=1e-4
+    )
     assert net.apply(params, jnp.asarray(x[:, :3])).shape == (3, 3, 7)
 
 

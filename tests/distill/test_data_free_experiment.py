@@ -1,4 +1,6 @@
-"""The experiment without data, at a small size: its parts fit together, and its figures can be written."""
+"""The experiment without data, at a small size: its parts fit together, and its figures can be
+written.
+"""
 
 import json
 
@@ -51,9 +53,17 @@ def test_a_generator_makes_pixels_of_every_vector():
 
 
 def test_the_summary_and_the_picture(tmp_path):
-    runs = {"teacher": {0: {"accuracy": 0.9}, 1: {"accuracy": 0.8}}, "dafl": {0: {"accuracy": 0.5}}, "noise": {}}
+    runs = {
+        "teacher": {0: {"accuracy": 0.9}, 1: {"accuracy": 0.8}},
+        "dafl": {0: {"accuracy": 0.5}},
+        "noise": {},
+    }
     told = experiment.summary(runs)
-    assert told["teacher"]["mean"] == pytest.approx(0.85) and told["teacher"]["std"] == pytest.approx(0.0707, abs=1e-4)
+    assert told["teacher"]["mean"] == pytest.approx(0.85) and told["teacher"][
+        "std"
+    ] == pytest.approx(0.0707, abs=1e-4)
     assert told["dafl"] == {"mean": 0.5, "std": None, "values": [0.5]} and "noise" not in told
-    experiment.draw({"one": np.zeros((100, 28, 28, 1)), "two": np.ones((100, 28, 28, 1))}, tmp_path / "x.png")
+    experiment.draw(
+        {"one": np.zeros((100, 28, 28, 1)), "two": np.ones((100, 28, 28, 1))}, tmp_path / "x.png"
+    )
     assert (tmp_path / "x.png").stat().st_size > 1000

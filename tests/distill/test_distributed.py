@@ -25,12 +25,16 @@ from tests.distill.toy import DATA, NET, TEACHER, start
 assert jax.process_count() == 2 and len(jax.devices()) == 4 and len(jax.local_devices()) == 2
 sharding = NamedSharding(jax.make_mesh((4,), ("data",)), PartitionSpec("data"))
 d = distiller()
-go = lambda n: jp.distill.fit(d, start(d), jp.distill.Shuffled(DATA, 16), TEACHER, steps=n, sharding=sharding,
-    inner_steps=4, evaluate=jp.distill.Evaluator(NET, DATA), evaluate_every=4, folder=folder, progress=False)
+def go(steps):
+    return jp.distill.fit(
+        d, start(d), jp.distill.Shuffled(DATA, 16), TEACHER, steps=steps, sharding=sharding,
+        inner_steps=4, evaluate=jp.distill.Evaluator(NET, DATA), evaluate_every=4,
+        folder=folder, progress=False)
 go(4)
 found = go(8)
 if index == 0:
-    np.savez(folder + "/found.npz", score=found.score, **{k: np.asarray(v) for k, v in found.state.params.items()})
+    params = {k: np.asarray(v) for k, v in found.state.params.items()}
+    np.savez(folder + "/found.npz", score=found.score, **params)
 jax.distributed.shutdown()
 """
 
@@ -50,14 +54,25 @@ def free_port():
 
 def test_two_processes_do_what_one_does(tmp_path):
     flags = "--xla_force_host_platform_device_count=2"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+    }
     args = [str(free_port()), str(tmp_path)]
-    command = lambda i: [sys.executable, "-c", SCRIPT, str(i), *args]
-    both = [subprocess.Popen(command(i), env=env, stderr=subprocess.PIPE, text=True) for i in range(2)]
+
+    def command(i):
+        return [sys.executable, "-c", SCRIPT, str(i), *args]
+
+    both = [
+        subprocess.Popen(command(i), env=env, stderr=subprocess.PIPE, text=True) for i in range(2)
+    ]
     said = [p.communicate(timeout=240)[1] for p in both]
     assert [p.returncode for p in both] == [0, 0], said[0][-2000:]
     d = distiller()
-    one = jp.distill.fit(d, start(d), jp.distill.Shuffled(DATA, 16), TEACHER, steps=8, progress=False)
+    one = jp.distill.fit(
+        d, start(d), jp.distill.Shuffled(DATA, 16), TEACHER, steps=8, progress=False
+    )
     with np.load(tmp_path / "found.npz") as found:
         for name in ("a", "b"):
             assert_allclose(found[name], one.state.params[name], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,6 @@
-"""Equal trees have one fingerprint, wherever and however they lie; any change of any leaf gives another."""
+"""Equal trees have one fingerprint, wherever and however they lie; any change of any leaf gives
+another.
+"""
 
 import json
 
@@ -24,8 +26,15 @@ TREE = {"a": W, "b": [np.int32([1, 2]), np.float32(3)]}
 def test_it_is_sha256_as_described():
     import hashlib
 
-    said = lambda *words: (lambda o: len(o).to_bytes(8, "little") + o)(json.dumps(words).encode())
-    raw = b"jaxprune fingerprint 1" + said(1) + said(["a", "1"], "array", "int16", [2]) + b"\x01\x00\x02\x01"
+    def said(*words):
+        return (lambda o: len(o).to_bytes(8, "little") + o)(json.dumps(words).encode())
+
+    raw = (
+        b"jaxprune fingerprint 1"
+        + said(1)
+        + said(["a", "1"], "array", "int16", [2])
+        + b"\x01\x00\x02\x01"
+    )
     assert fingerprint({"a": [None, np.int16([1, 258])]}) == hashlib.sha256(raw).hexdigest()
 
 
@@ -54,7 +63,9 @@ def test_containers_are_known_by_their_keys():
     said = fingerprint({"w": W})
     assert fingerprint(nnx.state(Net())) == fingerprint(jp.distill.nnx(Net()).params) == said
     assert fingerprint({"b": 1, "a": W}) == fingerprint({"a": W, "b": 1})
-    assert fingerprint(jp.distill.Online(jp.distill.plain(lambda w, x: x), W, {})) == fingerprint({"params": W})
+    assert fingerprint(jp.distill.Online(jp.distill.plain(lambda w, x: x), W, {})) == fingerprint(
+        {"params": W}
+    )
 
 
 OTHERS = {
@@ -80,7 +91,11 @@ OTHERS = {
 def test_any_change_gives_another():
     found = {name: fingerprint(tree) for name, tree in {"itself": TREE, **OTHERS}.items()}
     assert len(set(found.values())) == len(found)
-    assert fingerprint(TREE, "text") not in (fingerprint(TREE), fingerprint("text", TREE), fingerprint([TREE, "text"]))
+    assert fingerprint(TREE, "text") not in (
+        fingerprint(TREE),
+        fingerprint("text", TREE),
+        fingerprint([TREE, "text"]),
+    )
     assert fingerprint({"a": W}, {"b": W}) != fingerprint({"a": W, "b": W})
 
 
@@ -104,7 +119,11 @@ def test_codes():
     }
     codes["8 bits, of bfloat16"] = codes["8 bits"].replace(dense_dtype=jnp.dtype(jnp.bfloat16))
     pruned = codes["pruned"]
-    codes["its arrays, as a dict"] = {".": "Masked {}", ".values": pruned.values, ".mask": pruned.mask}
+    codes["its arrays, as a dict"] = {
+        ".": "Masked {}",
+        ".values": pruned.values,
+        ".mask": pruned.mask,
+    }
     found = {name: fingerprint({"w": x}) for name, x in codes.items()}
     assert len(set(found.values())) == len(found)
     assert fingerprint({"w": pruned}) == fingerprint({"w": jax.tree.map(np.asarray, pruned)})
@@ -112,8 +131,21 @@ def test_codes():
 
 def test_small_dtypes_and_keys():
     x = np.ones(3)
-    dtypes = (ml_dtypes.bfloat16, ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.float8_e4m3fn, bool, np.uint8, complex)
-    keys = [jax.random.key(0), jax.random.key(1), jax.random.key(0, impl="rbg"), jax.random.key_data(jax.random.key(0))]
+    dtypes = (
+        ml_dtypes.bfloat16,
+        ml_dtypes.int4,
+        ml_dtypes.uint4,
+        ml_dtypes.float8_e4m3fn,
+        bool,
+        np.uint8,
+        complex,
+    )
+    keys = [
+        jax.random.key(0),
+        jax.random.key(1),
+        jax.random.key(0, impl="rbg"),
+        jax.random.key_data(jax.random.key(0)),
+    ]
     trees = [x.astype(d) for d in dtypes] + keys
     assert len({fingerprint(t) for t in trees}) == len(trees)
     assert fingerprint(jnp.ones(3, jnp.bfloat16)) == fingerprint(x.astype(ml_dtypes.bfloat16))
@@ -127,7 +159,10 @@ class OneName:
         self.kids = kids
 
     def tree_flatten_with_keys(self):
-        return [(jax.tree_util.DictKey(1), self.kids[0]), (jax.tree_util.DictKey("1"), self.kids[1])], None
+        return [
+            (jax.tree_util.DictKey(1), self.kids[0]),
+            (jax.tree_util.DictKey("1"), self.kids[1]),
+        ], None
 
     @classmethod
     def tree_unflatten(cls, _, kids):
@@ -137,7 +172,10 @@ class OneName:
 WRONG = {
     "nothing": (lambda: fingerprint(), "no array"),
     "no leaf": (lambda: fingerprint({}, [None]), "no array"),
-    "a function": (lambda: fingerprint({"net": {"f": len}}), "net/f is a builtin_function_or_method"),
+    "a function": (
+        lambda: fingerprint({"net": {"f": len}}),
+        "net/f is a builtin_function_or_method",
+    ),
     "objects": (lambda: fingerprint({"a": np.array([{}, 1])}), "a is a ndarray object"),
     "texts": (lambda: fingerprint({"a": np.array(["x"])}), "a is a ndarray <U1"),
     "one path": (lambda: fingerprint({"b": OneName(W, W)}), "path 'b/1'"),

@@ -39,12 +39,20 @@ def test_every_batch_comes_once_in_its_place(kind, at_once, n, monkeypatch):
     assert float(found) == float(state)
     assert_array_equal(metrics["loss"][:n], losses)
     if kind == "scan":
-        assert shapes == {(3,), (max(1, min(at_once, 7)), 3)}  # one is looked at, a block is gathered
+        assert shapes == {
+            (3,),
+            (max(1, min(at_once, 7)), 3),
+        }  # one is looked at, a block is gathered
 
 
 def test_batches_that_come_whole_are_not_copied_in_blocks():
     seen = set()
-    whole = lambda row, data: seen.add(row["x"].shape) or row
+
+    def whole(row, data):
+        return seen.add(row["x"].shape) or row
+
     rows = [{"x": np.asarray(DATA["x"])[row]} for row in ROWS]
-    inner.chunk_runner(step, whole, "scan", 7, jnp.zeros(()), rows[0], {}, None)[0](jnp.zeros(()), rows, {}, None)
+    inner.chunk_runner(step, whole, "scan", 7, jnp.zeros(()), rows[0], {}, None)[0](
+        jnp.zeros(()), rows, {}, None
+    )
     assert seen == {(3, 2), (1, 3, 2)}

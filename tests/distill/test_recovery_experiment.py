@@ -1,4 +1,6 @@
-"""The experiment of recovery at toy size: what it trains keeps its code, and what it caches is what was asked."""
+"""The experiment of recovery at toy size: what it trains keeps its code, and what it caches is what
+was asked.
+"""
 
 import json
 
@@ -27,15 +29,30 @@ SMALL = recovery.SETTINGS | {
 def net(blocks: int, seed: int, width: int = 4) -> dict[str, dict[str, jax.Array]]:
     """A ResNet of 6 · blocks + 2 layers."""
     rng = np.random.default_rng(seed)
-    he = lambda *shape: jnp.asarray(rng.normal(size=shape) * (2 / np.prod(shape[:-1])) ** 0.5, jnp.float32)
-    norm = lambda c: {"scale": jnp.ones(c), "bias": jnp.zeros(c), "mean": jnp.zeros(c), "var": jnp.ones(c)}
-    params, last = {"conv1": {"kernel": he(3, 3, 3, width)}, "bn1": norm(width)}, width
+
+    def he(*shape):
+        return jnp.asarray(rng.normal(size=shape) * (2 / np.prod(shape[:-1])) ** 0.5, jnp.float32)
+
+    def norm(c):
+        return {
+            "scale": jnp.ones(c),
+            "bias": jnp.zeros(c),
+            "mean": jnp.zeros(c),
+            "var": jnp.ones(c),
+        }
+
+    params = {"conv1": {"kernel": he(3, 3, 3, width)}, "bn1": norm(width)}
+    last = width
     for stage in (1, 2, 3):
         c = width * 2 ** (stage - 1)
         for i in range(blocks):
-            at, ins = f"layer{stage}.{i}.", (last, c)
+            at = f"layer{stage}.{i}."
+            ins = (last, c)
             for j in (0, 1):
-                params |= {f"{at}conv{j + 1}": {"kernel": he(3, 3, ins[j], c)}, f"{at}bn{j + 1}": norm(c)}
+                params |= {
+                    f"{at}conv{j + 1}": {"kernel": he(3, 3, ins[j], c)},
+                    f"{at}bn{j + 1}": norm(c),
+                }
             last = c
     return params | {"linear": {"kernel": he(last, 10), "bias": jnp.zeros(10)}}
 
@@ -43,7 +60,13 @@ def net(blocks: int, seed: int, width: int = 4) -> dict[str, dict[str, jax.Array
 @pytest.fixture(scope="module")
 def data():
     rng = np.random.default_rng(0)
-    pair = lambda n: (rng.integers(0, 256, (n, 32, 32, 3), np.uint8), rng.integers(0, 10, n).astype(np.int32))
+
+    def pair(n):
+        return (
+            rng.integers(0, 256, (n, 32, 32, 3), np.uint8),
+            rng.integers(0, 10, n).astype(np.int32),
+        )
+
     return {"train": pair(20), "test": pair(3)}
 
 
@@ -67,15 +90,21 @@ def test_pruned_weights_stay_zero_and_what_is_taught_reaches_the_others(data, tm
 
 def test_a_quantised_kernel_is_on_its_grid_after_training_too(data):
     x, y = data["train"]
-    after = task.recovered(net(1, 0), "quantize", "labels", 0.9, 0.01, {"x": x, "y": y}, SMALL, seed=0)
+    after = task.recovered(
+        net(1, 0), "quantize", "labels", 0.9, 0.01, {"x": x, "y": y}, SMALL, seed=0
+    )
     before = kernels(net(1, 0))
     for name, w in kernels(after).items():
         steps = 3 * w / np.abs(w).max(tuple(range(w.ndim - 1)))
-        assert np.allclose(steps, np.round(steps), atol=1e-5) and np.abs(w - before[name]).max() < np.abs(w).max()
+        assert (
+            np.allclose(steps, np.round(steps), atol=1e-5)
+            and np.abs(w - before[name]).max() < np.abs(w).max()
+        )
 
 
 def test_the_cached_maps_cost_what_the_activations_themselves_do(data, tmp_path):
-    teacher, x = net(2, 1), data["train"][0][:6]
+    teacher = net(2, 1)
+    x = data["train"][0][:6]
     row = task.cached(tmp_path / "teacher", teacher, x, 7, 6)
     moved = resnet.normalised(task.augmented(x, np.arange(6), 7))
     z, whole = jp.reap(resnet.apply, "stage.")(teacher, moved)
@@ -90,15 +119,22 @@ def test_the_cached_maps_cost_what_the_activations_themselves_do(data, tmp_path)
 def test_an_image_is_moved_and_mirrored_as_its_index_says():
     x = np.zeros((40, 32, 32, 3), np.uint8)
     x[:, 10:14, 5, :] = 9
-    a, b = task.augmented(x, np.arange(40), 7), task.augmented(x[5:], np.arange(5, 40), 7)
+    a = task.augmented(x, np.arange(40), 7)
+    b = task.augmented(x[5:], np.arange(5, 40), 7)
     assert np.array_equal(a[5:], b) and not np.array_equal(a, task.augmented(x, np.arange(40), 8))
     rows, columns = (np.array([np.argwhere(i[..., 0])[0, k] for i in a]) for k in (0, 1))
-    assert rows.min() >= 6 and rows.max() <= 14 and len(np.unique(rows)) > 5 and (a == 9).sum() == (x == 9).sum()
+    assert (
+        rows.min() >= 6
+        and rows.max() <= 14
+        and len(np.unique(rows)) > 5
+        and (a == 9).sum() == (x == 9).sum()
+    )
     assert 5 < np.sum(columns > 15) < 35
 
 
 def test_training_mode_uses_the_batch_and_moves_the_stored_moments():
-    dense, x = net(1, 0), np.random.default_rng(0).normal(3, 2, (5, 32, 32, 3)).astype(np.float32)
+    dense = net(1, 0)
+    x = np.random.default_rng(0).normal(3, 2, (5, 32, 32, 3)).astype(np.float32)
     params, moments = resnet.parted(dense)
     assert jax.tree.structure(resnet.joined(params, moments)) == jax.tree.structure(dense)
     once, after = jax.jit(lambda m, x: resnet.training(params, m, x, momentum=1.0))(moments, x)
@@ -109,13 +145,19 @@ def test_training_mode_uses_the_batch_and_moves_the_stored_moments():
     assert np.allclose(after["bn1"]["var"], np.asarray(first).var((0, 1, 2)), rtol=1e-3)
 
 
-def test_the_validation_split_chooses_and_the_test_set_is_looked_at_once(data, tmp_path, monkeypatch):
-    gain, asked, looks = {"labels": 0.0, "kd": 3.0, "at_kd": 1.0}, [], []
+def test_the_validation_split_chooses_and_the_test_set_is_looked_at_once(
+    data, tmp_path, monkeypatch
+):
+    gain = {"labels": 0.0, "kd": 3.0, "at_kd": 1.0}
+    asked = []
+    looks = []
 
     def recovered(dense, kind, arm, soft, rate, seen, settings, seed):
         asked.append((kind, arm, soft, rate, len(seen["x"]), seed))
         best = 0.03 if arm == "kd" else 0.01
-        return dense | {"right": gain[arm] + 5 * (soft == 1.0) - 100 * abs(rate - best) + 0.5 * seed}
+        return dense | {
+            "right": gain[arm] + 5 * (soft == 1.0) - 100 * abs(rate - best) + 0.5 * seed
+        }
 
     monkeypatch.setattr(recovery, "recovered", recovered)
 
@@ -136,8 +178,13 @@ def test_the_validation_split_chooses_and_the_test_set_is_looked_at_once(data, t
     assert looks.count(5) == 2 * 7 and looks.count(3) == 2 * 6 + 1 + 8  # 8: nothing is trained
     assert found["prune"]["tuning"]["rates"] == {"labels": 0.01, "kd": 0.03, "at_kd": 0.01}
     assert found["prune"]["kd"]["values"] == [3 + 3 + 5, 3 + 3 + 5 + 0.5]
-    assert found["quantize"]["gain"]["at_kd"]["values"] == [1.0, 1.0] and found["prune"]["gain"]["kd"]["mean"] == 3.0
-    assert {seed for *_, n, seed in asked if n == 8} == {9} and {seed for *_, n, seed in asked if n == 12} == {0, 1}
+    assert (
+        found["quantize"]["gain"]["at_kd"]["values"] == [1.0, 1.0]
+        and found["prune"]["gain"]["kd"]["mean"] == 3.0
+    )
+    assert {seed for *_, n, seed in asked if n == 8} == {9} and {
+        seed for *_, n, seed in asked if n == 12
+    } == {0, 1}
     assert len(asked) == len(set(asked)) == 2 * 7 + 2 * 6 + 1
     assert recovery.measured(SMALL, data, {}, {}, tmp_path)["prune"] == found["prune"]
     assert len(asked) == 27

@@ -1,4 +1,6 @@
-"""A run that was stopped goes on to the bits of one that was not: calls, sources with a state, signals, kills."""
+"""A run that was stopped goes on to the bits of one that was not: calls, sources with a state,
+signals, kills.
+"""
 
 import json
 import os
@@ -19,15 +21,20 @@ from jaxprune.distill import losses
 from jaxprune.distill.signals import Signals
 from tests.distill.toy import DATA, KEY, TEACHER, X, distiller, same, start
 
-fit, Shuffled = jp.distill.fit, jp.distill.Shuffled
+fit = jp.distill.fit
+Shuffled = jp.distill.Shuffled
 QUIET = {"progress": False}
-EVALUATE = jp.distill.Evaluator(jp.distill.plain(lambda p, x: np.tanh(1.0) * (x @ p["a"] @ p["b"])), DATA)
+EVALUATE = jp.distill.Evaluator(
+    jp.distill.plain(lambda p, x: np.tanh(1.0) * (x @ p["a"] @ p["b"])), DATA
+)
 
 
 def run(steps, folder=None, batches=None, d=None, **kw):
     d = distiller() if d is None else d
     batches = Shuffled(DATA, 16) if batches is None else batches
-    said = {"evaluate": EVALUATE, "evaluate_every": 7, "inner_steps": 5, "folder": folder} | QUIET | kw
+    said = (
+        {"evaluate": EVALUATE, "evaluate_every": 7, "inner_steps": 5, "folder": folder} | QUIET | kw
+    )
     return fit(d, start(d), batches, TEACHER, steps=steps, **said)
 
 
@@ -55,21 +62,32 @@ def test_dropout_statistics_memories_averages_and_compressed_arrays_too(tmp_path
     module = Net()
     variables = dict(module.init({"params": KEY, "dropout": KEY}, X))
     codes = jp.prune(0.5).init(variables.pop("params"))
-    terms = [jp.distill.match(losses.soft_targets), jp.distill.match(jp.distill.dino_loss(), name="centre", weight=0.0)]
+    terms = [
+        jp.distill.match(losses.soft_targets),
+        jp.distill.match(jp.distill.dino_loss(), name="centre", weight=0.0),
+    ]
     views = jp.distill.Online(jp.distill.plain(lambda w, x: x @ w), np.ones((4, 3), np.float32))
-    d = jp.distill.distiller(jp.distill.linen(module), terms[:1], optax.adam(0.01), labels=1.0, ema=0.9)
+    d = jp.distill.distiller(
+        jp.distill.linen(module), terms[:1], optax.adam(0.01), labels=1.0, ema=0.9
+    )
     state = d.init(codes, DATA, views, key=KEY, model_state=variables)
-    go = lambda n, folder: fit(d, state, Shuffled(DATA, 16), views, steps=n, folder=folder, **QUIET)
+
+    def go(n, folder):
+        return fit(d, state, Shuffled(DATA, 16), views, steps=n, folder=folder, **QUIET)
+
     whole = go(12, tmp_path / "a")
     go(5, tmp_path / "b")
     assert same(go(12, tmp_path / "b").state, whole.state)
 
 
 class Stateful:
-    """As grain's iterators: a place that can be asked for and set, and an order that never repeats."""
+    """As grain's iterators: a place that can be asked for and set, and an order that never
+    repeats.
+    """
 
     def __init__(self):
-        self.rng, self.asked = np.random.Generator(np.random.PCG64(3)), 0
+        self.rng = np.random.Generator(np.random.PCG64(3))
+        self.asked = 0
 
     def __iter__(self):
         return self
@@ -116,11 +134,18 @@ def test_metrics_after_the_checkpoint_are_written_once(tmp_path):
     run(14, tmp_path / "a")
     path = tmp_path / "a" / "metrics.jsonl"
     with open(path, "a") as file:
-        file.write(json.dumps({"step": 15, "loss": 1.0}) + '\n{"step": 16, "lo')  # written, then killed
+        file.write(
+            json.dumps({"step": 15, "loss": 1.0}) + '\n{"step": 16, "lo'
+        )  # written, then killed
     run(21, tmp_path / "a")
     run(21, tmp_path / "b")
-    rows = lambda p: [(r["step"], r.get("loss")) for r in map(json.loads, p.read_text().splitlines())]
-    assert [r for r in rows(path) if r[0] > 14] == [r for r in rows(tmp_path / "b" / "metrics.jsonl") if r[0] > 14]
+
+    def rows(p):
+        return [(r["step"], r.get("loss")) for r in map(json.loads, p.read_text().splitlines())]
+
+    assert [r for r in rows(path) if r[0] > 14] == [
+        r for r in rows(tmp_path / "b" / "metrics.jsonl") if r[0] > 14
+    ]
     assert len(set(rows(path))) == len(rows(path))
 
 
@@ -134,7 +159,8 @@ class Slow:
     def write_scalars(self, step, scalars):
         print(step, flush=True)
         time.sleep(0.05)
-found = jp.distill.fit(d, start(d), jp.distill.Shuffled(DATA, 16), TEACHER, steps=int(sys.argv[2]), inner_steps=5,
+found = jp.distill.fit(
+    d, start(d), jp.distill.Shuffled(DATA, 16), TEACHER, steps=int(sys.argv[2]), inner_steps=5,
     checkpoint_every=int(sys.argv[3]), folder=sys.argv[1], writer=Slow(), progress=False)
 print("done", flush=True)
 """
@@ -142,7 +168,9 @@ print("done", flush=True)
 
 def child(*args):
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, args)], stdout=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *map(str, args)], stdout=subprocess.PIPE, text=True, env=env
+    )
 
 
 def wait_for(process, step):
@@ -163,10 +191,22 @@ def test_a_signal_at_any_time_loses_nothing(tmp_path, how):
     kept = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     # A SIGTERM waits for the chunk in hand, which need not be where a checkpoint is due.
     assert kept >= 55 if how == signal.SIGTERM else kept % 20 == 0
-    go = lambda folder: fit(
-        d, start(d), Shuffled(DATA, 16), TEACHER, steps=100, inner_steps=5, checkpoint_every=20, folder=folder, **QUIET
-    )
-    found, whole = go(tmp_path), go(None)
+
+    def go(folder):
+        return fit(
+            d,
+            start(d),
+            Shuffled(DATA, 16),
+            TEACHER,
+            steps=100,
+            inner_steps=5,
+            checkpoint_every=20,
+            folder=folder,
+            **QUIET,
+        )
+
+    found = go(tmp_path)
+    whole = go(None)
     assert same(found.state, whole.state)
 
 
@@ -203,5 +243,7 @@ def test_ctrl_c_is_noted_and_raises_where_it_is_obeyed_or_comes_again():
 def test_the_state_restored_is_on_the_device_and_typed(tmp_path):
     run(7, tmp_path)
     found = run(14, tmp_path).state
-    assert isinstance(found.params["a"], jax.Array) and jax.dtypes.issubdtype(found.key.dtype, jax.dtypes.prng_key)
+    assert isinstance(found.params["a"], jax.Array) and jax.dtypes.issubdtype(
+        found.key.dtype, jax.dtypes.prng_key
+    )
     assert_array_equal(jax.random.key_data(found.key), jax.random.key_data(start(distiller()).key))

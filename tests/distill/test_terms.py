@@ -1,4 +1,6 @@
-"""Terms: pairs of layers by captured groups, projections, weights; and what is wrong with a pattern is told."""
+"""Terms: pairs of layers by captured groups, projections, weights; and what is wrong with a pattern
+is told.
+"""
 
 from functools import partial
 
@@ -43,7 +45,10 @@ def test_pairs_are_made_by_what_the_groups_capture():
 
 
 def test_without_groups_pairs_are_made_in_order():
-    assert pairs(match(mse, "s.", "t."), {"s1": 0, "s0": 0}, {"t9": 0, "t8": 0}) == (Pair("s1", "t9"), Pair("s0", "t8"))
+    assert pairs(match(mse, "s.", "t."), {"s1": 0, "s0": 0}, {"t9": 0, "t8": 0}) == (
+        Pair("s1", "t9"),
+        Pair("s0", "t8"),
+    )
 
 
 def test_one_pattern_serves_both_and_none_means_the_outputs():
@@ -54,7 +59,8 @@ def test_one_pattern_serves_both_and_none_means_the_outputs():
 def test_the_value_is_the_mean_over_pairs_and_kept_examples():
     term = match(mse, r"h(\d)")
     keep = np.array([True, False, True, False])
-    student, teacher = {"h1": A, "h2": B}, {"h2": C, "h1": B}
+    student = {"h1": A, "h2": B}
+    teacher = {"h2": C, "h1": B}
     found = evaluate(term, pairs(term, student, teacher), student, teacher, {}, mask=keep)
     by_hand = [((A - B) ** 2).sum(1)[keep].mean(), ((B - C) ** 2).sum(1)[keep].mean()]
     assert_allclose(found, np.mean(by_hand), rtol=1e-6)
@@ -70,7 +76,10 @@ def test_a_loss_of_the_library_with_its_settings():
 
 def test_the_teacher_has_no_gradient_and_the_student_has():
     term = match(mse)
-    value = lambda s, t: evaluate(term, pairs(term, {}, {}), {OUTPUT: s}, {OUTPUT: t}, {})
+
+    def value(s, t):
+        return evaluate(term, pairs(term, {}, {}), {OUTPUT: s}, {OUTPUT: t}, {})
+
     ours, theirs = jax.grad(value, (0, 1))(A, B)
     assert_allclose(ours, 2 * (A - B) / 4, rtol=1e-6)
     assert_array_equal(theirs, np.zeros_like(B))
@@ -82,22 +91,31 @@ def specs(**arrays):
 
 def test_projections_are_made_where_channels_differ():
     term = match(mse, r"h(\d)", project="auto")
-    ours, theirs = {"h1": A, "h2": B}, {"h1": C, "h2": WIDE}
+    ours = {"h1": A, "h2": B}
+    theirs = {"h1": C, "h2": WIDE}
     found = pairs(term, ours, theirs)
     made = init_projections(term, found, specs(**ours), specs(**theirs), jax.random.key(0))
     assert {name: w.shape for name, w in made.items()} == {"h2": (3, 5)}
     value = evaluate(term, found, ours, theirs, made)
-    by_hand = [((A - C) ** 2).sum(1).mean(), ((B @ np.asarray(made["h2"]) - WIDE) ** 2).sum(1).mean()]
+    by_hand = [
+        ((A - C) ** 2).sum(1).mean(),
+        ((B @ np.asarray(made["h2"]) - WIDE) ** 2).sum(1).mean(),
+    ]
     assert_allclose(value, np.mean(by_hand), rtol=1e-5)
 
 
 def test_a_projection_of_the_given_axis():
-    term = match(lambda s, t, mask=None: jnp.sum((s - t) ** 2, (1, 2)), "h", project="auto", channel_axis=1)
-    ours, theirs = {"h": np.stack([A, B])}, {"h": RNG.normal(size=(2, 6, 3)).astype(np.float32)}
+    term = match(
+        lambda s, t, mask=None: jnp.sum((s - t) ** 2, (1, 2)), "h", project="auto", channel_axis=1
+    )
+    ours = {"h": np.stack([A, B])}
+    theirs = {"h": RNG.normal(size=(2, 6, 3)).astype(np.float32)}
     found = pairs(term, ours, theirs)
     made = init_projections(term, found, specs(**ours), specs(**theirs), jax.random.key(0))
     assert made["h"].shape == (4, 6)
-    by_hand = [((np.asarray(made["h"]).T @ x - y) ** 2).sum() for x, y in zip(ours["h"], theirs["h"])]
+    by_hand = [
+        ((np.asarray(made["h"]).T @ x - y) ** 2).sum() for x, y in zip(ours["h"], theirs["h"])
+    ]
     assert_allclose(evaluate(term, found, ours, theirs, made), np.mean(by_hand), rtol=1e-5)
 
 
@@ -116,21 +134,33 @@ def test_a_projection_of_ones_own_and_one_of_linen():
 
 def told(term, batch, key=None, mask=None):
     """The value on a batch of its own."""
-    return matching.evaluate(term, pairs(term, {}, {}), {OUTPUT: A}, {OUTPUT: B}, {}, {}, Context(batch, key, mask))[0]
+    return matching.evaluate(
+        term, pairs(term, {}, {}), {OUTPUT: A}, {OUTPUT: B}, {}, {}, Context(batch, key, mask)
+    )[0]
 
 
 def test_labels_and_a_key_come_to_losses_that_require_them():
-    y, mask = np.array([0, 2, 1, 1]), np.array([True, True, False, True])
+    y = np.array([0, 2, 1, 1])
+    mask = np.array([True, True, False, True])
     term = match(partial(losses.dkd, temperature=2.0))
-    assert_allclose(told(term, {"y": y}), losses.dkd(A, B, labels=y, temperature=2.0).mean(), rtol=1e-6)
+    assert_allclose(
+        told(term, {"y": y}), losses.dkd(A, B, labels=y, temperature=2.0).mean(), rtol=1e-6
+    )
     masked = told(term, {"y": np.where(mask, y, -1)}, mask=mask)
-    assert_allclose(masked, losses.dkd(A[mask], B[mask], labels=y[mask], temperature=2.0).mean(), rtol=1e-5)
+    assert_allclose(
+        masked, losses.dkd(A[mask], B[mask], labels=y[mask], temperature=2.0).mean(), rtol=1e-5
+    )
     assert np.isnan(jax.jit(lambda y: told(term, {"y": y}))(np.where(mask, y, 3)))
     alone = told(match(losses.born_again), {"y": y})  # what may do without is not given them
     assert_allclose(alone, losses.born_again(A, B).mean(), rtol=1e-6)
-    shuffled = lambda seed: float(told(match(losses.born_again_permuted), {}, jax.random.key(seed)))
+
+    def shuffled(seed):
+        return float(told(match(losses.born_again_permuted), {}, jax.random.key(seed)))
+
     assert shuffled(0) == shuffled(0) != shuffled(1)
-    with pytest.raises(ValueError, match=r"dkd asks for labels, and the batch has no 'y'; it has \['x'\]"):
+    with pytest.raises(
+        ValueError, match=r"dkd asks for labels, and the batch has no 'y'; it has \['x'\]"
+    ):
         told(term, {"x": A})
 
 
@@ -138,7 +168,9 @@ def test_weights_are_numbers_or_schedules():
     import optax
 
     assert scheduled(match(mse, weight=0.3).weight, 7) == 0.3
-    assert_allclose(scheduled(match(mse, weight=optax.linear_schedule(0.0, 1.0, 10)).weight, 3), 0.3, rtol=1e-6)
+    assert_allclose(
+        scheduled(match(mse, weight=optax.linear_schedule(0.0, 1.0, 10)).weight, 3), 0.3, rtol=1e-6
+    )
 
 
 TAPS = {"layer1": 0, "layer2": 0}
@@ -147,7 +179,10 @@ WRONG = {
     "nothing of the teacher": (("layer(.)", "block(.)"), "teacher='block.*nearest: 'layer1'"),
     "no partner": (("layer(.)", "layer(1)"), "no partner for 'layer2'"),
     "unequal counts": (("layer.", "layer1"), r"matches 2 layers.*and.*'layer1' 1 of"),
-    "two of one": (("(l)ayer.", "(l)ayer1"), r"'layer1' and 'layer2' of the student both capture \('l',\)"),
+    "two of one": (
+        ("(l)ayer.", "(l)ayer1"),
+        r"'layer1' and 'layer2' of the student both capture \('l',\)",
+    ),
 }
 
 
@@ -166,7 +201,10 @@ def test_bad_patterns(case):
         ({"weight": -1.0}, "weight=.*one finite number >= 0"),
         ({"weight": float("nan")}, "weight=.*one finite number >= 0"),
         ({"project": "linear"}, "'auto', or an object with init and apply"),
-        ({"loss": losses.overhaul}, r"overhaul needs margin: give functools.partial\(overhaul, margin=…\)"),
+        (
+            {"loss": losses.overhaul},
+            r"overhaul needs margin: give functools.partial\(overhaul, margin=…\)",
+        ),
     ],
 )
 def test_bad_terms(kw, message):
@@ -178,4 +216,10 @@ def test_bad_terms(kw, message):
 def test_projections_map_channels_only(shape):
     term = match(mse, "h", project="auto")
     with pytest.raises(ValueError, match=r"project='auto' maps axis -1 only"):
-        init_projections(term, (Pair("h", "h"),), specs(h=A), specs(h=np.zeros(shape, np.float32)), jax.random.key(0))
+        init_projections(
+            term,
+            (Pair("h", "h"),),
+            specs(h=A),
+            specs(h=np.zeros(shape, np.float32)),
+            jax.random.key(0),
+        )

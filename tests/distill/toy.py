@@ -19,7 +19,10 @@ def mlp(params, x):
 
 def params(width, seed):
     rng = np.random.default_rng(seed)
-    return {"a": rng.normal(size=(4, width)).astype(np.float32), "b": rng.normal(size=(width, 3)).astype(np.float32)}
+    return {
+        "a": rng.normal(size=(4, width)).astype(np.float32),
+        "b": rng.normal(size=(width, 3)).astype(np.float32),
+    }
 
 
 NET = jp.distill.plain(mlp)
@@ -31,7 +34,11 @@ DATA = {"x": X, "y": Y}
 def conv(p, x):
     """The same network by a 1×1 convolution: what a CPU does not like in a compiled loop."""
     maps = jax.lax.conv_general_dilated(
-        x[:, None, None], p["a"][None, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x[:, None, None],
+        p["a"][None, None],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return jnp.tanh(maps[:, 0, 0]) @ p["b"]
 
@@ -50,6 +57,14 @@ def start(d, teacher=TEACHER, data=DATA, seed=3):
 
 def same(a, b):
     """Equal to the bit, keys too."""
-    plain = lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    def plain(x):
+        return np.asarray(
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        )
+
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(plain(x).dtype == plain(y).dtype and plain(x).tobytes() == plain(y).tobytes() for x, y in pairs)
+    return all(
+        plain(x).dtype == plain(y).dtype and plain(x).tobytes() == plain(y).tobytes()
+        for x, y in pairs
+    )

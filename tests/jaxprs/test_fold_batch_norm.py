@@ -1,4 +1,6 @@
-"""Folded networks compute what they did, with batch norms that store nothing; what cannot be folded says why."""
+"""Folded networks compute what they did, with batch norms that store nothing; what cannot be folded
+says why.
+"""
 
 import flax.linen as nn
 import jax
@@ -13,8 +15,12 @@ from tests.helpers import normal
 
 
 def bn(p, x, axis=-1, eps=1e-5):
-    put = lambda v: v.reshape([-1 if a == axis % x.ndim else 1 for a in range(x.ndim)])
-    return (x - put(p["mean"])) * (lax.rsqrt(put(p["var"]) + eps) * put(p["scale"])) + put(p["shift"])
+    def put(v):
+        return v.reshape([-1 if a == axis % x.ndim else 1 for a in range(x.ndim)])
+
+    return (x - put(p["mean"])) * (lax.rsqrt(put(p["var"]) + eps) * put(p["scale"])) + put(
+        p["shift"]
+    )
 
 
 def stats(n, seed=0):
@@ -30,19 +36,27 @@ def constant(p):
 
 def randomised(tree):
     flat, made = jax.tree.flatten(tree)
-    return jax.tree.unflatten(made, [0.3 + abs(normal(x.shape, i, x.dtype)) for i, x in enumerate(flat)])
+    return jax.tree.unflatten(
+        made, [0.3 + abs(normal(x.shape, i, x.dtype)) for i, x in enumerate(flat)]
+    )
 
 
 def test_dense_with_a_bias():
-    f = lambda p, x: jax.nn.relu(bn(p["bn"], x @ p["w"] + p["bias"]))
+    def f(p, x):
+        return jax.nn.relu(bn(p["bn"], x @ p["w"] + p["bias"]))
+
     p = {"w": normal((5, 7)), "bias": normal(7), "bn": stats(7)}
     got = jp.fold_batch_norm(f, p, normal((2, 5)))
     a = np.asarray(p["bn"]["scale"]) / np.sqrt(np.asarray(p["bn"]["var"]) + 1e-5)
-    np.testing.assert_allclose(got.params["w"], np.asarray(p["w"]) * a * np.sqrt(1 + 1e-5), rtol=1e-5)
+    np.testing.assert_allclose(
+        got.params["w"], np.asarray(p["w"]) * a * np.sqrt(1 + 1e-5), rtol=1e-5
+    )
     want = (np.asarray(p["bias"]) - np.asarray(p["bn"]["mean"])) * a + np.asarray(p["bn"]["shift"])
     np.testing.assert_allclose(got.params["bn"]["shift"], want, rtol=1e-4, atol=1e-5)
     assert constant(got.params["bn"]) and not jnp.any(got.params["bias"])
-    assert got.left == () and got.folded[0][0] == "w" and set(got.folded[0][1]) > {"bias", "bn/scale"}
+    assert (
+        got.left == () and got.folded[0][0] == "w" and set(got.folded[0][1]) > {"bias", "bn/scale"}
+    )
     x = normal((9, 5), 7)
     np.testing.assert_allclose(f(got.params, x), f(p, x), atol=1e-4)
 
@@ -55,10 +69,14 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.parametrize("numbers, x, k, groups, axis", LAYOUTS, ids=["NHWC", "NCHW", "grouped", "depthwise"])
+@pytest.mark.parametrize(
+    "numbers, x, k, groups, axis", LAYOUTS, ids=["NHWC", "NCHW", "grouped", "depthwise"]
+)
 def test_convolutions(numbers, x, k, groups, axis):
     def f(p, x):
-        y = lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups)
+        y = lax.conv_general_dilated(
+            x, p["k"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )
         return jnp.tanh(bn(p["bn"], y, axis))
 
     out = k[0] if numbers[1] == "OIHW" else k[-1]
@@ -70,7 +88,10 @@ def test_convolutions(numbers, x, k, groups, axis):
 
 def test_a_transposed_weight_and_a_weight_on_the_left():
     p = {"k": normal((7, 5)), "bn": stats(7)}
-    for f in (lambda p, x: bn(p["bn"], x @ p["k"].T), lambda p, x: bn(p["bn"], jnp.einsum("oi,bi->bo", p["k"], x))):
+    for f in (
+        lambda p, x: bn(p["bn"], x @ p["k"].T),
+        lambda p, x: bn(p["bn"], jnp.einsum("oi,bi->bo", p["k"], x)),
+    ):
         got = jp.fold_batch_norm(f, p, normal((2, 5)))
         assert constant(got.params["bn"]) and got.params["k"].shape == (7, 5)
 
@@ -104,7 +125,9 @@ def test_nnx():
             return jax.nn.relu(self.bn(self.conv(x)))
 
     graph, state = nnx.split(Net(nnx.Rngs(0)))
-    got = jp.fold_batch_norm(lambda s, x: nnx.merge(graph, s)(x), randomised(state), normal((2, 6, 6, 3)))
+    got = jp.fold_batch_norm(
+        lambda s, x: nnx.merge(graph, s)(x), randomised(state), normal((2, 6, 6, 3))
+    )
     assert len(got.folded) == 1 and type(got.params) is type(state)
 
 
@@ -119,11 +142,15 @@ def test_what_is_left_alone_says_why():
         return own
 
     p = {f"w{i}": normal((4, 4), i) for i in range(4)}
-    p |= {name: stats(4, 10 * i) for i, name in enumerate(("good", "late", "twice"))} | {"train": normal(4)}
+    p |= {name: stats(4, 10 * i) for i, name in enumerate(("good", "late", "twice"))} | {
+        "train": normal(4)
+    }
     got = jp.fold_batch_norm(f, p, normal((3, 4)))
     left = dict(got.left)
     assert [w for w, _ in got.folded] == ["w0"]
-    assert "max" in left["late/scale"] and "w2" in left["twice/scale"] and "eval mode" in left["train"]
+    assert (
+        "max" in left["late/scale"] and "w2" in left["twice/scale"] and "eval mode" in left["train"]
+    )
     for name in ("w1", "w2", "w3", "train"):
         assert got.params[name] is p[name]
 
@@ -131,25 +158,37 @@ def test_what_is_left_alone_says_why():
 def test_nothing_to_fold_is_an_error_that_says_why():
     with pytest.raises(ValueError, match="nothing to fold"):
         jp.fold_batch_norm(lambda p, x: x @ p, normal((3, 3)), normal((2, 3)))
-    f = lambda p, x: bn(p["bn"], jax.nn.relu(x @ p["w"]))
+
+    def f(p, x):
+        return bn(p["bn"], jax.nn.relu(x @ p["w"]))
+
     with pytest.raises(ValueError, match=r"bn/scale: it follows max"):
         jp.fold_batch_norm(f, {"w": normal((3, 3)), "bn": stats(3)}, normal((2, 3)))
 
 
 def test_traced_params_are_refused():
-    f = lambda p, x: bn(p["bn"], x @ p["w"])
+    def f(p, x):
+        return bn(p["bn"], x @ p["w"])
+
     with pytest.raises(ValueError, match="outside jit"):
-        jax.jit(lambda p: jp.fold_batch_norm(f, p, normal((2, 3))).params)({"w": normal((3, 3)), "bn": stats(3)})
+        jax.jit(lambda p: jp.fold_batch_norm(f, p, normal((2, 3))).params)(
+            {"w": normal((3, 3)), "bn": stats(3)}
+        )
 
 
 def test_a_residual_network_is_folded_whole():
     from experiments import resnet
 
-    p = {"conv1": {"kernel": normal((3, 3, 3, 4))}, "linear": {"kernel": normal((16, 10)), "bias": normal(10)}}
+    p = {
+        "conv1": {"kernel": normal((3, 3, 3, 4))},
+        "linear": {"kernel": normal((16, 10)), "bias": normal(10)},
+    }
     widths = [("1", 4, 4), ("2", 4, 8), ("3", 8, 16)]
     p |= {f"layer{s}.0.conv1": {"kernel": normal((3, 3, i, o), 1)} for s, i, o in widths}
     p |= {f"layer{s}.0.conv2": {"kernel": normal((3, 3, o, o), 2)} for s, _, o in widths}
-    norms = {name.replace("conv", "bn"): x["kernel"].shape[-1] for name, x in p.items() if "conv" in name}
+    norms = {
+        name.replace("conv", "bn"): x["kernel"].shape[-1] for name, x in p.items() if "conv" in name
+    }
     names = ("mean", "var", "scale", "bias")
     p |= {name: dict(zip(names, stats(n).values())) for name, n in norms.items()}
     got = jp.fold_batch_norm(resnet.apply, p, normal((1, 32, 32, 3)))
@@ -164,11 +203,15 @@ def test_a_residual_network_is_folded_whole():
 
 @pytest.mark.parametrize("dtype, tolerance", [("bfloat16", 0.06), ("float16", 0.01)])
 def test_small_dtypes_and_more_channels_than_they_count(dtype, tolerance):
-    f = lambda p, x: bn(p["bn"], x @ p["w"])
+    def f(p, x):
+        return bn(p["bn"], x @ p["w"])
+
     p = {"w": normal((5, 700)), "bn": stats(700)}
     small = jax.tree.map(lambda x: x.astype(dtype), p)
     got = jp.fold_batch_norm(f, small, normal((2, 5)).astype(dtype), tolerance=tolerance)
     assert constant(got.params["bn"]) and got.params["w"].dtype == dtype
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), small)
     want = jp.fold_batch_norm(f, wide, normal((2, 5))).params["bn"]["shift"]
-    np.testing.assert_allclose(got.params["bn"]["shift"].astype(jnp.float32), want, rtol=0.05, atol=0.1)
+    np.testing.assert_allclose(
+        got.params["bn"]["shift"].astype(jnp.float32), want, rtol=0.05, atol=0.1
+    )

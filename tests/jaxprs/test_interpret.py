@@ -1,4 +1,6 @@
-"""The one interpreter: the order of visits, literals, what is unknown, and when values are let go."""
+"""The one interpreter: the order of visits, literals, what is unknown, and when values are let
+go.
+"""
 
 import pathlib
 import re
@@ -14,7 +16,8 @@ from jaxprune.jaxprs.interpret import equations, interpret, last_uses
 
 SOURCES = pathlib.Path(__file__).parents[2] / "jaxprune"
 CONTROL_FLOW = (
-    "cond_nconsts body_nconsts num_consts num_carry branches cond_jaxpr body_jaxpr jvp_jaxpr_fun ft_in reverse"
+    "cond_nconsts body_nconsts num_consts num_carry branches cond_jaxpr body_jaxpr jvp_jaxpr_fun "
+    "ft_in reverse"
 )
 
 
@@ -41,7 +44,10 @@ def test_binding_every_equation_is_the_function():
 
 def test_any_kind_of_value_is_carried():
     jaxpr, _ = traced(1.0, 2.0)
-    depth = lambda eqn, operands: [1 + max(operands)]
+
+    def depth(eqn, operands):
+        return [1 + max(operands)]
+
     assert interpret(jaxpr, [], [0, 5], depth, literal=lambda literal: 0) == [7, 0]
 
 
@@ -49,9 +55,21 @@ def test_a_variable_that_nothing_made_is_an_error_or_unknown():
     jaxpr, _ = traced(1.0, 2.0)
     steps = equations(jaxpr)[1:]  # without the sine
     with pytest.raises(KeyError):
-        interpret(jaxpr, [], [0, 5], lambda eqn, operands: [max(operands)], steps=steps, literal=lambda literal: 0)
-    known = lambda eqn, operands: [None if None in operands else max(operands)]
-    assert interpret(jaxpr, [], [0, 5], known, steps=steps, literal=lambda literal: 0, unknown=None) == [None, 0]
+        interpret(
+            jaxpr,
+            [],
+            [0, 5],
+            lambda eqn, operands: [max(operands)],
+            steps=steps,
+            literal=lambda literal: 0,
+        )
+
+    def known(eqn, operands):
+        return [None if None in operands else max(operands)]
+
+    assert interpret(
+        jaxpr, [], [0, 5], known, steps=steps, literal=lambda literal: 0, unknown=None
+    ) == [None, 0]
 
 
 def test_values_are_let_go_after_their_last_use():
@@ -81,10 +99,14 @@ def test_values_are_let_go_after_their_last_use():
 
 
 def test_there_is_one_loop_over_equations_and_one_reader_of_control_flow():
-    loops = {path.name for path in SOURCES.rglob("*.py") if re.search(r"\.eqns\b", path.read_text())}
+    loops = {
+        path.name for path in SOURCES.rglob("*.py") if re.search(r"\.eqns\b", path.read_text())
+    }
     assert loops == {"interpret.py"}
     names = "|".join(CONTROL_FLOW.split())
     reads = {
-        p.name for p in SOURCES.rglob("*.py") if re.search(rf"""(params|\bp)\[["']({names})["']\]""", p.read_text())
+        p.name
+        for p in SOURCES.rglob("*.py")
+        if re.search(rf"""(params|\bp)\[["']({names})["']\]""", p.read_text())
     }
     assert reads == {"calls.py"}

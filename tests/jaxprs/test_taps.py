@@ -1,4 +1,6 @@
-"""Taps: read and replaced by name, through every kind of call, in linen, NNX and plain functions."""
+"""Taps: read and replaced by name, through every kind of call, in linen, NNX and plain
+functions.
+"""
 
 import flax.linen as nn
 import jax
@@ -55,12 +57,16 @@ def test_a_tap_is_found_in_every_call(call):
 def test_a_planted_value_comes_out(call):
     new = jnp.arange(12, dtype=jnp.float32).reshape(4, 3)
     assert_array_equal(jp.plant(CALLS[call], {"h": new})(W, X), new)
-    assert_allclose(jp.plant(CALLS[call], {"h": lambda h: 3 * h})(W, X), 3 * np.tanh(X @ W), rtol=1e-6)
+    assert_allclose(
+        jp.plant(CALLS[call], {"h": lambda h: 3 * h})(W, X), 3 * np.tanh(X @ W), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_scan_stacks(reverse):
-    f = lambda ws, x: lax.scan(lambda x, w: (layer(w, x), x.sum()), x, ws, reverse=reverse)
+    def f(ws, x):
+        return lax.scan(lambda x, w: (layer(w, x), x.sum()), x, ws, reverse=reverse)
+
     (last, sums), taps = jp.reap(f, "h")(WS, X)
     hs = by_hand(WS[::-1] if reverse else WS, X)
     ordered = hs[::-1] if reverse else hs
@@ -77,26 +83,35 @@ def test_planting_in_a_scan_takes_one_slice_a_turn():
 
 
 def test_scans_in_scans_stack_twice():
-    twice = lambda ws, x: lax.scan(lambda x, _: (scanned(ws, x)[0], None), x, None, length=2)[0]
+    def twice(ws, x):
+        return lax.scan(lambda x, _: (scanned(ws, x)[0], None), x, None, length=2)[0]
+
     found = jp.reap(twice, "h")(WS, X)[1]["h"]
     assert_allclose(found.reshape(6, 4, 3), np.stack(by_hand([*WS, *WS], X)), rtol=1e-5)
 
 
 def test_a_name_met_often_gives_a_tuple_in_order():
-    often = lambda ws, x: layer(ws[1], layer(ws[0], x))
+    def often(ws, x):
+        return layer(ws[1], layer(ws[0], x))
+
     out, taps = jp.reap(often, "h")(WS, X)
     assert isinstance(taps["h"], tuple)
     for found, wanted in zip(taps["h"], by_hand(WS[:2], X), strict=True):
         assert_allclose(found, wanted, rtol=1e-5)
-    a, b = jnp.ones((4, 3)), jnp.zeros((4, 3))
+    a = jnp.ones((4, 3))
+    b = jnp.zeros((4, 3))
     out, taps = jp.reap(jp.plant(often, {"h": (a, b)}), "h")(WS, X)
     assert_array_equal(out, b)
     assert_array_equal(taps["h"], (a, b))
 
 
 def test_the_gradient_is_that_of_the_function():
-    loss = lambda ws: sum(jnp.sum(h**2) for h in jp.reap(scanned, "h")(ws, X)[1]["h"])
-    direct = lambda ws: sum(jnp.sum(h**2) for h in (layer(ws[0], X), layer(ws[1], layer(ws[0], X))))
+    def loss(ws):
+        return sum(jnp.sum(h**2) for h in jp.reap(scanned, "h")(ws, X)[1]["h"])
+
+    def direct(ws):
+        return sum(jnp.sum(h**2) for h in (layer(ws[0], X), layer(ws[1], layer(ws[0], X))))
+
     both = jax.grad(lambda ws: loss(ws) - jnp.sum(scanned(ws, X)[0] ** 2))(WS)
     assert_allclose(both, jax.grad(direct)(WS), atol=1e-5)
 
@@ -111,25 +126,33 @@ def test_vmap_and_jit():
 
 
 def test_only_whole_names_match():
-    f = lambda x: jp.tap(jp.tap(x, "a") + 1, "ab") + 1
+    def f(x):
+        return jp.tap(jp.tap(x, "a") + 1, "ab") + 1
+
     assert list(jp.reap(f, "a")(X)[1]) == ["a"]
     assert list(jp.reap(f, "a.*")(X)[1]) == ["a", "ab"]
     assert list(jp.tap_names(f, X)) == ["a", "ab"]
 
 
 def test_trees_are_tapped_leaf_by_leaf():
-    f = lambda x: jp.tap({"up": x + 1, "down": (x - 1, "no array")}, "both")["up"]
+    def f(x):
+        return jp.tap({"up": x + 1, "down": (x - 1, "no array")}, "both")["up"]
+
     assert_array_equal(jp.reap(f, "both/down/0")(X)[1]["both/down/0"], X - 1)
 
 
 def test_custom_derivatives_without_a_tap_stay_theirs():
-    f = lambda x: jp.tap(jax.nn.relu(x), "h").sum()
+    def f(x):
+        return jp.tap(jax.nn.relu(x), "h").sum()
+
     g = jax.grad(lambda x: jp.reap(f, "h")(x)[0])(jnp.array([0.0, 1.0, -1.0]))
     assert_array_equal(g, [0, 1, 0])  # relu's own rule has 0 at 0
 
 
 def test_static_arguments_stay_static():
-    f = lambda x, *, train: jp.tap(x if train else -x, "h")
+    def f(x, *, train):
+        return jp.tap(x if train else -x, "h")
+
     assert_array_equal(jp.reap(f, "h")(X, train=False)[0], -X)
 
 
@@ -150,7 +173,9 @@ class Tower(nn.Module):
                 x, _ = block(name=f"block_{i}")(x)
             return x
         # The model itself does not collect intermediates under its scan.
-        return nn.scan(block, {"params": 0}, length=3, split_rngs={"params": True})(name="blocks")(x, None)[0]
+        return nn.scan(block, {"params": 0}, length=3, split_rngs={"params": True})(name="blocks")(
+            x, None
+        )[0]
 
 
 def test_linen_modules_have_taps_of_their_own():
@@ -178,7 +203,10 @@ def test_linen_under_a_scan():
 def test_linen_state_goes_through():
     model = nn.Sequential([nn.BatchNorm(use_running_average=False), nn.Dense(2)])
     variables = model.init(jax.random.key(0), X)
-    f = lambda v, x: model.apply(v, x, mutable=["batch_stats"])
+
+    def f(v, x):
+        return model.apply(v, x, mutable=["batch_stats"])
+
     (out, state), taps = jp.reap(f, "layers_1")(variables, X)
     assert_allclose(out, taps["layers_1"])
     assert_allclose(state["batch_stats"]["layers_0"]["mean"], 0.01 * X.mean(0), atol=1e-6)
@@ -202,7 +230,9 @@ def test_nnx_modules_are_tapped_in_a_copy():
     graph, state = nnx.split(copy)
     out, taps = jp.reap(lambda s, x: nnx.merge(graph, s)(x), ".*")(state, X)
     assert list(taps) == ["blocks/0", "blocks/1"]
-    assert_allclose(taps["blocks/0"], X @ model.blocks[0].kernel[...] + model.blocks[0].bias[...], rtol=1e-5)
+    assert_allclose(
+        taps["blocks/0"], X @ model.blocks[0].kernel[...] + model.blocks[0].bias[...], rtol=1e-5
+    )
     assert_allclose(out, model(X), rtol=1e-6)
     assert [type(m) for _, m in nnx.iter_modules(model)] == kinds
     assert jax.tree.structure(state) == jax.tree.structure(nnx.state(model))
@@ -219,7 +249,12 @@ def test_shards_stay_shards():
 BAD = {
     "nothing matches": (lambda x: jp.tap(x, "layer_1"), {}, "layer_2", "'layer_1'"),
     "no taps at all": (lambda x: x + 1, {}, "h", "there are none.*jitted before"),
-    "while": (lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: jp.tap(x + 1, "h"), x), {}, "h", "'while'"),
+    "while": (
+        lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: jp.tap(x + 1, "h"), x),
+        {},
+        "h",
+        "'while'",
+    ),
     "uneven branches": (
         lambda x: lax.cond(x.sum() > 0, lambda x: jp.tap(x, "h"), lambda x: jp.tap(x, "hh"), x),
         {},

@@ -1,4 +1,5 @@
-"""What clustering, sharing, quantising and factorising promise beyond the laws, against NumPy like the papers'."""
+"""What clustering, sharing, quantising and factorising promise beyond the laws, against NumPy like
+the papers'."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,16 @@ import pytest
 import jaxprune as jp
 from tests.helpers import model, normal
 
-host = lambda x: np.asarray(x, np.float64)
+
+def host(x):
+    return np.asarray(x, np.float64)
 
 
 def test_clusters_are_nearest_and_centroids_are_means():
     w = normal((40, 30))
     tree = jp.cluster(k=8).init(w)
-    book, index = host(tree.codebook), np.asarray(tree.indices)
+    book = host(tree.codebook)
+    index = np.asarray(tree.indices)
     np.testing.assert_array_equal(index, np.argmin(abs(host(w)[..., None] - book), -1))
     for j in range(8):
         assert book[j] == pytest.approx(host(w)[index == j].mean(), abs=2e-4)
@@ -25,7 +29,9 @@ def test_pruned_weights_do_not_move_the_codebook():
     hidden = jnp.zeros((20, 20), bool).at[:10].set(True)
     wild = jp.Masked(jnp.where(hidden, w, 1e6), hidden)
     tame = jp.Masked(jnp.where(hidden, w, jnp.nan), hidden)
-    a, b = (jp.cluster(k=4, where={"w": True}).init({"w": x})["w"].values.codebook for x in (wild, tame))
+    a, b = (
+        jp.cluster(k=4, where={"w": True}).init({"w": x})["w"].values.codebook for x in (wild, tame)
+    )
     np.testing.assert_array_equal(a, b)
     assert float(jnp.max(jnp.abs(a))) < 10
 
@@ -37,10 +43,14 @@ def test_one_codebook_for_the_tree_and_its_summed_gradient():
     weights = 3 * 3 * 8 * 16 + 16 * 24
     rest = jp.nbits(params) - 32 * weights
     assert jp.nbits(tree) == 2 * weights + 4 * 32 + rest
-    loss = lambda p: jnp.sum(p["dense"]["kernel"]) + jnp.sum(p["conv"]["kernel"])
+
+    def loss(p):
+        return jnp.sum(p["dense"]["kernel"]) + jnp.sum(p["conv"]["kernel"])
+
     _, grads = jp.value_and_grad(loss)(tree)
     counts = sum(
-        np.bincount(np.asarray(tree.tree[k]["kernel"].indices).ravel(), minlength=4) for k in ("conv", "dense")
+        np.bincount(np.asarray(tree.tree[k]["kernel"].indices).ravel(), minlength=4)
+        for k in ("conv", "dense")
     )
     np.testing.assert_allclose(grads.codebook, counts)
     eight = jp.at(jp.where.field("codebook"), jp.quantize(bits=8)).init(tree)
@@ -51,7 +61,11 @@ def test_one_codebook_for_the_tree_and_its_summed_gradient():
 def test_a_tile_has_a_codebook_of_its_own():
     w = jnp.concatenate([normal((4, 6)), 100 + normal((4, 6), 1)])
     tree = jp.cluster(k=2, scope=(4,)).init(w)
-    assert tree.codebook.shape == (2, 2) and np.all(host(tree.codebook)[0] < 50) and np.all(host(tree.codebook)[1] > 50)
+    assert (
+        tree.codebook.shape == (2, 2)
+        and np.all(host(tree.codebook)[0] < 50)
+        and np.all(host(tree.codebook)[1] > 50)
+    )
     flat = jp.cluster(k=2, scope=(4, 3)).init(w)
     assert flat.codebook.shape == (2, 2, 2)
     alone = jp.cluster(k=2).init(w[4:, 3:])
@@ -81,7 +95,11 @@ def test_the_error_of_a_shared_unit_is_bounded_by_the_threshold(similarity):
     bound = np.sqrt(1 - similarity**2) * np.linalg.norm(host(w), axis=0)
     assert np.all(error <= bound * (1 + 1e-5) + 1e-6)
     chosen = host(tree.prototypes)[:, np.asarray(tree.assignment)]
-    cosine = np.sum(chosen * host(w), 0) / np.linalg.norm(chosen, axis=0) / np.linalg.norm(host(w), axis=0)
+    cosine = (
+        np.sum(chosen * host(w), 0)
+        / np.linalg.norm(chosen, axis=0)
+        / np.linalg.norm(host(w), axis=0)
+    )
     assert np.all(cosine >= similarity - 1e-5)
 
 
@@ -116,14 +134,19 @@ def test_too_few_bits_for_a_scale_names_the_bits_needed():
     w = jnp.array([[20.0, -1.0]])
     with pytest.raises(ValueError, match=r"w: float32\[1, 2\].*needs 9 bits, not 8"):
         jp.quantize(8, scale=10).init({"w": w})
-    np.testing.assert_allclose(jp.materialize(jp.quantize(8, scale=10, clip=True).init(w)), [[12.7, -1.0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        jp.materialize(jp.quantize(8, scale=10, clip=True).init(w)), [[12.7, -1.0]], rtol=1e-6
+    )
 
 
 def test_stochastic_rounding_is_unbiased_and_keyed():
     w = jnp.full((100, 100), 0.3).at[0].set(1.0)
     c = jp.quantize(bits=2, axis=None, rounding="stochastic")
     out = jp.materialize(c.init(w, key=jax.random.key(0)))
-    assert float(jnp.mean(out[1:])) == pytest.approx(0.3, abs=0.02) and set(np.unique(out)) <= {0.0, 1.0}
+    assert float(jnp.mean(out[1:])) == pytest.approx(0.3, abs=0.02) and set(np.unique(out)) <= {
+        0.0,
+        1.0,
+    }
     np.testing.assert_array_equal(out, jp.materialize(c.init(w, key=jax.random.key(0))))
     with pytest.raises(ValueError, match="needs a key"):
         c.init(w)
@@ -132,7 +155,9 @@ def test_stochastic_rounding_is_unbiased_and_keyed():
 def test_xnor_net_and_ternary_weights():
     w = host(normal((30, 5)))
     tree = jp.quantize(bits=1).init(jnp.asarray(w, jnp.float32))
-    np.testing.assert_allclose(jp.materialize(tree), np.where(w >= 0, 1, -1) * abs(w).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(
+        jp.materialize(tree), np.where(w >= 0, 1, -1) * abs(w).mean(0), rtol=1e-6
+    )
     assert jp.nbits(tree) == 30 * 5 + 5 * 32
     delta = 0.7 * abs(w).mean(0)
     alpha = np.array([abs(w[:, j])[abs(w[:, j]) > delta[j]].mean() for j in range(5)])
@@ -174,8 +199,14 @@ BAD = {
         r"tile does not divide.*w: float32\[4, 4\]",
     ),
     "similarity": (lambda: jp.share(similarity=1.5), r"\(0, 1\]"),
-    "similarity under jit": (lambda: jax.jit(jp.share(similarity=0.9).init)(normal((4, 4))), "under trace give k="),
-    "energy under jit": (lambda: jax.jit(jp.factorize(energy=0.9).init)(normal((4, 4))), "under trace give rank="),
+    "similarity under jit": (
+        lambda: jax.jit(jp.share(similarity=0.9).init)(normal((4, 4))),
+        "under trace give k=",
+    ),
+    "energy under jit": (
+        lambda: jax.jit(jp.factorize(energy=0.9).init)(normal((4, 4))),
+        "under trace give rank=",
+    ),
     "axis from the front": (lambda: jp.share(k=2, axis=0), "count axes from the end"),
     "prototypes above": (lambda: jp.share(k=9).init({"w": normal((4, 8))}), "has only 8 units"),
     "bits": (lambda: jp.quantize(bits=17), "2 to 16 bits"),
@@ -183,9 +214,15 @@ BAD = {
     "kind": (lambda: jp.quantize(kind="int3"), "choose one of .*'symmetric'"),
     "bits of nf4": (lambda: jp.quantize(bits=8, kind="nf4"), "nf4 has 4 bits"),
     "scale": (lambda: jp.quantize(scale=-1.0), "one positive, finite number"),
-    "group": (lambda: jp.quantize(group=3).init({"w": normal((4, 4))}), r"w: float32\[4, 4\].*group=3"),
+    "group": (
+        lambda: jp.quantize(group=3).init({"w": normal((4, 4))}),
+        r"w: float32\[4, 4\].*group=3",
+    ),
     "axis": (lambda: jp.quantize(axis=0), "count axes from the end"),
-    "NaN": (lambda: jp.quantize().init({"w": jnp.full((2, 2), jnp.nan)}), r"w: float32\[2, 2\] has 4 NaN"),
+    "NaN": (
+        lambda: jp.quantize().init({"w": jnp.full((2, 2), jnp.nan)}),
+        r"w: float32\[2, 2\] has 4 NaN",
+    ),
     "rank": (lambda: jp.factorize(rank=0), "at least 1"),
     "energy": (lambda: jp.factorize(energy=0), r"\(0, 1\]"),
     "neither": (lambda: jp.factorize(), "one of rank="),
@@ -207,5 +244,8 @@ def test_bad_input_is_refused(case):
 def test_a_scalar_stays_as_it_is(kind):
     compression = jp.at(jp.where.every_leaf, jp.quantize(kind=kind))
     tree = compression.init({"temperature": jnp.float32(3.0), "kernel": jnp.ones((4, 4))})
-    assert isinstance(tree["temperature"], jp.Dense) and float(jp.materialize(tree)["temperature"]) == 3.0
+    assert (
+        isinstance(tree["temperature"], jp.Dense)
+        and float(jp.materialize(tree)["temperature"]) == 3.0
+    )
     assert not isinstance(tree["kernel"], jp.Dense)

@@ -1,4 +1,5 @@
-"""What goes with a removed unit, and what stays: biases of all shapes, batch norms behind, zeros that are held."""
+"""What goes with a removed unit, and what stays: biases of all shapes, batch norms behind, zeros
+that are held."""
 
 import equinox as eqx
 import haiku as hk
@@ -23,14 +24,20 @@ TREES = {
 def test_a_bias_goes_with_its_unit_and_stays_gone(name):
     tree = CHANNELS.init(TREES[name])
     dense = jp.materialize(tree)
-    ((kernel, bias),) = [(m.get("kernel", m.get("w")), m.get("bias", m.get("b"))) for m in dense.values()]
+    ((kernel, bias),) = [
+        (m.get("kernel", m.get("w")), m.get("bias", m.get("b"))) for m in dense.values()
+    ]
     gone = np.all(np.asarray(kernel) == 0, tuple(range(kernel.ndim - 1)))
     np.testing.assert_array_equal(np.asarray(bias) == 0, gone)
     assert gone.sum() == 3
-    masks = jax.tree.map(lambda c: c.mask, tree, is_leaf=lambda x: isinstance(x, jp.CompressedArray))
+    masks = jax.tree.map(
+        lambda c: c.mask, tree, is_leaf=lambda x: isinstance(x, jp.CompressedArray)
+    )
     for hold in (jp.keep_pruned(), jp.keep_pruned(masks)):
         optimizer = optax.chain(optax.sgd(0.1), hold)
-        updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, dense), optimizer.init(dense), dense)
+        updates, _ = optimizer.update(
+            jax.tree.map(jnp.ones_like, dense), optimizer.init(dense), dense
+        )
         after = jax.tree.leaves(optax.apply_updates(dense, updates))
         for x, y in zip(jax.tree.leaves(dense), after):
             np.testing.assert_array_equal(np.asarray(x) == 0, np.asarray(y) == 0)
@@ -46,7 +53,8 @@ def test_a_bias_that_is_zero_by_initialisation_is_free():
 def test_biases_of_stacks_and_of_equinox():
     stacked = {"kernel": normal((3, 6, 4), 1), "bias": jnp.ones((3, 4))}
     tree = jp.over(0, CHANNELS).init(stacked)
-    kernel, bias = jp.materialize(tree)["kernel"], jp.materialize(tree)["bias"]
+    kernel = jp.materialize(tree)["kernel"]
+    bias = jp.materialize(tree)["bias"]
     np.testing.assert_array_equal(np.asarray(bias) == 0, np.all(np.asarray(kernel) == 0, 1))
     rising = jp.over(0, jp.prune(lambda step: 0.25 + 0.25 * step, pattern=jp.patterns.channel(-1)))
     later = rising.update(rising.init(stacked, step=0), step=1)
@@ -73,11 +81,14 @@ def norm(n):
 
 
 def test_the_batch_norm_behind_goes_along_only_where_it_is_plain():
-    conv, square = {"kernel": normal((1, 1, 3, 6), 1)}, {"kernel": normal((1, 1, 6, 6), 2)}
+    conv = {"kernel": normal((1, 1, 3, 6), 1)}
+    square = {"kernel": normal((1, 1, 6, 6), 2)}
     plain = CHANNELS.init({"Conv_0": conv, "BatchNorm_0": norm(6)})
     gone = np.all(np.asarray(jp.materialize(plain)["Conv_0"]["kernel"]) == 0, (0, 1, 2))
     for name in ("scale", "bias"):
-        np.testing.assert_array_equal(np.asarray(jp.materialize(plain)["BatchNorm_0"][name]) == 0, gone)
+        np.testing.assert_array_equal(
+            np.asarray(jp.materialize(plain)["BatchNorm_0"][name]) == 0, gone
+        )
     unclear = {
         "two convolutions": {"Conv_0": conv, "Conv_1": conv, "BatchNorm_0": norm(6)},
         "before or behind": {"Conv_0": square, "BatchNorm_0": norm(6)},

@@ -1,4 +1,5 @@
-"""The weights h of a distortion: what is no curvature is refused, and what says nothing changes nothing."""
+"""The weights h of a distortion: what is no curvature is refused, and what says nothing changes
+nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,8 @@ def test_equal_curvatures_of_any_size_change_nothing(name, fill):
 
 
 def test_a_dead_layer_keeps_its_weights():
-    """Its Fisher information is 0 everywhere; in a shared codebook it then counts for nothing beside the others."""
+    """Its Fisher information is 0 everywhere; in a shared codebook it then counts for nothing
+    beside the others."""
     h = curvatures(1.0)
     h["a"]["kernel"] = jnp.zeros_like(W)
     alone = dense(jp.cluster(4, curvature=h))
@@ -49,15 +51,25 @@ def test_a_dead_layer_keeps_its_weights():
 @pytest.mark.parametrize("name", METHODS)
 def test_zero_curvatures_under_a_mask_alone(name):
     pruned = jp.prune(0.5).init(TREE)
-    h = jax.tree.map(lambda code: jnp.where(code.mask, 0.0, 7.0), pruned, is_leaf=lambda x: isinstance(x, jp.Masked))
+    h = jax.tree.map(
+        lambda code: jnp.where(code.mask, 0.0, 7.0),
+        pruned,
+        is_leaf=lambda x: isinstance(x, jp.Masked),
+    )
     got = jp.materialize(METHODS[name](h).init(pruned))
-    ones = jax.tree.map(lambda code: code.mask.astype(jnp.float32), pruned, is_leaf=lambda x: isinstance(x, jp.Masked))
+    ones = jax.tree.map(
+        lambda code: code.mask.astype(jnp.float32),
+        pruned,
+        is_leaf=lambda x: isinstance(x, jp.Masked),
+    )
     want = jp.materialize(METHODS[name](ones).init(pruned))
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("wrong, said", [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (-1.0, "negative")])
+@pytest.mark.parametrize(
+    "wrong, said", [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (-1.0, "negative")]
+)
 def test_what_is_no_curvature_is_refused_with_path_and_count(name, wrong, said):
     h = curvatures(1.0)
     h["b"]["kernel"] = h["b"]["kernel"].at[1, 2:4].set(wrong)

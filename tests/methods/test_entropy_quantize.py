@@ -1,4 +1,5 @@
-"""One step for all leaves, cheap levels: against NumPy that reads like the formula, and the targets."""
+"""One step for all leaves, cheap levels: against NumPy that reads like the formula, and the
+targets."""
 
 import itertools
 
@@ -14,12 +15,18 @@ from jaxprune.coding.code_lengths import entropy_bits
 from jaxprune.numerics import rate
 from tests.helpers import is_code, model, normal
 
-host = lambda x: np.asarray(x, np.float64)
-laplace = lambda shape, seed=0: jnp.asarray(np.random.default_rng(seed).laplace(size=shape), jnp.float32)
+
+def host(x):
+    return np.asarray(x, np.float64)
+
+
+def laplace(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).laplace(size=shape), jnp.float32)
 
 
 def reference(w, step, c, rounds=rate.ROUNDS):
-    """min (a − k)² + c ℓ_k over the two neighbours, weight by weight; lengths from the levels of the round before."""
+    """min (a − k)² + c ℓ_k over the two neighbours, weight by weight; lengths from the levels of
+    the round before."""
     a = abs(np.asarray(w, np.float64).ravel()) / step
     q = np.round(a).astype(int)
     for _ in range(rounds):
@@ -38,10 +45,14 @@ def test_levels_minimise_distortion_and_length(step):
     w = laplace((40, 30))
     tree = jp.entropy_quantize(step=step).init(w)
     want = reference(w, np.float64(np.float32(step)), rate.SLOPE)
-    assert np.mean(np.asarray(tree.q) != want) < 2e-3  # float32 may fall to the other side of a border
+    assert (
+        np.mean(np.asarray(tree.q) != want) < 2e-3
+    )  # float32 may fall to the other side of a border
     assert np.any(want != np.round(host(w) / step)), "no weight moved: the test shows nothing"
     assert tree.q.dtype == jnp.int16 and tree.scale.shape == (1, 1)
-    np.testing.assert_array_equal(host(jp.materialize(tree)), host(np.float32(step) * np.asarray(tree.q, np.float32)))
+    np.testing.assert_array_equal(
+        host(jp.materialize(tree)), host(np.float32(step) * np.asarray(tree.q, np.float32))
+    )
 
 
 def test_host_compiled_and_sharded_kernels_agree():
@@ -71,7 +82,9 @@ def test_a_trial_counts_what_the_levels_cost():
         q = rate.signed(rate.place(rate.magnitudes(w, np.float32(0.4)), border, 0), w).astype(int)
         bits += entropy_bits(np.bincount((q - q.min()).ravel()))
         noise += np.sum((host(w) - 0.4 * q) ** 2)
-    assert found.bits == pytest.approx(bits, rel=1e-6) and found.noise == pytest.approx(noise, rel=1e-5)
+    assert found.bits == pytest.approx(bits, rel=1e-6) and found.noise == pytest.approx(
+        noise, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("pruned", [0.0, 0.8])
@@ -95,7 +108,10 @@ def test_fewer_bits_than_plain_rounding_at_the_same_sqnr():
         for s, q in zip(np.geomspace(0.5, 2, 400), plain)
     ]
     rounded = plain[max(i for i, db in enumerate(sqnr) if db >= 10)]
-    bits = lambda q: entropy_bits(np.unique(q, return_counts=True)[1])
+
+    def bits(q):
+        return entropy_bits(np.unique(q, return_counts=True)[1])
+
     assert bits(np.asarray(tree.q)) < 0.97 * bits(rounded)
 
 
@@ -105,7 +121,9 @@ def test_bits_per_weight_are_just_kept_to(target, pruned):
     params = {"a": laplace((100, 50)), "c": 3 * laplace((3, 3, 16, 16), 1)}
     tree = jp.entropy_quantize(bits_per_weight=target).init(jp.prune(pruned).init(params))
     codes = [x.values for x in jax.tree.leaves(tree, is_leaf=is_code)]
-    bits = sum(entropy_bits(np.unique(x.q, return_counts=True)[1]) for x in codes) / sum(x.q.size for x in codes)
+    bits = sum(entropy_bits(np.unique(x.q, return_counts=True)[1]) for x in codes) / sum(
+        x.q.size for x in codes
+    )
     assert bits <= target * (1 + 1e-6)
     assert bits >= 0.97 * target or pruned, "the budget is used"
 
@@ -115,14 +133,21 @@ def test_a_kept_weight_at_level_0_is_pruned():
     for c in (jp.entropy_quantize(step=2.0), jp.entropy_quantize(sqnr=3)):
         code = c.init(sparse)["kernel"]
         np.testing.assert_array_equal(np.asarray(code.mask), np.asarray(code.values.q) != 0)
-        assert int(code.mask.sum()) < int(sparse["kernel"].mask.sum()), "none went: the test shows nothing"
+        assert int(code.mask.sum()) < int(sparse["kernel"].mask.sum()), (
+            "none went: the test shows nothing"
+        )
         assert not np.any(np.asarray(code.mask) & ~np.asarray(sparse["kernel"].mask))
 
 
 def test_pruned_weights_do_not_count():
-    w, mask = laplace((30, 20)), laplace((30, 20), 1) > 0
+    w = laplace((30, 20))
+    mask = laplace((30, 20), 1) > 0
     a, b = (jp.Masked(jnp.where(mask, w, x), mask) for x in (1e30, jnp.nan))
-    for c in (jp.entropy_quantize(step=0.25), jp.entropy_quantize(sqnr=20), jp.entropy_quantize(bits_per_weight=2)):
+    for c in (
+        jp.entropy_quantize(step=0.25),
+        jp.entropy_quantize(sqnr=20),
+        jp.entropy_quantize(bits_per_weight=2),
+    ):
         one, two = (c.init({"kernel": x})["kernel"] for x in (a, b))
         np.testing.assert_array_equal(one.values.q, two.values.q)
         np.testing.assert_array_equal(one.values.scale, two.values.scale)
@@ -135,7 +160,9 @@ def test_a_step_may_be_traced_and_vmapped():
         jnp.array([0.1, 0.3, 1.0])
     )
     for s, d in zip((0.1, 0.3, 1.0), curve):
-        assert float(d) == pytest.approx(jp.measure.distortion(w, jp.entropy_quantize(step=s).init(w)), rel=1e-3)
+        assert float(d) == pytest.approx(
+            jp.measure.distortion(w, jp.entropy_quantize(step=s).init(w)), rel=1e-3
+        )
 
 
 def test_16_bit_weights_reach_their_sqnr_and_project():
@@ -151,7 +178,9 @@ def test_a_codebook_is_reached_by_its_field():
     tree = jp.cluster(k=8).init({"kernel": laplace((30, 20))})
     small = jp.at(jp.where.field("codebook"), jp.entropy_quantize(step=0.01)).init(tree)
     assert isinstance(small["kernel"].codebook, jp.Quantized)
-    np.testing.assert_allclose(small["kernel"].codebook.materialize(), tree["kernel"].codebook, atol=0.0101)
+    np.testing.assert_allclose(
+        small["kernel"].codebook.materialize(), tree["kernel"].codebook, atol=0.0101
+    )
 
 
 def test_levels_that_do_not_fit_are_refused_and_saturate_under_trace():
@@ -218,8 +247,11 @@ def test_bits_per_weight_are_met_in_the_file_or_refused(tmp_path):
     }
     for name, x in met.items():
         path = tmp_path / "weights"
-        jp.save(path, jp.entropy_quantize(bits_per_weight=3).init({"w": jnp.asarray(x, jnp.float32)}))
-        # Beside the levels a file has a manifest and a table of frequencies, about two bytes a level.
+        jp.save(
+            path, jp.entropy_quantize(bits_per_weight=3).init({"w": jnp.asarray(x, jnp.float32)})
+        )
+        # Beside the levels a file has a manifest and a table of frequencies, about two bytes a
+        # level.
         assert 8 * path.stat().st_size / x.size < 3.15, name
     with pytest.raises(ValueError, match="100000, has the last level of 16 bits already"):
         jp.entropy_quantize(bits_per_weight=3).init({"w": jnp.asarray(outliers, jnp.float32)})

@@ -1,4 +1,5 @@
-"""Trees with the outputs first give exactly the transpose of what trees with the outputs last give."""
+"""Trees with the outputs first give exactly the transpose of what trees with the outputs last
+give."""
 
 import math
 from typing import get_args
@@ -24,14 +25,17 @@ def outputs_first(w):
 
 
 def trees(shape, layout=None):
-    """One layer with its outputs last, and with its outputs first; with a layout, names are those of the other order.
+    """One layer with its outputs last, and with its outputs first; with a layout, names are those
+    of the other order.
 
     The convolutions have biases, which tell their window from a stack.
     """
     kernel = normal(shape, 1) / math.prod(shape[:-1])  # Σ|w| of a unit is about 0.8
     bias = normal(shape[-1:], 2)
     names = ("kernel", "weight") if layout is None else ("weight", "kernel")
-    last, first = ({"conv": {name: w, "bias": bias}} for name, w in zip(names, (kernel, outputs_first(kernel))))
+    last, first = (
+        {"conv": {name: w, "bias": bias}} for name, w in zip(names, (kernel, outputs_first(kernel)))
+    )
     return last, first
 
 
@@ -47,8 +51,12 @@ def _groups(kind: Kind):
 CALLS = {
     "channel": lambda **kw: jp.prune(0.5, pattern=jp.patterns.channel(), **kw),
     "channel by a word": lambda **kw: jp.prune(0.5, pattern="channel", **kw),
-    "channel below a threshold": lambda **kw: jp.prune(threshold=0.8, pattern=jp.patterns.channel(), **kw),
-    "channel by path": lambda **kw: jp.prune({".*(kernel|weight)": 0.5}, pattern=jp.patterns.channel(), **kw),
+    "channel below a threshold": lambda **kw: jp.prune(
+        threshold=0.8, pattern=jp.patterns.channel(), **kw
+    ),
+    "channel by path": lambda **kw: jp.prune(
+        {".*(kernel|weight)": 0.5}, pattern=jp.patterns.channel(), **kw
+    ),
     "channel of all leaves": lambda **kw: jp.prune(0.5, pattern="channel", allocate="global", **kw),
     "channel by a schedule": lambda **kw: jp.prune(lambda step: 0.5, pattern="channel", **kw),
     "channel by distances": lambda **kw: jp.prune(0.5, pattern="channel", score="fpgm", **kw),
@@ -64,14 +72,26 @@ CALLS = {
 }
 
 
-CONVOLUTIONS = ("channel", "channel below a threshold", "block", "n:m", "groups of affine", "groups of binary")
+CONVOLUTIONS = (
+    "channel",
+    "channel below a threshold",
+    "block",
+    "n:m",
+    "groups of affine",
+    "groups of binary",
+)
 GIVEN = ("channel by path", "channel by distances", "block", "n:m", "factorize", "groups of nf4")
 CASES = [
     *((name, "dense", None) for name in CALLS),
     *((name, "convolution", None) for name in CONVOLUTIONS),
     *((name, "dense", "given") for name in GIVEN),
 ]
-SUMMED = ("factorize", "share", "groups of binary", "groups of ternary")  # in another order: equal up to rounding
+SUMMED = (
+    "factorize",
+    "share",
+    "groups of binary",
+    "groups of ternary",
+)  # in another order: equal up to rounding
 
 
 @pytest.mark.parametrize(("name", "shape", "layout"), CASES)
@@ -100,7 +120,9 @@ def test_a_given_layout_decides_which_biases_go_along():
     tree = {"layer": {"kernel": normal((6, 6), 1), "bias": normal((6,), 2)}}
     for layout in ("torch", {".*/kernel": 0}):
         pruned = jp.materialize(jp.prune(0.5, pattern="channel", layout=layout).init(tree))["layer"]
-        np.testing.assert_array_equal(np.all(np.asarray(pruned["kernel"]) == 0, 1), np.asarray(pruned["bias"]) == 0)
+        np.testing.assert_array_equal(
+            np.all(np.asarray(pruned["kernel"]) == 0, 1), np.asarray(pruned["bias"]) == 0
+        )
         assert np.sum(np.asarray(pruned["bias"]) == 0) == 3
 
 
@@ -124,7 +146,11 @@ def test_the_outputs_of_attention_are_its_heads_and_their_dimensions():
 
 def test_groups_run_along_the_inputs_of_each_order():
     def scale(name, shape, group=2, **tree):
-        return jp.quantize(4, group=group).init({"m": {name: normal(shape, 1), **tree}})["m"][name].scale.shape
+        return (
+            jp.quantize(4, group=group)
+            .init({"m": {name: normal(shape, 1), **tree}})["m"][name]
+            .scale.shape
+        )
 
     assert scale("weight", (8, 6)) == (8, 3)
     assert scale("weight", (8, 4, 3, 3), bias=jnp.ones(8)) == (8, 2, 1, 1)
@@ -145,7 +171,9 @@ def test_groups_of_a_module_that_may_be_a_stack_or_a_convolution():
 def test_files_hold_groups_of_outputs_first(tmp_path):
     tree = jp.quantize(4, kind="affine", group=2).init(trees((3, 3, 4, 8))[1])
     jp.save(tmp_path / "f.jp", tree)
-    np.testing.assert_array_equal(weight(jp.materialize(jp.load(tmp_path / "f.jp"))), weight(jp.materialize(tree)))
+    np.testing.assert_array_equal(
+        weight(jp.materialize(jp.load(tmp_path / "f.jp"))), weight(jp.materialize(tree))
+    )
 
 
 def test_a_score_weighs_the_inputs_of_each_order():
@@ -154,7 +182,9 @@ def test_a_score_weighs_the_inputs_of_each_order():
     code = jp.factorize(rank=2, curvature={"conv": {"kernel": h, "bias": None}}).init(last)
     turned = jp.factorize(rank=2, curvature={"conv": {"weight": h.T, "bias": None}}).init(first)
     assert turned["conv"]["weight"].u.shape == (6, 2)
-    np.testing.assert_allclose(weight(jp.materialize(turned)), weight(jp.materialize(code)).T, atol=1e-5)
+    np.testing.assert_allclose(
+        weight(jp.materialize(turned)), weight(jp.materialize(code)).T, atol=1e-5
+    )
     plain = jp.materialize(jp.factorize(rank=2).init(last))
     assert not np.allclose(weight(plain), weight(jp.materialize(code)), atol=1e-2)
 
@@ -171,7 +201,9 @@ def test_stacks_of_outputs_first_have_their_ranks_turned():
 
 def test_convolutions_with_the_window_last_are_refused_by_factorize():
     first = trees((3, 3, 4, 8))[1]
-    with pytest.raises(ValueError, match=r"conv/weight: float32\[8, 4, 3, 3\].*axis -4.*jnp.moveaxis"):
+    with pytest.raises(
+        ValueError, match=r"conv/weight: float32\[8, 4, 3, 3\].*axis -4.*jnp.moveaxis"
+    ):
         jp.factorize(rank=2).init(first)
     moved = {"conv": {"weight": jnp.moveaxis(first["conv"]["weight"], (0, 1), (-1, -2))}}
     assert isinstance(jp.factorize(rank=2, layout="jax").init(moved)["conv"]["weight"], Tucker)
@@ -184,7 +216,9 @@ def test_the_price_of_a_weight_is_that_of_its_input_and_output(shape):
         return tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)[0]
 
     last, first = trees(SHAPES[shape])
-    np.testing.assert_allclose(weight(slopes(first)), outputs_first(weight(slopes(last))), rtol=2e-5)
+    np.testing.assert_allclose(
+        weight(slopes(first)), outputs_first(weight(slopes(last))), rtol=2e-5
+    )
 
 
 def test_recipes_hand_the_layout_to_every_verb():
@@ -198,7 +232,9 @@ def test_recipes_hand_the_layout_to_every_verb():
         rules = [{"where": "conv/(kernel|weight)", **verb}]
         expected = weight(jp.materialize(jp.recipe(rules, layout="jax").init(last))).T
         np.testing.assert_allclose(
-            weight(jp.materialize(jp.recipe(rules, layout="torch").init(first))), expected, atol=1e-5
+            weight(jp.materialize(jp.recipe(rules, layout="torch").init(first))),
+            expected,
+            atol=1e-5,
         )
 
 

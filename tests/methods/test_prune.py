@@ -1,4 +1,5 @@
-"""What pruning promises beyond the laws: exact counts, ties, thresholds, NaN, schedules, patterns, refusals."""
+"""What pruning promises beyond the laws: exact counts, ties, thresholds, NaN, schedules, patterns,
+refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ def kept(tree):
 
 
 def by_sorting(w, remove):
-    """The mask that a stable sort gives: the smallest go, and of equals those of the highest index."""
+    """The mask that a stable sort gives: the smallest go, and of equals those of the highest
+    index."""
     order = np.lexsort((-np.arange(w.size), np.abs(w).ravel()))
     mask = np.ones(w.size, bool)
     mask[order[:remove]] = False
@@ -28,7 +30,9 @@ def by_sorting(w, remove):
 def test_exactly_the_rounded_count_goes_and_ties_keep_the_lowest_index(n, sparsity, levels, seed):
     w = np.random.default_rng(seed).integers(-levels, levels + 1, (n, 2)).astype(np.float32)
     tree = jp.prune(sparsity).init(jnp.asarray(w))
-    np.testing.assert_array_equal(np.asarray(tree.mask), by_sorting(w, min(round(sparsity * w.size), w.size - 1)))
+    np.testing.assert_array_equal(
+        np.asarray(tree.mask), by_sorting(w, min(round(sparsity * w.size), w.size - 1))
+    )
 
 
 def test_global_pruning_equals_one_sort_over_the_whole_tree():
@@ -65,7 +69,8 @@ def test_pruned_negative_weights_are_plus_zero():
 
 def test_a_schedule_ends_at_its_target_and_never_revives():
     c = jp.prune(jp.schedules.cubic(0.9, begin=10, end=95))
-    tree, params = c.init(model()), model()
+    tree = c.init(model())
+    params = model()
     update = compiled_once(jax.jit(lambda t, s: c.update(t, step=s)))
     before = np.ones((16, 24), bool)
     for step in range(0, 111, 10):
@@ -73,7 +78,9 @@ def test_a_schedule_ends_at_its_target_and_never_revives():
         after = np.asarray(tree["dense"]["kernel"].mask)
         assert not np.any(after & ~before)
         before = after
-    assert before.sum() == params["dense"]["kernel"].size - round(0.9 * params["dense"]["kernel"].size)
+    assert before.sum() == params["dense"]["kernel"].size - round(
+        0.9 * params["dense"]["kernel"].size
+    )
 
 
 def test_one_shot_waits():
@@ -83,13 +90,16 @@ def test_one_shot_waits():
 
 
 def test_a_rate_distortion_curve_is_one_compilation():
-    params, levels = model(), jnp.linspace(0, 0.95, 32)
+    params = model()
+    levels = jnp.linspace(0, 0.95, 32)
 
     @jax.jit
     def curve(levels):
         def loss(s):
             dense = jp.materialize(jp.prune(s, allocate=jp.allocate.global_).init(params))
-            return sum(jnp.sum((dense[k]["kernel"] - params[k]["kernel"]) ** 2) for k in ("conv", "dense"))
+            return sum(
+                jnp.sum((dense[k]["kernel"] - params[k]["kernel"]) ** 2) for k in ("conv", "dense")
+            )
 
         return jax.vmap(loss)(levels)
 
@@ -99,7 +109,9 @@ def test_a_rate_distortion_curve_is_one_compilation():
         curve(other)
     assert losses.shape == (32,) and losses[0] == 0 and np.all(np.diff(losses) >= 0)
     alone = jp.materialize(jp.prune(float(levels[16]), allocate=jp.allocate.global_).init(params))
-    exact = sum(float(jnp.sum((alone[k]["kernel"] - params[k]["kernel"]) ** 2)) for k in ("conv", "dense"))
+    exact = sum(
+        float(jnp.sum((alone[k]["kernel"] - params[k]["kernel"]) ** 2)) for k in ("conv", "dense")
+    )
     assert losses[16] == pytest.approx(exact, rel=1e-5)
 
 
@@ -119,18 +131,27 @@ def test_erk_keeps_leaves_with_few_weights_for_their_sides_denser():
     counts = jp.allocate.erk(params, None, 0.8)
     density = {k: 1 - counts[k] / n[k] for k in n}
     assert counts["tiny"] == 0 and sum(counts.values()) == round(0.8 * 12_516)
-    assert density["mid"] / density["wide"] == pytest.approx(2.0, rel=1e-2)  # (50+50)/50² over (100+100)/100²
+    assert density["mid"] / density["wide"] == pytest.approx(
+        2.0, rel=1e-2
+    )  # (50+50)/50² over (100+100)/100²
 
 
 def test_lamp_is_the_paper_s_score():
     rng = np.random.default_rng(0)
-    params = {"a": rng.standard_normal(40).astype(np.float32), "b": 10 * rng.standard_normal(25).astype(np.float32)}
+    params = {
+        "a": rng.standard_normal(40).astype(np.float32),
+        "b": 10 * rng.standard_normal(25).astype(np.float32),
+    }
     scores = {}
     for k, w in params.items():
-        scores[k] = np.array([w[i] ** 2 / sum(v**2 for v in w if v**2 >= w[i] ** 2) for i in range(w.size)])
+        scores[k] = np.array(
+            [w[i] ** 2 / sum(v**2 for v in w if v**2 >= w[i] ** 2) for i in range(w.size)]
+        )
     cut = np.sort(np.concatenate(list(scores.values())))[32]
     counts = jp.allocate.lamp({k: jnp.asarray(w) for k, w in params.items()}, None, 32 / 65)
-    assert {k: int(c) for k, c in counts.items()} == {k: int(np.sum(s < cut)) for k, s in scores.items()}
+    assert {k: int(c) for k, c in counts.items()} == {
+        k: int(np.sum(s < cut)) for k, s in scores.items()
+    }
 
 
 def test_n_m_runs_along_the_contraction_axis():
@@ -143,10 +164,16 @@ def test_n_m_runs_along_the_contraction_axis():
 
 def test_blocks_and_channels_go_whole():
     w = normal((8, 12))
-    blocks = np.asarray(jp.prune(0.5, pattern=jp.patterns.block(4, 3)).init(w).mask).reshape(2, 4, 4, 3)
+    blocks = np.asarray(jp.prune(0.5, pattern=jp.patterns.block(4, 3)).init(w).mask).reshape(
+        2, 4, 4, 3
+    )
     sums = np.abs(np.asarray(w)).reshape(2, 4, 4, 3).sum((1, 3))
     whole = blocks.all((1, 3))
-    assert np.array_equal(whole, blocks.any((1, 3))) and whole.sum() == 4 and sums[whole].min() > sums[~whole].max()
+    assert (
+        np.array_equal(whole, blocks.any((1, 3)))
+        and whole.sum() == 4
+        and sums[whole].min() > sums[~whole].max()
+    )
     units = np.asarray(jp.prune(0.25, pattern=jp.patterns.channel(-2)).init(w).mask)
     assert np.array_equal(units.all(1), units.any(1)) and units.all(1).sum() == 6
 
@@ -160,19 +187,24 @@ def test_a_removed_unit_takes_its_bias_only_where_it_is_an_output():
 
 
 def test_a_score_decides_and_may_be_a_tree_or_a_function():
-    w, score = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[4.0, 3.0], [-2.0, 1.0]])
+    w = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    score = jnp.array([[4.0, 3.0], [-2.0, 1.0]])
     want = [[True, True], [False, False]]
     assert jp.prune(0.5, score={"k": score}).init({"k": w})["k"].mask.tolist() == want
     assert jp.prune(0.5, score=lambda p: {"k": score}).init({"k": w})["k"].mask.tolist() == want
     grads = {"k": jnp.array([[9.0, 9.0], [0.0, 0.0]])}
-    assert jp.prune(0.5, score=jp.scores.saliency).init({"k": w}, grads=grads)["k"].mask.tolist() == want
+    assert (
+        jp.prune(0.5, score=jp.scores.saliency).init({"k": w}, grads=grads)["k"].mask.tolist()
+        == want
+    )
 
 
 def test_random_scores_need_a_key_and_depend_on_the_path_alone():
     c = jp.prune(0.5, score=jp.scores.random)
     key = jax.random.key(3)
     q = jnp.ones((6, 6))
-    small, large = c.init({"q": q}, key=key), c.init({"p": jnp.ones((5, 5)), "q": q}, key=key)
+    small = c.init({"q": q}, key=key)
+    large = c.init({"p": jnp.ones((5, 5)), "q": q}, key=key)
     np.testing.assert_array_equal(small["q"].mask, large["q"].mask)
     with pytest.raises(ValueError, match=r"random needs key: .*key=jax\.random\.key"):
         c.init({"q": q})
@@ -185,7 +217,10 @@ BAD = {
     "nothing given": (lambda: jp.prune(), "one of sparsity="),
     "two given": (lambda: jp.prune(0.5, threshold=1.0), "one of sparsity="),
     "n above m": (lambda: jp.patterns.n_m(5, 4), r"n_m\(n=5, m=4\)"),
-    "n:m with a sparsity": (lambda: jp.prune(0.5, pattern=jp.patterns.n_m(2, 4)), "fixes the sparsity"),
+    "n:m with a sparsity": (
+        lambda: jp.prune(0.5, pattern=jp.patterns.n_m(2, 4)),
+        "fixes the sparsity",
+    ),
     "an axis that is no word": (
         lambda: jp.patterns.channel("inputs"),
         r"channel\(axis='inputs'\): choose one of 'outputs'",
@@ -205,17 +240,26 @@ BAD = {
         lambda: jp.prune(0.5, pattern=jp.patterns.block(4, 4)).init({"k": jnp.ones((6, 8))}),
         r"^k: float32.*block\(4, 4\).*\(6, 8\)",
     ),
-    "empty leaf": (lambda: jp.prune(0.5).init({"k": jnp.ones((0, 4))}), r"k: float32\[0, 4\] is empty.*size\(min=1\)"),
+    "empty leaf": (
+        lambda: jp.prune(0.5).init({"k": jnp.ones((0, 4))}),
+        r"k: float32\[0, 4\] is empty.*size\(min=1\)",
+    ),
     "integer leaf": (
         lambda: jp.prune(0.5, where={"k": True}).init({"k": jnp.ones((4, 4), jnp.int32)}),
         r"k: int32\[4, 4\] is not a float array",
     ),
-    "only integers": (lambda: jp.prune(0.5).init({"k": jnp.ones((4, 4), jnp.int32)}), "matches nothing"),
+    "only integers": (
+        lambda: jp.prune(0.5).init({"k": jnp.ones((4, 4), jnp.int32)}),
+        "matches nothing",
+    ),
     "threshold removes everything": (
         lambda: jp.prune(threshold=9).init({"k": jnp.full((2, 2), 0.5)}),
         r"threshold=9 removes every weight of k: float32\[2, 2\], whose largest \|w\| is 0\.5",
     ),
-    "path rule": (lambda: jp.prune({"kernle": 0.5}).init({"kernel": jnp.ones((2, 2))}), r"'kernle'.*Nearest: 'kernel'"),
+    "path rule": (
+        lambda: jp.prune({"kernle": 0.5}).init({"kernel": jnp.ones((2, 2))}),
+        r"'kernle'.*Nearest: 'kernel'",
+    ),
     "score of another shape": (
         lambda: jp.prune(0.5, score={"k": jnp.ones(3)}).init({"k": jnp.ones((2, 2))}),
         r"score of k: float32\[2, 2\] has the shape \(3,\)",

@@ -1,4 +1,6 @@
-"""Quantisation against the per-weight reference, and the laws: projection, masks, transforms, sharding."""
+"""Quantisation against the per-weight reference, and the laws: projection, masks, transforms,
+sharding.
+"""
 
 from functools import partial
 
@@ -83,10 +85,17 @@ def same(a, b):
 def test_equals_the_reference(shape, axis, group):
     w = normal(shape)
     kinds = ("symmetric4", "affine4", "nf4", "binary", "ternary")
-    got = {name: tuple(map(np.asarray, x)) for name, x in encode(w, axis, group, None, kinds).items()}
+    got = {
+        name: tuple(map(np.asarray, x)) for name, x in encode(w, axis, group, None, kinds).items()
+    }
     check = partial(np.testing.assert_allclose, rtol=1e-6)
-    entry = lambda f: ref.per_entry(f, w, axis, group)
-    weight = lambda f, *scales: ref.per_weight(f, w, *scales, axis=axis, group=group)
+
+    def entry(f):
+        return ref.per_entry(f, w, axis, group)
+
+    def weight(f, *scales):
+        return ref.per_weight(f, w, *scales, axis=axis, group=group)
+
     _, q, s = got["symmetric4"]
     check(s, entry(ref.symmetric_scale(4)))
     check(q, weight(ref.symmetric(4), s))
@@ -109,7 +118,10 @@ def test_half_to_even_and_saturation():
     q = A.quantize_symmetric(w, jnp.ones(1), 4)
     assert q.tolist() == [0, 2, 2, 0, -2, 7, -7, 7, -7, 0] and q.dtype == jnp.int8
     assert A.quantize_symmetric(w, jnp.ones(1), 9).dtype == jnp.int16
-    assert A.quantize_symmetric(jnp.array([1e20, -1e20]), jnp.ones(1), 32).tolist() == [2**31 - 128, 128 - 2**31]
+    assert A.quantize_symmetric(jnp.array([1e20, -1e20]), jnp.ones(1), 32).tolist() == [
+        2**31 - 128,
+        128 - 2**31,
+    ]
 
 
 def test_float8_saturates():
@@ -164,27 +176,37 @@ def test_projection(values, mess, how):
 
 def test_affine_projection_at_every_tie():
     for bits in (4, 16):
-        top, kind = 2**bits - 1, f"affine{bits}"
+        top = 2**bits - 1
+        kind = f"affine{bits}"
         low = np.arange(300, dtype=np.float32) % top + np.float32(0.5)
-        once, q, _ = encode(np.stack([-low, top - low]) * np.float32(0.37), (-1,), None, None, (kind,))[kind]
+        once, q, _ = encode(
+            np.stack([-low, top - low]) * np.float32(0.37), (-1,), None, None, (kind,)
+        )[kind]
         assert same(q, encode(once, (-1,), None, None, (kind,))[kind][1])
         assert np.all(q[0] == 0) and np.all(q[1] == top)
 
 
 def test_pruned_weights_have_no_influence():
-    w, where = normal((12, 4)), normal((12, 4), 1) > 0
+    w = normal((12, 4))
+    where = normal((12, 4), 1) > 0
     where[:, 3] = False  # a channel with no weight left
     junk = np.resize(np.array([np.nan, np.inf, 1e9], np.float32), w.shape)
-    clean, dirty = encode(w, (-1,), 4, where), encode(np.where(where, w, junk), (-1,), 4, where)
+    clean = encode(w, (-1,), 4, where)
+    dirty = encode(np.where(where, w, junk), (-1,), 4, where)
     for kind in KINDS:
-        a, b = clean[kind], dirty[kind]
+        a = clean[kind]
+        b = dirty[kind]
         assert same(a[2], b[2]), kind
-        assert same(np.asarray(a[1])[where], np.asarray(b[1])[where]) and np.all(np.isfinite(a[0])), kind
+        assert same(np.asarray(a[1])[where], np.asarray(b[1])[where]) and np.all(
+            np.isfinite(a[0])
+        ), kind
 
 
 @pytest.mark.slow
 def test_transforms():
-    f = lambda w: encode(w, (-1,), 4)
+    def f(w):
+        return encode(w, (-1,), 4)
+
     w = jnp.asarray(normal((3, 12, 4)))
     one = f(w[0])
     batch = jax.vmap(f)(w)
@@ -200,25 +222,34 @@ def test_transforms():
         for x, s, e in zip(one[kind], sequence[kind], eager[kind]):
             assert same(x, s[0]) and same(x, e), kind
     few = ("symmetric4", "affine4", "nf4", "binary")
-    loss = lambda w: sum(jnp.sum(once**2) for once, _, _ in encode(w, (-1,), 4, None, few).values())
+
+    def loss(w):
+        return sum(jnp.sum(once**2) for once, _, _ in encode(w, (-1,), 4, None, few).values())
+
     assert np.all(np.isfinite(jax.grad(loss)(w[0].at[:, 1].set(0))))
 
 
 def test_dequantize_batches_over_leading_axes():
     q = jnp.asarray(np.random.default_rng(0).integers(0, 16, (3, 12, 4)), jnp.uint8)
-    s, z = jnp.asarray(normal((3, 4, 4))), q[:, ::3]
+    s = jnp.asarray(normal((3, 4, 4)))
+    z = q[:, ::3]
     for grid in (None, G.NF4):
-        assert same(A.dequantize(q, s, z, grid), jax.vmap(lambda q, s, z, g=grid: A.dequantize(q, s, z, g))(q, s, z))
+        assert same(
+            A.dequantize(q, s, z, grid),
+            jax.vmap(lambda q, s, z, g=grid: A.dequantize(q, s, z, g))(q, s, z),
+        )
 
 
 def test_gradient_of_dequantize_is_the_code():
-    q, s = jnp.array([[1, -2], [3, 0]], jnp.int8), jnp.array([[0.5, 2.0]])
+    q = jnp.array([[1, -2], [3, 0]], jnp.int8)
+    s = jnp.array([[0.5, 2.0]])
     assert jax.grad(lambda s: A.dequantize(q, s).sum())(s).tolist() == [[4.0, -2.0]]
 
 
 @pytest.mark.parametrize(("bits", "group"), [(2, None), (4, 16)])
 def test_mse_is_never_worse_and_is_the_best_of_its_ratios(bits, group):
-    w, where = normal((64, 6)) ** 3, normal((64, 6), 1) > -1
+    w = normal((64, 6)) ** 3
+    where = normal((64, 6), 1) > -1
     w[~where] = np.nan
     options = bits, (-1,), group, where
 
@@ -227,11 +258,19 @@ def test_mse_is_never_worse_and_is_the_best_of_its_ratios(bits, group):
         def error(decoded):
             return A.reduce_over(jnp.sum, jnp.where(where, decoded - w, 0) ** 2, (-1,), group)
 
-        symmetric = lambda s: error(A.dequantize(A.quantize_symmetric(w, s, bits), s))
-        affine = lambda s, z: error(A.dequantize(A.quantize_affine(w, s, z, bits), s, z))
-        s, best = A.symmetric_scale(w, *options), A.symmetric_scale(w, *options, "mse")
-        scan = jax.lax.map(lambda r: symmetric(s * r), jnp.arange(1, 65, dtype=jnp.float32) / 64).min(0)
-        pair, best_pair = A.affine_params(w, *options), A.affine_params(w, *options, "mse")
+        def symmetric(s):
+            return error(A.dequantize(A.quantize_symmetric(w, s, bits), s))
+
+        def affine(s, z):
+            return error(A.dequantize(A.quantize_affine(w, s, z, bits), s, z))
+
+        s = A.symmetric_scale(w, *options)
+        best = A.symmetric_scale(w, *options, "mse")
+        scan = jax.lax.map(
+            lambda r: symmetric(s * r), jnp.arange(1, 65, dtype=jnp.float32) / 64
+        ).min(0)
+        pair = A.affine_params(w, *options)
+        best_pair = A.affine_params(w, *options, "mse")
         return (symmetric(s), symmetric(best), scan), (affine(*pair), affine(*best_pair))
 
     symmetric, affine = errors(w)
@@ -244,15 +283,26 @@ def test_stochastic_rounding_is_unbiased_and_keeps_zero():
     w = jnp.full((20000,), 0.3).at[:100].set(0.0)
     u = jax.random.uniform(jax.random.key(0), w.shape)
     q = A.quantize_symmetric(w, jnp.ones(1), 8, u)
-    assert set(np.unique(q)) == {0, 1} and abs(float(q[100:].mean()) - 0.3) < 0.015 and not q[:100].any()
+    assert (
+        set(np.unique(q)) == {0, 1}
+        and abs(float(q[100:].mean()) - 0.3) < 0.015
+        and not q[:100].any()
+    )
     q = A.quantize_affine(w, jnp.ones(1), jnp.array([3], jnp.uint8), 4, u)
     assert set(np.unique(q)) == {3, 4} and np.all(q[:100] == 3)
 
 
 def test_fixed_point():
     w = jnp.array([0.1, -0.55, 1.26, 0.0])
-    assert A.bits_needed(w, 100.0) == 8 and A.bits_needed(w, 101.0) == 8 and A.bits_needed(jnp.zeros(3), 9.0) == 1
-    assert A.bits_needed(jnp.array([1.27]), 100.0) == 8 and A.bits_needed(jnp.array([1.28]), 100.0) == 9
+    assert (
+        A.bits_needed(w, 100.0) == 8
+        and A.bits_needed(w, 101.0) == 8
+        and A.bits_needed(jnp.zeros(3), 9.0) == 1
+    )
+    assert (
+        A.bits_needed(jnp.array([1.27]), 100.0) == 8
+        and A.bits_needed(jnp.array([1.28]), 100.0) == 9
+    )
     assert A.fixed_point(w, 100.0).tolist() == [10, -55, 126, 0]
     assert A.fixed_point(w, 100.0, bits=6, clip=True).tolist() == [10, -31, 31, 0]
     assert jax.jit(lambda w: A.fixed_point(w, 100.0, bits=6))(w).tolist() == [10, -31, 31, 0]
@@ -288,7 +338,9 @@ def test_expand_and_errors():
 
 @pytest.mark.parametrize("kind_of_mesh", [AxisType.Auto, AxisType.Explicit])
 def test_sharded(kind_of_mesh):
-    group, w, where = 4, normal((32, 8)), normal((32, 8), 1) > 0
+    group = 4
+    w = normal((32, 8))
+    where = normal((32, 8), 1) > 0
     expected = encode(w, (-1,), group, where)
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind_of_mesh,) * 2)
     with jax.set_mesh(mesh):
@@ -301,7 +353,8 @@ def test_sharded(kind_of_mesh):
         assert got[kind][1].sharding.is_equivalent_to(sharding, 2)
         exact = kind not in ("binary", "ternary")  # a mean's order of summation follows the shards
         for x, y in zip(got[kind], expected[kind]):
-            x, y = np.asarray(x).astype(np.float32), np.asarray(y).astype(np.float32)
+            x = np.asarray(x).astype(np.float32)
+            y = np.asarray(y).astype(np.float32)
             np.testing.assert_allclose(x, y, rtol=0 if exact else 1e-6)
 
 
@@ -309,14 +362,17 @@ def test_groups_longer_than_a_shard():
     w = normal((32, 8))
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
-        got = encode(jax.device_put(w, NamedSharding(mesh, P("x", None))), (-1,), 16, None, ("symmetric4",))
+        got = encode(
+            jax.device_put(w, NamedSharding(mesh, P("x", None))), (-1,), 16, None, ("symmetric4",)
+        )
     for x, y in zip(got["symmetric4"], encode(w, (-1,), 16, None, ("symmetric4",))["symmetric4"]):
         assert same(x, y)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "shape, axis", [((70, 6), (-1,)), ((70, 6), ()), ((70,), ()), ((50, 3, 4), (-2,)), ((60, 4), (-2,))]
+    "shape, axis",
+    [((70, 6), (-1,)), ((70, 6), ()), ((70,), ()), ((50, 3, 4), (-2,)), ((60, 4), (-2,))],
 )
 def test_the_scale_of_a_large_array_is_found_by_rows(shape, axis, monkeypatch):
     draw = np.random.default_rng(1)

@@ -1,4 +1,6 @@
-"""One-dimensional k-means: exact where it can be, near the optimum elsewhere, the same on host, device and mesh."""
+"""One-dimensional k-means: exact where it can be, near the optimum elsewhere, the same on host,
+device and mesh.
+"""
 
 from functools import partial
 from itertools import pairwise
@@ -36,7 +38,8 @@ def few_values(values, size=3000, seed=0):
     return x
 
 
-# --- codebook ---------------------------------------------------------------------------------------------------------
+# --- codebook
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -63,7 +66,10 @@ def test_spare_levels_repeat_and_nothing_gives_zeros():
 
 
 @FEW
-@given(st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=40), st.integers(1, 8))
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=1, max_size=40),
+    st.integers(1, 8),
+)
 @example([1.0, -4243.0, -8216.0, -325702.0], 3)  # the mean of 1 alone was an ulp above it
 def test_any_list_gives_a_finite_ascending_codebook_of_means(values, k):
     x = np.asarray(values, np.float32)
@@ -76,7 +82,10 @@ def test_any_list_gives_a_finite_ascending_codebook_of_means(values, k):
 
 def test_more_levels_never_cost_more_and_enough_cost_nothing():
     x = normal(64)
-    D = [slow.distortion(x, np.asarray(kmeans.codebook(jnp.asarray(x), k))) for k in (1, 2, 4, 8, 16, 32, 64)]
+    D = [
+        slow.distortion(x, np.asarray(kmeans.codebook(jnp.asarray(x), k)))
+        for k in (1, 2, 4, 8, 16, 32, 64)
+    ]
     assert all(a >= b for a, b in pairwise(D)) and D[-1] == 0
 
 
@@ -104,15 +113,23 @@ def test_large_samples_are_within_a_hundredth_of_the_optimum(name, k):
     x = np.sort(SAMPLES[name](np.random.default_rng(1), 400_000).astype(np.float32))
     grid = x.reshape(-1, 400).mean(1)  # the optimum on 1,000 equal shares, polished on all
     best = slow.lloyd(x, slow.optimal(grid, k), 300)
-    D = lambda c: float(np.sum((x - c[np.searchsorted((c[1:] + c[:-1]) / 2, x)]) ** 2, dtype=np.float64))
+
+    def D(c):
+        return float(
+            np.sum((x - c[np.searchsorted((c[1:] + c[:-1]) / 2, x)]) ** 2, dtype=np.float64)
+        )
+
     assert D(np.asarray(kmeans.codebook(jnp.asarray(x), k))) <= 1.01 * D(best)
 
 
 @pytest.mark.parametrize("init", ["optimal", "linear", "density", "random"])
 def test_host_and_device_agree(init):
-    x, w = normal(40, 50), normal(40, 50, seed=1) ** 2
+    x = normal(40, 50)
+    w = normal(40, 50, seed=1) ** 2
     host = kmeans.codebook(jnp.asarray(x), 16, weights=jnp.asarray(w), init=init, key=KEY)
-    np.testing.assert_allclose(compiled(x, 16, w, init, init != "density"), host, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        compiled(x, 16, w, init, init != "density"), host, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_linear_is_lloyd_from_the_range():
@@ -122,7 +139,8 @@ def test_linear_is_lloyd_from_the_range():
 
 
 def test_levels_are_the_exact_means_of_what_is_assigned_to_them():
-    x, w = normal(3000) + 3, normal(3000, seed=1) ** 2
+    x = normal(3000) + 3
+    w = normal(3000, seed=1) ** 2
     for fit in (kmeans.codebook, compiled):
         book = np.asarray(fit(jnp.asarray(x), 12, weights=jnp.asarray(w)))
         a = slow.nearest(x, book)
@@ -132,10 +150,13 @@ def test_levels_are_the_exact_means_of_what_is_assigned_to_them():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30, 0.0])
 def test_what_has_no_weight_has_no_influence(bad):
-    x, keep = normal(30, 40), np.random.default_rng(0).random((30, 40)) < 0.3
+    x = normal(30, 40)
+    keep = np.random.default_rng(0).random((30, 40)) < 0.3
     x = np.where(keep, x + 2, np.float32(bad))
     want = kmeans.codebook(jnp.asarray(x[keep]), 8)
-    same = kmeans.codebook(jnp.asarray(np.where(keep, x, np.float32(5))), 8, weights=jnp.asarray(keep))
+    same = kmeans.codebook(
+        jnp.asarray(np.where(keep, x, np.float32(5))), 8, weights=jnp.asarray(keep)
+    )
     for h in (keep, keep.astype(np.float32)):
         got = kmeans.codebook(jnp.asarray(x), 8, weights=jnp.asarray(h))
         np.testing.assert_array_equal(got, same)
@@ -156,7 +177,9 @@ def test_weights_are_multiplicities():
 def test_several_arrays_share_a_codebook():
     xs = [normal(20, 30), normal(17, seed=1), normal(3, 4, 5, seed=2)]
     flat = jnp.concatenate([x.reshape(-1) for x in xs])
-    np.testing.assert_array_equal(kmeans.codebook([jnp.asarray(x) for x in xs], 8), kmeans.codebook(flat, 8))
+    np.testing.assert_array_equal(
+        kmeans.codebook([jnp.asarray(x) for x in xs], 8), kmeans.codebook(flat, 8)
+    )
     jitted = jax.jit(lambda xs: kmeans.codebook(xs, 8))([jnp.asarray(x) for x in xs])
     np.testing.assert_allclose(jitted, kmeans.codebook(flat, 8), rtol=1e-5, atol=1e-6)
 
@@ -175,7 +198,9 @@ def test_batched_abstract_and_chunked(monkeypatch):
         np.testing.assert_allclose(book, kmeans.codebook(jnp.asarray(x), 8), rtol=1e-5, atol=1e-6)
     assert jax.eval_shape(lambda x: kmeans.codebook(x, 8), X).shape == (8,)
     monkeypatch.setattr(placement, "CHUNK", 64)
-    parts = jax.jit(lambda x: kmeans._fit_compiled.__wrapped__([x], [None], None, 8, "optimal", 100, False))(X[0])
+    parts = jax.jit(
+        lambda x: kmeans._fit_compiled.__wrapped__([x], [None], None, 8, "optimal", 100, False)
+    )(X[0])
     np.testing.assert_allclose(parts, books[0], rtol=1e-5, atol=1e-6)
 
 
@@ -186,7 +211,8 @@ def test_errors_say_what_to_pass():
         kmeans.codebook(jnp.ones(3), 2, init="best")  # type: ignore[arg-type]
 
 
-# --- assign -----------------------------------------------------------------------------------------------------------
+# --- assign
+# ---------------------------------------------------------------------------------------
 
 BOOKS = {
     2: np.float32([-1, 1.5]),
@@ -204,7 +230,9 @@ def test_assign_is_the_nearest_entry_and_the_lower_of_two(k):
     book = BOOKS[k]
     ends = (book[1:] + book[:-1]) / 2
     near = [np.nextafter(ends, np.float32(s * np.inf), dtype=np.float32) for s in (-1, 1)]
-    x = np.concatenate([book, ends, *near, 3 * normal(500), [1e6, -1e6, 0.0, 2.2, 2.8]]).astype(np.float32)
+    x = np.concatenate([book, ends, *near, 3 * normal(500), [1e6, -1e6, 0.0, 2.2, 2.8]]).astype(
+        np.float32
+    )
     want = slow.nearest(x, book)
     for sharded in (False, True):
         got = kmeans._assign_compiled(x, jnp.asarray(book), np.dtype(np.int32), sharded)
@@ -218,14 +246,19 @@ def test_assign_is_the_nearest_entry_and_the_lower_of_two(k):
 
 
 def test_assign_keeps_shapes_and_batches():
-    X, books = normal(3, 5, 7), np.sort(normal(3, 40), -1)
+    X = normal(3, 5, 7)
+    books = np.sort(normal(3, 40), -1)
     got = jax.vmap(kmeans.assign)(X, books)
     np.testing.assert_array_equal(got, np.stack([slow.nearest(x, c) for x, c in zip(X, books)]))
     assert kmeans.assign(jnp.ones((2, 0)), jnp.ones(3)).shape == (2, 0)
-    assert kmeans.assign(jnp.ones((2, 3), jnp.bfloat16), jnp.ones(1, jnp.bfloat16)).tolist() == [[0] * 3] * 2
+    assert (
+        kmeans.assign(jnp.ones((2, 3), jnp.bfloat16), jnp.ones(1, jnp.bfloat16)).tolist()
+        == [[0] * 3] * 2
+    )
 
 
-# --- mesh -------------------------------------------------------------------------------------------------------------
+# --- mesh
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
@@ -250,7 +283,8 @@ def test_sharded_weights_stay_where_they_are(kind):
             )
 
 
-# --- the bound, and repeated values -----------------------------------------------------------------------------------
+# --- the bound, and repeated values
+# ---------------------------------------------------------------------------------------
 
 DRAWS = {
     "normal": lambda rng, n: rng.standard_normal(n),
@@ -264,18 +298,33 @@ DRAWS = {
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from(sorted(DRAWS)), st.integers(0, 10**6), st.integers(20, 900), st.integers(2, 40), st.booleans())
+@given(
+    st.sampled_from(sorted(DRAWS)),
+    st.integers(0, 10**6),
+    st.integers(20, 900),
+    st.integers(2, 40),
+    st.booleans(),
+)
 @example("normal", 1, 300, 8, False)
 @example("cauchy", 2, 300, 8, False)
 @example("one outlier", 0, 800, 40, True)
-def test_the_optimal_start_keeps_within_a_hundredth_of_the_exact_programme(name, seed, n, k, weighted):
+def test_the_optimal_start_keeps_within_a_hundredth_of_the_exact_programme(
+    name, seed, n, k, weighted
+):
     rng = np.random.default_rng(seed)
     x = DRAWS[name](rng, n).astype(np.float32)
-    h = (rng.random(n) ** 2).astype(np.float32) + np.float32(1e-3) if weighted else np.ones(n, np.float32)
+    h = (
+        (rng.random(n) ** 2).astype(np.float32) + np.float32(1e-3)
+        if weighted
+        else np.ones(n, np.float32)
+    )
     book = kmeans.codebook(jnp.asarray(x), k, weights=jnp.asarray(h) if weighted else None)
     best = slow.optimal(x - x.mean(dtype=np.float64), k, h) + x.mean(dtype=np.float64)
     bound = 1.01 * slow.distortion(x, best, h) + 1e-6 * np.sum(h * np.spacing(np.abs(x)) ** 2) * n
-    assert slow.distortion(x, np.asarray(book), h) <= bound + n * float(np.spacing(np.abs(x).max())) ** 2
+    assert (
+        slow.distortion(x, np.asarray(book), h)
+        <= bound + n * float(np.spacing(np.abs(x).max())) ** 2
+    )
 
 
 def test_traced_samples_come_near_the_optimum():
@@ -283,7 +332,9 @@ def test_traced_samples_come_near_the_optimum():
         x = DRAWS[name](np.random.default_rng(3), 1200).astype(np.float32)
         book = np.asarray(compiled(x, 16))
         best = slow.distortion(x, slow.optimal(x, 16))
-        assert slow.distortion(x, book) <= 1.01 * best + 1200 * float(np.spacing(np.abs(x).max())) ** 2, name
+        assert (
+            slow.distortion(x, book) <= 1.01 * best + 1200 * float(np.spacing(np.abs(x).max())) ** 2
+        ), name
 
 
 def sparse(n=1200, density=0.1, seed=0):
@@ -303,7 +354,8 @@ def test_zeros_that_are_many_have_a_level_of_exactly_0(init):
     X = np.stack([sparse(seed=seed) for seed in range(3)])
     books = np.asarray(jax.vmap(lambda x: kmeans.codebook(x, 4, init=init))(X))
     assert np.all((books == 0).any(1))
-    below, above = sparse(density=0.5), np.abs(sparse(density=0.5))
+    below = sparse(density=0.5)
+    above = np.abs(sparse(density=0.5))
     for x in (below - above, above):  # of one sign
         assert 0 in np.asarray(kmeans.codebook(jnp.asarray(x), 4, init=init))
 

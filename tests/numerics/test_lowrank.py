@@ -19,7 +19,9 @@ tucker2 = jax.jit(L.tucker2, static_argnums=1)
 
 
 def error(a, b):
-    return float(np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64)) / np.linalg.norm(b))
+    return float(
+        np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64)) / np.linalg.norm(b)
+    )
 
 
 @pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
@@ -30,28 +32,36 @@ def test_svd_is_the_best_fit(shape, rank):
     assert u.shape == (shape[0], rank) and v.shape == (rank, shape[1])
     s = np.linalg.svd(w.astype(np.float64), compute_uv=False)
     assert error(u @ v, w) == pytest.approx(np.sqrt((s[rank:] ** 2).sum() / (s**2).sum()), abs=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(u, axis=0), np.linalg.norm(v, axis=1), rtol=1e-5)  # the split is even
+    np.testing.assert_allclose(
+        np.linalg.norm(u, axis=0), np.linalg.norm(v, axis=1), rtol=1e-5
+    )  # the split is even
     again = svd(u @ v, rank)
     assert error(again[0] @ again[1], u @ v) < 1e-5
 
 
 def test_svd_weighted_by_row():
-    w, fisher = normal(20, 12), np.exp(normal(20, 12, seed=1) + 2 * normal(20, 1, seed=2))
+    w = normal(20, 12)
+    fisher = np.exp(normal(20, 12, seed=1) + 2 * normal(20, 1, seed=2))
     u, v = svd(w, 4, fisher)
     d = np.sqrt(fisher.sum(1, keepdims=True).astype(np.float64))
     a, s, b = np.linalg.svd(w * d, full_matrices=False)  # FWSVD as the paper writes it
     assert error(u @ v, (a[:, :4] * s[:4] @ b[:4]) / d) < 1e-4
-    loss = lambda u, v: np.sum((d * (w - np.asarray(u @ v))) ** 2)
+
+    def loss(u, v):
+        return np.sum((d * (w - np.asarray(u @ v))) ** 2)
+
     assert loss(u, v) < loss(*svd(w, 4))
     fisher[3] = 0
     u, v = svd(w, 12, fisher)
     assert error(u @ v, w) < 1e-4  # full rank, even with a row that does not matter
-    same, plain = svd(w, 4, np.zeros_like(w)), svd(w, 4)
+    same = svd(w, 4, np.zeros_like(w))
+    plain = svd(w, 4)
     assert error(same[0] @ same[1], plain[0] @ plain[1]) < 1e-5
 
 
 def test_svd_batches():
-    w, fisher = normal(3, 10, 6), np.exp(normal(3, 10, 6, seed=1))
+    w = normal(3, 10, 6)
+    fisher = np.exp(normal(3, 10, 6, seed=1))
     for got in (svd(w, 2, fisher), jax.vmap(lambda w, f: L.svd(w, 2, f))(w, fisher)):
         for i in range(3):
             u, v = svd(w[i], 2, fisher[i])
@@ -63,14 +73,21 @@ def test_svd_gradient_and_dtype():
     w = normal(8, 5)  # d‖W_r‖² = 2 W_r
     u, v = svd(w, 3)
     np.testing.assert_allclose(g, 2 * u @ v, atol=1e-3)
-    assert [x.dtype for x in jax.eval_shape(lambda w: L.svd(w, 2), jnp.zeros((4, 4), jnp.bfloat16))] == [
-        jnp.float32
-    ] * 2
+    assert [
+        x.dtype for x in jax.eval_shape(lambda w: L.svd(w, 2), jnp.zeros((4, 4), jnp.bfloat16))
+    ] == [jnp.float32] * 2
 
 
 def test_rank_for_energy():
     s = [4.0, 2.0, 1.0, 0.0]
-    assert [L.rank_for_energy(s, e) for e in (0.0, 16 / 21, 0.77, 20 / 21, 0.96, 1.0)] == [1, 1, 2, 2, 3, 3]
+    assert [L.rank_for_energy(s, e) for e in (0.0, 16 / 21, 0.77, 20 / 21, 0.96, 1.0)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
     assert L.rank_for_energy([0.0, 0.0], 0.5) == L.rank_for_energy([], 1.0) == 1
     with pytest.raises(ValueError, match="give rank="):
         jax.jit(lambda s: L.rank_for_energy(s, 0.9))(jnp.ones(3))
@@ -79,12 +96,17 @@ def test_rank_for_energy():
 
 
 @pytest.mark.parametrize(
-    ("shape", "ranks"), [((3, 3, 8, 6), (8, 6)), ((1, 1, 8, 4), (8, 4)), ((5, 7, 3), (7, 3)), ((4, 9), (4, 9))]
+    ("shape", "ranks"),
+    [((3, 3, 8, 6), (8, 6)), ((1, 1, 8, 4), (8, 4)), ((5, 7, 3), (7, 3)), ((4, 9), (4, 9))],
 )
 def test_tucker_of_full_rank_is_exact(shape, ranks):
     w = normal(*shape)
     core, u, v = tucker2(w, ranks)
-    assert core.shape == (*shape[:-2], *ranks) and u.shape == (shape[-2], ranks[0]) and v.shape == (ranks[1], shape[-1])
+    assert (
+        core.shape == (*shape[:-2], *ranks)
+        and u.shape == (shape[-2], ranks[0])
+        and v.shape == (ranks[1], shape[-1])
+    )
     assert error(L.tucker_dense(core, u, v), w) < 1e-5
     assert L.tucker_size(shape, ranks) == core.size + u.size + v.size
 
@@ -97,7 +119,9 @@ def test_tucker_projects(weighted):
     again = L.tucker_dense(*tucker2(once, (5, 4), fisher))
     assert error(again, once) < 1e-5
     assert 0.5 < error(once, w) < 1
-    exact = np.einsum("hwab,ia,bo->hwio", normal(3, 3, 5, 4), normal(16, 5, seed=3), normal(4, 12, seed=4))
+    exact = np.einsum(
+        "hwab,ia,bo->hwio", normal(3, 3, 5, 4), normal(16, 5, seed=3), normal(4, 12, seed=4)
+    )
     assert error(L.tucker_dense(*tucker2(exact, (5, 4), fisher)), exact) < 1e-5
 
 
@@ -132,10 +156,15 @@ def test_sizes_and_errors():
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded(kind):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
-    w, c, fisher = normal(16, 8), normal(3, 3, 8, 4), np.exp(normal(16, 8, seed=1))
+    w = normal(16, 8)
+    c = normal(3, 3, 8, 4)
+    fisher = np.exp(normal(16, 8, seed=1))
     expected = jnp.matmul(*svd(w, 3, fisher)), L.tucker_dense(*tucker2(c, (3, 2)))
     with jax.set_mesh(mesh):
-        put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, P(*spec)))
+
+        def put(x, *spec):
+            return jax.device_put(x, NamedSharding(mesh, P(*spec)))
+
         got = (
             jnp.matmul(*svd(put(w, "x", "y"), 3, put(fisher, "x", "y"))),
             L.tucker_dense(*tucker2(put(c, None, None, "x", "y"), (3, 2))),

@@ -66,7 +66,8 @@ def test_sharded(kind, spec):
     codes = jnp.asarray(codes_of(3, (16, 64), False))
     with jax.set_mesh(mesh):
         put = jax.device_put(codes, NamedSharding(mesh, spec))
-        there, back = jax.jit(lambda c: pack(c, 3)), jax.jit(lambda w: unpack(w, 64, False))
+        there = jax.jit(lambda c: pack(c, 3))
+        back = jax.jit(lambda w: unpack(w, 64, False))
         words = there(put)
         np.testing.assert_array_equal(words, pack(codes, 3))
         np.testing.assert_array_equal(back(words), codes)

@@ -41,7 +41,16 @@ def with_ties(shape, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
     x = (rng.integers(-6, 7, shape) / 4).astype(np.float32)
     flat = x.reshape(-1)
-    flat[rng.choice(flat.size, 8, replace=False)] = [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 3e-39, -3e-39]
+    flat[rng.choice(flat.size, 8, replace=False)] = [
+        np.nan,
+        -np.nan,
+        np.inf,
+        -np.inf,
+        0.0,
+        -0.0,
+        3e-39,
+        -3e-39,
+    ]
     return jnp.asarray(x).astype(dtype)
 
 
@@ -49,7 +58,9 @@ def with_ties(shape, dtype=np.float32, seed=0):
 @given(ARRAYS, st.integers(-1, 26), st.booleans())
 def test_host_and_compiled_masks_equal_a_sort(x, remove, magnitude):
     want = slow.keep_largest(x, remove, magnitude)
-    np.testing.assert_array_equal(select.keep_largest(jnp.asarray(x), remove, magnitude=magnitude), want)
+    np.testing.assert_array_equal(
+        select.keep_largest(jnp.asarray(x), remove, magnitude=magnitude), want
+    )
     for chunked in ENGINES:
         np.testing.assert_array_equal(kept(chunked, x, remove, magnitude), want)
 
@@ -69,11 +80,14 @@ def test_keys_order_as_floats_do(x):
 @pytest.mark.parametrize("chunked", ENGINES)
 def test_engines_agree_over_chunks_and_dtypes(dtype, chunked, monkeypatch):
     monkeypatch.setattr(placement, "CHUNK", 100)  # several chunks and a rest
-    x, magnitude = with_ties((7, 43), dtype), dtype != jnp.float16
+    x = with_ties((7, 43), dtype)
+    magnitude = dtype != jnp.float16
     engine = jax.jit(lambda x, r: select._keep(chunked, [x], r, magnitude))
     for remove in (0, 1, 2, 57, 150, 300, 301, 400):
         host = select.keep_largest(x, remove, magnitude=magnitude)
-        np.testing.assert_array_equal(host, slow.keep_largest(np.asarray(x, np.float32), remove, magnitude))
+        np.testing.assert_array_equal(
+            host, slow.keep_largest(np.asarray(x, np.float32), remove, magnitude)
+        )
         np.testing.assert_array_equal(engine(x, remove), host)
 
 
@@ -84,7 +98,11 @@ def test_rank_counts_over_several_arrays(chunked):
     for k in (0, 1, 2, 40, 79):
         for got in (rank(chunked, xs, k, False), select.kth(xs, k)):
             assert got[1].shape == () and got[1].dtype == jnp.int32 and got[0].dtype == jnp.uint32
-            assert [int(v) for v in got] == [keys[k], (keys < keys[k]).sum(), (keys == keys[k]).sum()]
+            assert [int(v) for v in got] == [
+                keys[k],
+                (keys < keys[k]).sum(),
+                (keys == keys[k]).sum(),
+            ]
     assert [int(v) for v in rank(chunked, xs, 80, False)] == [2**32 - 1, 80, 0]
 
 
@@ -101,7 +119,8 @@ def test_split_global_is_the_global_mask(remove):
 
 @pytest.mark.parametrize("chunked", ENGINES)
 def test_traced_and_batched_counts(chunked):
-    x, removes = with_ties((6, 10)), jnp.arange(0, 61, 7)
+    x = with_ties((6, 10))
+    removes = jnp.arange(0, 61, 7)
     masks = jax.vmap(lambda r: kept(chunked, x, r, True))(removes)
     for mask, r in zip(masks, removes):
         np.testing.assert_array_equal(mask, slow.keep_largest(x, int(r), True))
@@ -118,7 +137,9 @@ def test_abstract_scan_and_small_shapes():
     for y in (jnp.float32(2.0), jnp.zeros((0, 3)), jnp.ones(1)):
         for chunked in ENGINES:
             assert (
-                kept(chunked, y, 0, False).tolist() == select.keep_largest(y, 0).tolist() == jnp.ones_like(y).tolist()
+                kept(chunked, y, 0, False).tolist()
+                == select.keep_largest(y, 0).tolist()
+                == jnp.ones_like(y).tolist()
             )
             assert not kept(chunked, y, 1, False).any() and not select.keep_largest(y, 1).any()
 
@@ -128,7 +149,9 @@ def test_double_precision_keys():
         x = jnp.asarray(np.random.default_rng(0).integers(-9, 10, 60) * 1e-12 + 1.0)
         for chunked in ENGINES:
             for remove in (0, 7, 31, 60):
-                np.testing.assert_array_equal(kept(chunked, x, remove, False), slow.keep_largest(x, remove))
+                np.testing.assert_array_equal(
+                    kept(chunked, x, remove, False), slow.keep_largest(x, remove)
+                )
         assert select.order_key(x).dtype == jnp.uint64
 
 
@@ -153,7 +176,9 @@ def test_blocks_and_units_pool_and_spread():
     x = jnp.arange(48, dtype=jnp.bfloat16).reshape(2, 4, 6)
     pooled = patterns.pool_blocks(x, (2, 3))
     assert pooled.dtype == jnp.float32
-    np.testing.assert_array_equal(pooled, np.asarray(x, np.float32).reshape(2, 2, 2, 2, 3).sum((2, 4)))
+    np.testing.assert_array_equal(
+        pooled, np.asarray(x, np.float32).reshape(2, 2, 2, 2, 3).sum((2, 4))
+    )
     np.testing.assert_array_equal(patterns.spread_blocks(pooled, (2, 3))[:, ::2, ::3], pooled)
     assert patterns.spread_blocks(pooled > 0, (2, 3)).shape == x.shape
     np.testing.assert_array_equal(patterns.pool_units(x, 1), np.asarray(x, np.float32).sum((0, 2)))
@@ -206,7 +231,12 @@ def test_counts_do_not_recompile():
 def test_host_path_compiles_nothing(caplog):
     x = jnp.asarray(np.asarray(with_ties((11, 14))))
     with jax.log_compiles(True):
-        select.keep_largest(x, 20), select.kth(x, 3), select.split_global([x, x], 9), patterns.n_m(x, 1, 2, 1)
+        (
+            select.keep_largest(x, 20),
+            select.kth(x, 3),
+            select.split_global([x, x], 9),
+            patterns.n_m(x, 1, 2, 1),
+        )
     assert not [r for r in caplog.records if "ompil" in r.getMessage()]
 
 
@@ -218,4 +248,6 @@ def test_the_host_joins_no_leaves(monkeypatch):
     for k in (0, 5, 70, 137):
         _, below, equal = select.kth(xs, k, magnitude=True)
         want = sorted(flat)[k]
-        assert int(below) == sum(v < want for v in flat) and int(equal) == sum(v == want for v in flat)
+        assert int(below) == sum(v < want for v in flat) and int(equal) == sum(
+            v == want for v in flat
+        )

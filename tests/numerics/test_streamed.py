@@ -41,7 +41,10 @@ def test_keep_largest(dtype):
 
 
 def test_keep_largest_of_equals_keeps_the_first():
-    assert streamed.keep_largest(np.ones(450, np.float32), 201).tolist() == [True] * 249 + [False] * 201
+    assert (
+        streamed.keep_largest(np.ones(450, np.float32), 201).tolist()
+        == [True] * 249 + [False] * 201
+    )
 
 
 @pytest.mark.parametrize("k", [1, 2, 16, 300])
@@ -61,7 +64,9 @@ _codes = jax.jit(affine.quantize_symmetric, static_argnames="bits")
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", [3, 8, 12])
-@pytest.mark.parametrize("shape, axis", [((45, 11), (-1,)), ((45, 11), ()), ((7, 5, 6, 3), (-1, -2)), ((203,), (-1,))])
+@pytest.mark.parametrize(
+    "shape, axis", [((45, 11), (-1,)), ((45, 11), ()), ((7, 5, 6, 3), (-1, -2)), ((203,), (-1,))]
+)
 def test_scales_and_codes(shape, axis, bits, dtype):
     x = weights(shape, dtype)
     mask = np.random.default_rng(2).random(shape) < 0.7
@@ -70,7 +75,9 @@ def test_scales_and_codes(shape, axis, bits, dtype):
         expected = affine.symmetric_scale(jnp.asarray(x), bits, axis, None, where)
         assert scale.dtype == expected.dtype and np.array_equal(scale, expected)
         q = affine.symmetric_codes(x, scale, bits)
-        assert q.dtype == (np.int8 if bits <= 8 else np.int16) and np.array_equal(q, _codes(x, scale, bits=bits))
+        assert q.dtype == (np.int8 if bits <= 8 else np.int16) and np.array_equal(
+            q, _codes(x, scale, bits=bits)
+        )
 
 
 def test_other_scales_are_compiled():
@@ -87,6 +94,10 @@ def test_other_scales_are_compiled():
 
 def test_what_is_taken():
     assert streamed.takes(np.ones(3, np.float32)) and streamed.takes(np.ones(3, jnp.bfloat16))
-    assert not streamed.takes(np.ones(3)) and not streamed.takes(jnp.ones(3)) and not streamed.takes(1.0)
+    assert (
+        not streamed.takes(np.ones(3))
+        and not streamed.takes(jnp.ones(3))
+        and not streamed.takes(1.0)
+    )
     x = streamed.empty((3, 5), np.float32)
     assert x.shape == (3, 5) and x.ctypes.data % 64 == 0 and streamed.empty((), "int8").shape == ()

@@ -7,7 +7,9 @@ import numpy as np
 
 
 def entries(shape, axis, group):
-    """The index lists of the weights that share a scale, keyed by the entry's index in the scale."""
+    """The index lists of the weights that share a scale, keyed by the entry's index in the
+    scale.
+    """
     cut = len(shape) - min(2, len(shape))
     shared = {}
     for index in itertools.product(*map(range, shape)):

@@ -7,7 +7,8 @@ import zlib
 
 class Octets:
     def __init__(self, octets):
-        self.octets, self.at = bytes(octets), 0
+        self.octets = bytes(octets)
+        self.at = 0
 
     def take(self, n):
         self.at += n
@@ -17,7 +18,8 @@ class Octets:
         n = shift = 0
         while True:
             octet = self.take(1)[0]
-            n, shift = n | (octet & 127) << shift, shift + 7
+            n = n | (octet & 127) << shift
+            shift = shift + 7
             if octet < 128:
                 return n
 
@@ -41,7 +43,8 @@ class Rans:
 
     def pop(self, lane, freqs):
         x = self.states[lane]
-        slot, start = x % 4096, 0
+        slot = x % 4096
+        start = 0
         for s, f in enumerate(freqs):
             if start <= slot < start + f:
                 x = f * (x // 4096) + slot - start
@@ -64,12 +67,14 @@ def stream(octets, n, codec):
         width = take.take(1)[0]
         bits = bits_of(take.octets[take.at :])
         return [base + number(bits[i * width : (i + 1) * width]) for i in range(n)]
-    lanes, head = take.varint(), take.varint()
+    lanes = take.varint()
+    head = take.varint()
     rest = take.octets[take.at :]
     if head % 2:
         inflate = zlib.decompressobj(-15)
         table = Octets(inflate.decompress(rest))
-        freqs, rest = [table.varint() for _ in range(head // 2 + 1)], inflate.unused_data
+        freqs = [table.varint() for _ in range(head // 2 + 1)]
+        rest = inflate.unused_data
     else:
         table = Octets(rest)
         freqs = [table.varint() for _ in range(head // 2 + 1)]
@@ -101,7 +106,10 @@ def view(shape):
 def decode(octets, shapes):
     """The elements of each array of a bank, in C order."""
     take = Octets(octets)
-    low, width, tables, lanes = take.signed(), take.varint() + 1, take.varint() + 1, take.varint()
+    low = take.signed()
+    width = take.varint() + 1
+    tables = take.varint() + 1
+    lanes = take.varint()
     said = [(take.signed(), take.signed()) for _ in shapes]
     codec = take.take(1)[0]
     classes = stream(take.take(take.varint()), sum(sum(view(shape)) for shape in shapes), codec)
@@ -110,9 +118,12 @@ def decode(octets, shapes):
     arrays = []
     for shape, (level, centre) in zip(shapes, said):
         places, inputs, outputs = view(shape)
-        output, classes = classes[:outputs], classes[outputs:]
-        each_input, classes = classes[:inputs], classes[inputs:]
-        place, classes = classes[:places], classes[places:]
+        output = classes[:outputs]
+        classes = classes[outputs:]
+        each_input = classes[:inputs]
+        classes = classes[inputs:]
+        place = classes[:places]
+        classes = classes[places:]
         arrays.append((shape, level, centre, output, each_input, place, [0] * math.prod(shape)))
     decode_rows(rows_of(shapes), arrays, rans, lanes, low, table_of, freqs)
     assert rans.ended()
@@ -121,13 +132,15 @@ def decode(octets, shapes):
 
 def read_tables(take, tables, width):
     plain = zlib.decompress(take.take(take.varint()), -15)
-    table_of, lengths = plain[:256], plain[256:]
+    table_of = plain[:256]
+    lengths = plain[256:]
     size = sum(max(0, n - 1) for n in lengths)
     bits = bits_of(take.take(-(-size // 8)))
     assert not any(bits[size:])
     freqs = []
     for n in lengths:
-        below, bits = bits[: max(0, n - 1)], bits[max(0, n - 1) :]
+        below = bits[: max(0, n - 1)]
+        bits = bits[max(0, n - 1) :]
         freqs.append(number([*below, 1]) if n else 0)
     return table_of, [freqs[i * width : (i + 1) * width] for i in range(tables)]
 
@@ -142,11 +155,16 @@ def rows_of(shapes):
         length = math.ceil(n / math.ceil(n / most))
         pieces += [(array, first, min(length, n - first), outputs) for first in range(0, n, length)]
     pieces = sorted(pieces, key=lambda piece: -piece[2])
-    return [(array, o, first, length) for array, first, length, outputs in pieces for o in range(outputs)]
+    return [
+        (array, o, first, length)
+        for array, first, length, outputs in pieces
+        for o in range(outputs)
+    ]
 
 
 def decode_rows(rows, arrays, rans, lanes, low, table_of, freqs):
-    seen, expected = [16] * len(rows), [16] * len(rows)
+    seen = [16] * len(rows)
+    expected = [16] * len(rows)
     for j in range(rows[0][3]):
         for r, (array, o, first, length) in enumerate(rows):
             if j >= length:

@@ -1,10 +1,13 @@
-"""The context coder one symbol at a time, by Python's integers: the order, the contexts, and rANS with their tables."""
+"""The context coder one symbol at a time, by Python's integers: the order, the contexts, and rANS
+with their tables.
+"""
 
 import math
 from collections import defaultdict
 from typing import NamedTuple
 
-LOW, TOTAL = 1 << 16, 1 << 12
+LOW = 1 << 16
+TOTAL = 1 << 12
 
 
 class Symbol(NamedTuple):
@@ -23,7 +26,9 @@ def view_of(shape):
 
 
 def columns_of(shapes):
-    """The symbols in the order of coding: a list for each step, in which every row moves on by a column."""
+    """The symbols in the order of coding: a list for each step, in which every row moves on by a
+    column.
+    """
     views = [view_of(shape) for shape in shapes]
     most = min(1024, max(16, sum(map(math.prod, views)) // 256))
     pieces = []
@@ -34,7 +39,13 @@ def columns_of(shapes):
     pieces.sort(key=lambda piece: len(piece[1]), reverse=True)  # those of one length stay in order
     for step in range(len(pieces[0][1])):
         yield [
-            Symbol(array, columns[step] % views[array][0], columns[step] // views[array][0], output, (n, output))
+            Symbol(
+                array,
+                columns[step] % views[array][0],
+                columns[step] // views[array][0],
+                output,
+                (n, output),
+            )
             for n, (array, columns) in enumerate(pieces)
             if step < len(columns)
             for output in range(views[array][2])
@@ -51,7 +62,10 @@ def gathered(arrays):
 
 def class_of(classes, s):
     level, outputs, inputs, places = classes[s.array]
-    return min(31, max(0, 16 + level + int(outputs[s.output]) + int(inputs[s.input]) + int(places[s.place])))
+    return min(
+        31,
+        max(0, 16 + level + int(outputs[s.output]) + int(inputs[s.input]) + int(places[s.place])),
+    )
 
 
 def eighths_of_log2(x):
@@ -62,7 +76,9 @@ def eighths_of_log2(x):
 
 def contexts_of(arrays, classes):
     """Sums are in sixteenths, and carry the 1 that is added before the logarithm."""
-    seen, expected, found = defaultdict(lambda: 16), defaultdict(lambda: 16), []
+    seen = defaultdict(lambda: 16)
+    expected = defaultdict(lambda: 16)
+    found = []
     for column in columns_of([x.shape for x in arrays]):
         for s in column:
             c = class_of(classes, s)
@@ -76,7 +92,8 @@ def contexts_of(arrays, classes):
 
 def real_contexts_of(arrays, classes):
     """(class, g before it is cut to −4 … 3) as the formulas have them, in real numbers."""
-    seen, expected = defaultdict(float), defaultdict(float)
+    seen = defaultdict(float)
+    expected = defaultdict(float)
     for column in columns_of([x.shape for x in arrays]):
         for s in column:
             c = class_of(classes, s)
@@ -87,20 +104,26 @@ def real_contexts_of(arrays, classes):
 
 def encode(arrays, classes, low, table_of, freqs, lanes):
     """`lanes` textbook coders that share a stream; every column begins with the first of them."""
-    ids, values, runs = contexts_of(arrays, classes), gathered(arrays), []
+    ids = contexts_of(arrays, classes)
+    values = gathered(arrays)
+    runs = []
     i = 0
     for column in columns_of([x.shape for x in arrays]):
         at = list(range(i, i + len(column)))
         runs += [at[j : j + lanes] for j in range(0, len(at), lanes)]
         i += len(column)
-    x, words = [LOW] * lanes, []
+    x = [LOW] * lanes
+    words = []
     for run in reversed(runs):
         out = []
         for lane, i in enumerate(run):
-            table, s = freqs[table_of[ids[i]]], values[i] - low
+            table = freqs[table_of[ids[i]]]
+            s = values[i] - low
             if x[lane] >= table[s] << 20:
                 out.append(x[lane] & 0xFFFF)
                 x[lane] >>= 16
             x[lane] = x[lane] // table[s] * TOTAL + sum(table[:s]) + x[lane] % table[s]
         words = out + words
-    return b"".join(v.to_bytes(4, "little") for v in x) + b"".join(w.to_bytes(2, "little") for w in words)
+    return b"".join(v.to_bytes(4, "little") for v in x) + b"".join(
+        w.to_bytes(2, "little") for w in words
+    )

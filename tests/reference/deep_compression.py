@@ -6,10 +6,13 @@ import itertools
 
 def entries(mask, width):
     """The list of (position, gap, is_filler), walking through the weights."""
-    out, previous = [], -1
+    out = []
+    previous = -1
     for position, kept in enumerate(mask):
         if position - previous == 2**width and not kept and any(mask[position:]):
-            out.append((position, 2**width, True))  # the bound is reached and the weight lies further on: a filler zero
+            out.append(
+                (position, 2**width, True)
+            )  # the bound is reached and the weight lies further on: a filler zero
             previous = position
         elif kept:
             out.append((position, position - previous, False))

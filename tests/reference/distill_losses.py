@@ -1,4 +1,5 @@
-"""The distillation losses as the papers write them: loops over examples, channels and pairs, in float64.
+"""The distillation losses as the papers write them: loops over examples, channels and pairs, in
+float64.
 
 Each takes a whole batch and gives one value an example.
 """
@@ -20,7 +21,10 @@ def kl(p, q):
 def each(f):
     """A loss of one example, over a batch."""
     return lambda s, t, **kw: np.array(
-        [f(a, b, **{k: v[i] if k in ROWS else v for k, v in kw.items()}) for i, (a, b) in enumerate(zip(s, t))]
+        [
+            f(a, b, **{k: v[i] if k in ROWS else v for k, v in kw.items()})
+            for i, (a, b) in enumerate(zip(s, t))
+        ]
     )
 
 
@@ -55,14 +59,16 @@ def reverse_kl(s, t, temperature):
 
 @each
 def jsd(s, t, beta, temperature):
-    p, q = softmax(t, temperature), softmax(s, temperature)
+    p = softmax(t, temperature)
+    q = softmax(s, temperature)
     m = beta * p + (1 - beta) * q
     return beta * kl(p, m) + (1 - beta) * kl(q, m)
 
 
 @each
 def dkd(s, t, labels, alpha, beta, temperature):
-    p, q = softmax(t, temperature), softmax(s, temperature)
+    p = softmax(t, temperature)
+    q = softmax(s, temperature)
     rest = [c for c in range(len(p)) if c != labels]
     tckd = kl((p[labels], p[rest].sum()), (q[labels], q[rest].sum()))
     nckd = kl(p[rest] / p[rest].sum(), q[rest] / q[rest].sum())
@@ -71,20 +77,25 @@ def dkd(s, t, labels, alpha, beta, temperature):
 
 @each
 def standardised_targets(s, t, temperature):
-    z = lambda x: (x - x.mean()) / x.std() / temperature
+    def z(x):
+        return (x - x.mean()) / x.std() / temperature
+
     return temperature**2 * kl(softmax(z(t)), softmax(z(s)))
 
 
 @each
 def top_k(s, t, k, temperature):
-    p, q = softmax(t, temperature), softmax(s, temperature)
+    p = softmax(t, temperature)
+    q = softmax(s, temperature)
     order = np.argsort(-p)
-    head, tail = order[:k], order[k:]
+    head = order[:k]
+    tail = order[k:]
     return temperature**2 * kl([*p[head], p[tail].sum()], [*q[head], q[tail].sum()])
 
 
 def pearson(a, b):
-    a, b = a - a.mean(), b - b.mean()
+    a = a - a.mean()
+    b = b - b.mean()
     return a @ b / math.sqrt((a @ a) * (b @ b))
 
 
@@ -99,7 +110,10 @@ def dist_total(s, t, inter, intra, temperature):
 def dist(s, t, inter, intra, temperature):
     """One value an example: its part of every 1 − ρ = ‖â − b̂‖² / 2."""
     q, p = (np.array([softmax(z, temperature) for z in x]) for x in (s, t))
-    unit = lambda column: (column - column.mean()) / np.linalg.norm(column - column.mean())
+
+    def unit(column):
+        return (column - column.mean()) / np.linalg.norm(column - column.mean())
+
     n, classes = p.shape
     share = np.zeros((n, classes))
     for c in range(classes):
@@ -115,8 +129,12 @@ def hint(s, t):
 
 def pool(x, size):
     """Adaptive average pooling of (height, width, channels)."""
-    bins = lambda n, k: [(math.floor(i * n / k), math.ceil((i + 1) * n / k)) for i in range(k)]
-    height, width = bins(x.shape[0], size[0]), bins(x.shape[1], size[1])
+
+    def bins(n, k):
+        return [(math.floor(i * n / k), math.ceil((i + 1) * n / k)) for i in range(k)]
+
+    height = bins(x.shape[0], size[0])
+    width = bins(x.shape[1], size[1])
     return np.array([[x[a:b, c:d].mean((0, 1)) for c, d in width] for a, b in height])
 
 
@@ -127,15 +145,23 @@ def hint_pooled(s, t):
 
 @each
 def attention_code(s, t):
-    q = lambda x: (x**2).sum(-1).reshape(-1)
-    unit = lambda v: v / np.linalg.norm(v)
+    def q(x):
+        return (x**2).sum(-1).reshape(-1)
+
+    def unit(v):
+        return v / np.linalg.norm(v)
+
     return np.mean((unit(q(s)) - unit(q(t))) ** 2)
 
 
 @each
 def attention_paper(s, t):
-    q = lambda x: (abs(x) ** 3).sum(-1).reshape(-1)
-    unit = lambda v: v / np.linalg.norm(v)
+    def q(x):
+        return (abs(x) ** 3).sum(-1).reshape(-1)
+
+    def unit(v):
+        return v / np.linalg.norm(v)
+
     return np.linalg.norm(unit(q(s)) - unit(q(t)))
 
 
@@ -146,15 +172,21 @@ def hidden_cosine(s, t):
 
 @each
 def nst(s, t, kernel):
-    channels = lambda x: [c / np.linalg.norm(c) for c in x.reshape(-1, x.shape[-1]).T]
-    s, t = channels(s), channels(t)
+    def channels(x):
+        return [c / np.linalg.norm(c) for c in x.reshape(-1, x.shape[-1]).T]
+
+    s = channels(s)
+    t = channels(t)
     variance = np.mean([np.sum((a - b) ** 2) for a in s for b in t])
     k = {
         "linear": lambda a, b: a @ b,
         "polynomial": lambda a, b: (a @ b) ** 2,
         "gaussian": lambda a, b: math.exp(-np.sum((a - b) ** 2) / (2 * variance)),
     }[kernel]
-    mean = lambda x, y: np.mean([k(a, b) for a in x for b in y])
+
+    def mean(x, y):
+        return np.mean([k(a, b) for a in x for b in y])
+
     return mean(s, s) + mean(t, t) - 2 * mean(s, t)
 
 
@@ -163,7 +195,9 @@ def fsp(s, t):
         g = pool(g, f.shape[:2]) if g.shape[0] > f.shape[0] else g
         f = pool(f, g.shape[:2]) if f.shape[0] > g.shape[0] else f
         height, width = f.shape[:2]
-        return sum(np.outer(f[i, j], g[i, j]) for i in range(height) for j in range(width)) / (height * width)
+        return sum(np.outer(f[i, j], g[i, j]) for i in range(height) for j in range(width)) / (
+            height * width
+        )
 
     return np.array([np.mean((flow(a, b) - flow(c, d)) ** 2) for a, b, c, d in zip(*s, *t)])
 
@@ -201,7 +235,9 @@ def flat(x):
 
 
 def similarity_preserving(s, t):
-    rows = lambda x: np.array([r / np.linalg.norm(r) for r in flat(x) @ flat(x).T])
+    def rows(x):
+        return np.array([r / np.linalg.norm(r) for r in flat(x) @ flat(x).T])
+
     return ((rows(s) - rows(t)) ** 2).sum(1) / len(s)
 
 
@@ -214,17 +250,25 @@ def rkd_distance(s, t):
         d = np.array([[np.linalg.norm(a - b) for b in flat(x)] for a in flat(x)])
         return d / d[d > 0].mean()
 
-    a, b, n = relative(s), relative(t), len(s)
+    a = relative(s)
+    b = relative(t)
+    n = len(s)
     return np.array([sum(huber(a[i, j] - b[i, j]) for j in range(n)) / n for i in range(n)])
 
 
 def rkd_angle(s, t):
     def cosine(x, i, j, k):
-        a, b = flat(x)[j] - flat(x)[i], flat(x)[k] - flat(x)[i]
+        a = flat(x)[j] - flat(x)[i]
+        b = flat(x)[k] - flat(x)[i]
         return a @ b / np.linalg.norm(a) / np.linalg.norm(b) if i not in (j, k) else 0.0
 
     n = len(s)
-    total = lambda i: sum(huber(cosine(s, i, j, k) - cosine(t, i, j, k)) for j in range(n) for k in range(n))
+
+    def total(i):
+        return sum(
+            huber(cosine(s, i, j, k) - cosine(t, i, j, k)) for j in range(n) for k in range(n)
+        )
+
     return np.array([total(i) / n**2 for i in range(n)])
 
 
@@ -242,16 +286,23 @@ def correlation_congruence(s, t, kernel="gaussian", gamma=0.4, order=2):
         if kernel == "bilinear":
             return flat(x) @ flat(x).T
         x = np.array([r / np.linalg.norm(r) for r in flat(x)])
-        series = lambda g: sum((2 * gamma * g) ** p / math.factorial(p) for p in range(order + 1))
+
+        def series(g):
+            return sum((2 * gamma * g) ** p / math.factorial(p) for p in range(order + 1))
+
         return np.array([[math.exp(-2 * gamma) * series(a @ b) for b in x] for a in x])
 
     return ((table(s) - table(t)) ** 2).sum(1) / len(s)
 
 
-def crd(s, t, indices, negatives, bank_student, bank_teacher, z_student, z_teacher, temperature=0.07):
+def crd(
+    s, t, indices, negatives, bank_student, bank_teacher, z_student, z_teacher, temperature=0.07
+):
     """RepDistiller's, with probabilities: P(pair) = exp(score) / Z against K draws from 1 / N."""
-    examples, k = len(bank_student), negatives.shape[1]
-    noise, values = k / examples, []
+    examples = len(bank_student)
+    k = negatives.shape[1]
+    noise = k / examples
+    values = []
     for i, (a, b) in enumerate(zip(s, t)):
         total = 0
         for v, bank, z in ((a, bank_teacher, z_student), (b, bank_student, z_teacher)):
@@ -263,7 +314,11 @@ def crd(s, t, indices, negatives, bank_student, bank_teacher, z_student, z_teach
 
 
 def deep_mutual(s, t, temperature):
-    one = lambda i: np.mean([kl(softmax(peer[i], temperature), softmax(s[i], temperature)) for peer in t])
+    def one(i):
+        return np.mean(
+            [kl(softmax(peer[i], temperature), softmax(s[i], temperature)) for peer in t]
+        )
+
     return np.array([one(i) for i in range(len(s))])
 
 
@@ -274,7 +329,9 @@ def born_again(s, t, labels):
 
 def born_again_confidence(s, t, labels):
     w = np.array([softmax(z).max() for z in t])
-    return np.array([len(s) * a / w.sum() * -math.log(softmax(z)[y]) for a, z, y in zip(w, s, labels)])
+    return np.array(
+        [len(s) * a / w.sum() * -math.log(softmax(z)[y]) for a, z, y in zip(w, s, labels)]
+    )
 
 
 def dino(s, t, centre, student_temperature, teacher_temperature):
@@ -283,7 +340,8 @@ def dino(s, t, centre, student_temperature, teacher_temperature):
         for v in range(len(t)):
             for w in range(len(s)):
                 if v != w:
-                    p, q = softmax(t[v, i] - centre, teacher_temperature), softmax(s[w, i], student_temperature)
+                    p = softmax(t[v, i] - centre, teacher_temperature)
+                    q = softmax(s[w, i], student_temperature)
                     pairs.append(-np.sum(p * np.log(q)))
         return np.mean(pairs)
 
@@ -315,6 +373,10 @@ def batch_norm_total(f, mean, var):
 def batch_norm_matching(f, _, mean, var):
     """One value an example: its part of both squares."""
     channels = f.reshape(-1, f.shape[-1]).T
-    now, spread = np.array([c.mean() for c in channels]), np.array([c.var() for c in channels])
-    one = lambda x: np.dot(x - mean, now - mean) + np.dot((x - now) ** 2 - var, spread - var)
+    now = np.array([c.mean() for c in channels])
+    spread = np.array([c.var() for c in channels])
+
+    def one(x):
+        return np.dot(x - mean, now - mean) + np.dot((x - now) ** 2 - var, spread - var)
+
     return np.array([np.mean([one(x) for x in example.reshape(-1, f.shape[-1])]) for example in f])

@@ -1,4 +1,6 @@
-"""Slow one-dimensional k-means: the optimum by dynamic programming, and Lloyd's algorithm, on sorted points."""
+"""Slow one-dimensional k-means: the optimum by dynamic programming, and Lloyd's algorithm, on
+sorted points.
+"""
 
 import numpy as np
 
@@ -8,19 +10,25 @@ def prefix(values: np.ndarray) -> np.ndarray:
 
 
 def optimal(x: np.ndarray, k: int, h: np.ndarray | None = None) -> np.ndarray:
-    """The best codebook (Wang and Song 2011): D[j] = min over i of D'[i] + cost(i, j), one more cluster a round.
+    """The best codebook (Wang and Song 2011): D[j] = min over i of D'[i] + cost(i, j), one more
+    cluster a round.
 
     cost(i, j) = Σ h x² − (Σ h x)² / Σ h over the sorted points i … j−1: O(k n²).
     """
     order = np.argsort(x, kind="stable")
     x = x[order].astype(np.float64)
     h = np.ones_like(x) if h is None else h[order].astype(np.float64)
-    H, S, Q = prefix(h), prefix(h * x), prefix(h * x * x)
+    H = prefix(h)
+    S = prefix(h * x)
+    Q = prefix(h * x * x)
     mass = H[None] - H[:, None]
     with np.errstate(all="ignore"):
         cost = (Q[None] - Q[:, None]) - (S[None] - S[:, None]) ** 2 / mass
-    cost = np.where(mass > 0, np.maximum(cost, 0), np.where(np.tri(len(H), dtype=bool).T, 0, np.inf))
-    best, cuts = cost[0], []
+    cost = np.where(
+        mass > 0, np.maximum(cost, 0), np.where(np.tri(len(H), dtype=bool).T, 0, np.inf)
+    )
+    best = cost[0]
+    cuts = []
     for _ in range(k - 1):
         total = best[:, None] + cost
         cuts.append(np.argmin(total, 0))
@@ -34,7 +42,9 @@ def optimal(x: np.ndarray, k: int, h: np.ndarray | None = None) -> np.ndarray:
 
 
 def lloyd(x: np.ndarray, c: np.ndarray, steps: int) -> np.ndarray:
-    """Assign each point to the nearest level, move each level to the mean of its points; x sorted, c ascending."""
+    """Assign each point to the nearest level, move each level to the mean of its points; x sorted,
+    c ascending.
+    """
     S = prefix(x)
     for _ in range(steps):
         b = np.concatenate([[0], np.searchsorted(x, (c[1:] + c[:-1]) / 2, side="right"), [len(x)]])

@@ -2,7 +2,8 @@
 
 import math
 
-LOW, TOTAL = 1 << 16, 1 << 12
+LOW = 1 << 16
+TOTAL = 1 << 12
 
 
 def start(freq, s):
@@ -10,7 +11,8 @@ def start(freq, s):
 
 
 def encode(symbols, freq):
-    x, words = LOW, []
+    x = LOW
+    words = []
     for s in reversed(symbols):
         if x >= freq[s] << 20:
             words.append(x & 0xFFFF)
@@ -20,9 +22,12 @@ def encode(symbols, freq):
 
 
 def decode(x, words, n, freq):
-    words, symbols = list(words), []
+    words = list(words)
+    symbols = []
     for _ in range(n):
-        s = next(s for s in range(len(freq)) if start(freq, s) <= x % TOTAL < start(freq, s) + freq[s])
+        s = next(
+            s for s in range(len(freq)) if start(freq, s) <= x % TOTAL < start(freq, s) + freq[s]
+        )
         x = freq[s] * (x // TOTAL) + x % TOTAL - start(freq, s)
         if x < LOW:
             x = x << 16 | words.pop(0)
@@ -33,7 +38,8 @@ def decode(x, words, n, freq):
 
 def interleaved(symbols, freq, lanes):
     """`lanes` textbook coders that share one stream of words."""
-    x, words = [LOW] * lanes, []
+    x = [LOW] * lanes
+    words = []
     steps = -(-len(symbols) // lanes)
     for step in reversed(range(steps)):
         out = []
@@ -43,7 +49,9 @@ def interleaved(symbols, freq, lanes):
                 x[lane] >>= 16
             x[lane] = x[lane] // freq[s] * TOTAL + start(freq, s) + x[lane] % freq[s]
         words = out + words
-    return b"".join(v.to_bytes(4, "little") for v in x) + b"".join(w.to_bytes(2, "little") for w in words)
+    return b"".join(v.to_bytes(4, "little") for v in x) + b"".join(
+        w.to_bytes(2, "little") for w in words
+    )
 
 
 def cost(counts, freq):
@@ -51,7 +59,9 @@ def cost(counts, freq):
 
 
 def best_tables(counts, total, least=1):
-    """Every table of the given sum that gives present symbols at least 1: for exhaustive search at a small total."""
+    """Every table of the given sum that gives present symbols at least 1: for exhaustive search at
+    a small total.
+    """
     if len(counts) == 1:
         if (total > 0) == (counts[0] > 0):
             yield [total]

@@ -1,12 +1,16 @@
-"""Slow least squares for layers, in NumPy and float64, as He, Zhang & Sun 2017 (arXiv:1707.06168) write them."""
+"""Slow least squares for layers, in NumPy and float64, as He, Zhang & Sun 2017 (arXiv:1707.06168)
+write them.
+"""
 
 import numpy as np
 
 
 def refit(x, target, w, b=None, ridge=0.0, mask=None):
-    """The weights and bias that bring x w + b near to the target, output by output; without b weights alone.
+    """The weights and bias that bring x w + b near to the target, output by output; without b
+    weights alone.
 
-    The pull is towards w, and ridge is a share of the mean variance of x (of its mean square, if there is no bias).
+    The pull is towards w, and ridge is a share of the mean variance of x (of its mean square, if
+    there is no bias).
     """
     x, target, w = (np.asarray(a, np.float64) for a in (x, target, w))
     new_w = w.copy()

@@ -4,7 +4,9 @@ import numpy as np
 
 
 def order(x: np.ndarray, magnitude: bool = False) -> np.ndarray:
-    """Flat indices from the smallest to the largest: NaN first; among equals the highest index first."""
+    """Flat indices from the smallest to the largest: NaN first; among equals the highest index
+    first.
+    """
     v = np.asarray(x, np.float64).reshape(-1)
     v = np.abs(v) if magnitude else v
     number = ~np.isnan(v)

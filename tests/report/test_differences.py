@@ -1,4 +1,5 @@
-"""Comparing arrays: errors by hand, the ends of the float range, and what is never said to be equal."""
+"""Comparing arrays: errors by hand, the ends of the float range, and what is never said to be
+equal."""
 
 import math
 
@@ -12,7 +13,8 @@ import jaxprune as jp
 from jaxprune.report import differences
 from jaxprune.report.differences import difference, together
 
-INF, NAN = math.inf, math.nan
+INF = math.inf
+NAN = math.nan
 
 
 def row(a, b, dtype=np.float32):
@@ -27,17 +29,23 @@ def test_errors_by_hand():
     assert not found.same and not found.exact
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.complex64])
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.complex64]
+)
 def test_equal_infinities_and_nans_are_equal(dtype):
     found = row([1, INF, -INF, NAN], [1, INF, -INF, NAN], dtype)
     assert found.exact and found.sqnr == INF and found.relative == 0
 
 
-@pytest.mark.parametrize("a, b", [(INF, -INF), (NAN, INF), (NAN, 0.0), (1.0, NAN), (INF, 3.0), (0.0, -INF)])
+@pytest.mark.parametrize(
+    "a, b", [(INF, -INF), (NAN, INF), (NAN, 0.0), (1.0, NAN), (INF, 3.0), (0.0, -INF)]
+)
 def test_what_is_not_finite_and_differs_is_counted_and_hides_nothing(a, b):
     found = row([10.0, 1.0, a], [10.0, 0.0, b])
     assert (found.changed, found.not_finite) == (2, 1) and not found.same
-    assert found.max_error == 1 and found.sqnr == pytest.approx(10 * math.log10(101))  # of the finite entries
+    assert found.max_error == 1 and found.sqnr == pytest.approx(
+        10 * math.log10(101)
+    )  # of the finite entries
     alone = row([10.0, a], [10.0, b])
     assert not alone.same and alone.not_finite == 1
 
@@ -80,14 +88,20 @@ def test_integers_and_booleans(a, b, dtype, error):
     assert found.changed == 1 and found.max_error == error and not found.same
 
 
-@pytest.mark.parametrize("a, b, sqnr, relative", [([0.0], [1.0], -INF, INF), ([0.0], [0.0], INF, 0), ([], [], INF, 0)])
+@pytest.mark.parametrize(
+    "a, b, sqnr, relative", [([0.0], [1.0], -INF, INF), ([0.0], [0.0], INF, 0), ([], [], INF, 0)]
+)
 def test_zero_references_and_empty_arrays(a, b, sqnr, relative):
     assert (row(a, b).sqnr, row(a, b).relative) == (sqnr, relative)
 
 
 def test_other_dtypes_and_shapes_are_a_difference_whatever_the_values():
     other_dtype = difference("w", np.ones(2, np.float32), np.ones(2))
-    assert not other_dtype.same and other_dtype.note == "float32 became float64" and not other_dtype.changed
+    assert (
+        not other_dtype.same
+        and other_dtype.note == "float32 became float64"
+        and not other_dtype.changed
+    )
     other_shape = difference("w", np.ones(2), np.ones((2, 1)))
     assert not other_shape.same and not other_shape.compared
     assert not together("all", [other_dtype]).same and not together("all", [other_shape]).same
@@ -98,12 +112,15 @@ def test_blocks_add_up(monkeypatch):
     draw = np.random.default_rng(0)
     a = draw.normal(size=101).astype(np.float32)
     b = np.where(draw.random(101) < 0.3, 0, a).astype(np.float32)
-    a[7], b[50] = NAN, INF
+    a[7] = NAN
+    b[50] = INF
     whole = difference("w", a, b)
     monkeypatch.setattr(differences, "BLOCK", 10)
     parts = difference("w", a, b)
     for name, value in whole._asdict().items():
-        assert getattr(parts, name) == (pytest.approx(value) if isinstance(value, float) else value), name
+        assert getattr(parts, name) == (
+            pytest.approx(value) if isinstance(value, float) else value
+        ), name
 
 
 # --- the same laws for `jp.measure.sqnr` and `distortion`, on the host and under trace ---
@@ -125,7 +142,11 @@ def test_kept_leaves_do_not_make_a_loss_look_small():
 
 
 def test_one_codebook_for_a_tree_is_a_code_of_each_leaf():
-    params = {"a": jnp.arange(6.0).reshape(2, 3), "c": jnp.arange(8.0).reshape(2, 4), "bias": 1e4 * jnp.ones(3)}
+    params = {
+        "a": jnp.arange(6.0).reshape(2, 3),
+        "c": jnp.arange(8.0).reshape(2, 4),
+        "bias": 1e4 * jnp.ones(3),
+    }
     tree = jp.cluster(k=3, scope="tree").init(params)
     assert max(both_ways(jp.measure.sqnr, params, tree)) < 40
 
@@ -138,7 +159,8 @@ def test_sqnr_of_large_and_small_weights(scale):
 
 
 def test_a_causal_mask_beside_the_weights_loses_nothing():
-    w, mask = jnp.array([[10.0, 1.0]]), jnp.array([0.0, -INF, NAN])
+    w = jnp.array([[10.0, 1.0]])
+    mask = jnp.array([0.0, -INF, NAN])
     tree = {"kernel": jp.prune(0.5).init(w), "mask": mask}
     for found in both_ways(jp.measure.sqnr, {"kernel": w, "mask": mask}, tree):
         assert found == pytest.approx(10 * math.log10(101), rel=1e-5)
@@ -150,7 +172,9 @@ def test_a_causal_mask_beside_the_weights_loses_nothing():
         assert found == -INF
 
 
-@pytest.mark.parametrize("a, b, expected", [([0.0], [0.0], INF), ([0.0], [1.0], -INF), ([], [], INF)])
+@pytest.mark.parametrize(
+    "a, b, expected", [([0.0], [0.0], INF), ([0.0], [1.0], -INF), ([], [], INF)]
+)
 def test_sqnr_of_zeros_and_of_nothing(a, b, expected):
     for found in both_ways(jp.measure.sqnr, {"w": jnp.array(a)}, {"w": jnp.array(b)}):
         assert found == expected

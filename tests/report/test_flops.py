@@ -14,7 +14,11 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxprune.core.arrays import Clustered, Common, Masked, is_code, materialize
 from jaxprune.jaxprs.flops import flops, flops_by_primitive, sparse_flops, unpadded_flops
 
-shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.float32)
+
+def shape(*n):
+    return jax.ShapeDtypeStruct(n, jnp.float32)
+
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -47,7 +51,11 @@ def xla(f, *args):
     "f, args, count",
     [
         (jnp.matmul, (shape(5, 30), shape(30, 10)), 2 * 5 * 30 * 10),
-        (partial(jnp.einsum, "bij,bjk->bik"), (shape(7, 5, 30), shape(7, 30, 10)), 2 * 7 * 5 * 30 * 10),
+        (
+            partial(jnp.einsum, "bij,bjk->bik"),
+            (shape(7, 5, 30), shape(7, 30, 10)),
+            2 * 7 * 5 * 30 * 10,
+        ),
         (partial(jnp.einsum, "ijk,jlk->il"), (shape(2, 3, 4), shape(3, 5, 4)), 2 * 2 * 5 * 12),
         (partial(jnp.einsum, "i,j->ij"), (shape(3), shape(4)), 2 * 12),
         (jnp.exp, (shape(3, 4),), 12),
@@ -56,10 +64,22 @@ def xla(f, *args):
         (partial(jnp.max, axis=0), (shape(3, 4),), 12),
         (jnp.cumsum, (shape(9),), 9),
         (lambda x: x.reshape(4, 3).T[::2, 1:].astype(jnp.bfloat16), (shape(3, 4),), 0),
-        (lambda x, i: x.at[i].get(mode="clip", wrap_negative_indices=False), (shape(9, 5), jnp.zeros(3, int)), 0),
+        (
+            lambda x, i: x.at[i].get(mode="clip", wrap_negative_indices=False),
+            (shape(9, 5), jnp.zeros(3, int)),
+            0,
+        ),
         (jnp.sort, (shape(9),), 0),
-        (lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (2, 2), "VALID"), (shape(8, 8),), 16 * 4),
-        (lambda x, i: x.at[i].add(x[:3], wrap_negative_indices=False), (shape(9, 5), jnp.zeros(3, int)), 15),
+        (
+            lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (2, 2), "VALID"),
+            (shape(8, 8),),
+            16 * 4,
+        ),
+        (
+            lambda x, i: x.at[i].add(x[:3], wrap_negative_indices=False),
+            (shape(9, 5), jnp.zeros(3, int)),
+            15,
+        ),
     ],
 )
 def test_primitives(f, args, count):
@@ -75,8 +95,14 @@ def test_primitives(f, args, count):
         ((2, 8, 8, 6), (3, 3, 6, 10), {"rhs_dilation": (2, 2)}, 4 * 4 * 9 * 6),
         ((2, 8, 8, 6), (3, 3, 1, 10 * 6), {"feature_group_count": 6}, 6 * 6 * 9 * 1),
         ((2, 8, 8, 6), (3, 3, 6, 10), {"batch_group_count": 2}, 6 * 6 * 9 * 6),
-        # a transposed convolution that doubles: each input element meets each of 16 window places once
-        ((2, 4, 4, 6), (4, 4, 6, 10), {"padding": [(2, 2), (2, 2)], "lhs_dilation": (2, 2)}, 8 * 8 * 4 * 6),
+        # a transposed convolution that doubles: each input element meets each of 16 window places
+        # once
+        (
+            (2, 4, 4, 6),
+            (4, 4, 6, 10),
+            {"padding": [(2, 2), (2, 2)], "lhs_dilation": (2, 2)},
+            8 * 8 * 4 * 6,
+        ),
     ],
 )
 def test_convolutions(x, w, kw, taps):
@@ -84,16 +110,34 @@ def test_convolutions(x, w, kw, taps):
     assert flops(partial(conv, **kw), shape(*x), shape(*w)) == 2 * out[0] * out[-1] * taps
 
 
-@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(0, 4))
+@given(
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(0, 4),
+)
 @settings(max_examples=40, deadline=None)
 def test_taps_of_a_dilated_convolution_against_a_loop(n, window, stride, step, holes, pad):
-    x, w = shape(1, n, 1), shape(window, 1, 1)
-    f = lambda x, w: lax.conv_general_dilated(
-        x, w, (stride,), [(pad, pad + 1)], (holes,), (step,), dimension_numbers=("NHC", "HIO", "NHC")
-    )
+    x = shape(1, n, 1)
+    w = shape(window, 1, 1)
+
+    def f(x, w):
+        return lax.conv_general_dilated(
+            x,
+            w,
+            (stride,),
+            [(pad, pad + 1)],
+            (holes,),
+            (step,),
+            dimension_numbers=("NHC", "HIO", "NHC"),
+        )
+
     there = np.zeros(pad + (n - 1) * holes + 1 + pad + 1, int)
     there[pad : pad + (n - 1) * holes + 1 : holes] = 1
-    taps, real = 0, 0
+    taps = 0
+    real = 0
     for o in range(jax.eval_shape(f, x, w).shape[1]):
         for k in range(window):
             taps += (o * stride + k * step - pad) % holes == 0
@@ -111,33 +155,51 @@ def test_lenet_by_hand():
     assert flops(mlp, LENET, shape(32, 784)) == products + 32 * 810
 
 
-@pytest.mark.parametrize("f, params, x", [(mlp, LENET, shape(32, 784)), (cnn, CNN, shape(4, 20, 20, 3))])
+@pytest.mark.parametrize(
+    "f, params, x", [(mlp, LENET, shape(32, 784)), (cnn, CNN, shape(4, 20, 20, 3))]
+)
 def test_xla_counts_the_same(f, params, x):
     assert flops(f, params, x) == pytest.approx(xla(f, params, x), rel=0.03)
 
 
 def test_padding_is_the_difference_from_xla():
-    f, x, w = partial(conv, padding="SAME"), shape(1, 16, 16, 8), shape(3, 3, 8, 8)
+    f = partial(conv, padding="SAME")
+    x = shape(1, 16, 16, 8)
+    w = shape(3, 3, 8, 8)
     assert flops(f, x, w) == 2 * 64 * (3 * 16) ** 2
     assert xla(f, x, w) == unpadded_flops(f, x, w) == 2 * 64 * (3 * 16 - 2) ** 2
 
 
 def test_control_flow():
-    x, w = shape(4, 6), shape(6, 6)
+    x = shape(4, 6)
+    w = shape(6, 6)
     once = 2 * 4 * 36
-    step = lambda c, _: (c @ jnp.zeros((6, 6)), ())
+
+    def step(c, _):
+        return (c @ jnp.zeros((6, 6)), ())
+
     assert flops(lambda x: lax.scan(step, x, None, length=7)[0], x) == 7 * once
-    assert flops(lambda x, w: lax.scan(lambda c, w: (c @ w, ()), x, w)[0], x, shape(5, 6, 6)) == 5 * once
+    assert (
+        flops(lambda x, w: lax.scan(lambda c, w: (c @ w, ()), x, w)[0], x, shape(5, 6, 6))
+        == 5 * once
+    )
     assert flops(lambda x, w: lax.while_loop(lambda c: True, lambda c: c @ w, x), x, w) == once
-    branches = lambda x, w: lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: jnp.sin(x))
+
+    def branches(x, w):
+        return lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: jnp.sin(x))
+
     assert flops_by_primitive(branches, x, w) == {"dot_general": 2 * once, "gt": 1}
     assert flops(lambda x, w: lax.map(lambda r: r @ w, x), x, w) == once
-    inner = lambda c, _: (lax.scan(step, c, None, length=3)[0], ())
+
+    def inner(c, _):
+        return (lax.scan(step, c, None, length=3)[0], ())
+
     assert flops(lambda x: lax.scan(inner, x, None, length=2)[0], x) == 6 * once
 
 
 def test_calls_are_entered():
-    x, w = shape(4, 6), shape(6, 6)
+    x = shape(4, 6)
+    w = shape(6, 6)
     once = 2 * 4 * 36
     own = jax.custom_vjp(lambda x, w: x @ w)
     own.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, g: (g @ r[1].T, r[0].T @ g))
@@ -145,9 +207,12 @@ def test_calls_are_entered():
     assert flops(jax.checkpoint(jnp.matmul), x, w) == once
     assert flops(own, x, w) == once
     assert flops(jax.nn.relu, x) == 24
-    assert flops(jax.grad(lambda x, w: jnp.sum(x @ w)), x, w) == 2 * once + 24  # the value is traced too
+    assert (
+        flops(jax.grad(lambda x, w: jnp.sum(x @ w)), x, w) == 2 * once + 24
+    )  # the value is traced too
     assert flops(jax.vmap(jnp.matmul, (0, None)), shape(3, 4, 6), w) == 3 * once
-    # LU 2/3·6³ = 144 and two triangular solves of 36; the other three jaxprs of a linear solve do not run
+    # LU 2/3·6³ = 144 and two triangular solves of 36; the other three jaxprs of a linear solve do
+    # not run
     by = flops_by_primitive(jnp.linalg.solve, shape(6, 6), shape(6))
     assert by["lu"] == 144 and by["triangular_solve"] == 72
 
@@ -155,7 +220,12 @@ def test_calls_are_entered():
 def test_a_shard_map_runs_on_every_device():
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     P = PartitionSpec
-    f = jax.shard_map(lambda x, w: lax.psum(x @ w, "b"), mesh=mesh, in_specs=(P("a", "b"), P("b")), out_specs=P("a"))
+    f = jax.shard_map(
+        lambda x, w: lax.psum(x @ w, "b"),
+        mesh=mesh,
+        in_specs=(P("a", "b"), P("b")),
+        out_specs=P("a"),
+    )
     assert flops_by_primitive(f, shape(4, 8), shape(8, 6))["dot_general"] == 2 * 4 * 8 * 6
 
 
@@ -167,7 +237,9 @@ def test_what_cannot_be_seen_is_an_error():
 
 
 def test_static_keywords_and_compressed_trees():
-    f = lambda w, x, *, train: jnp.tanh(x @ w) if train else x @ w
+    def f(w, x, *, train):
+        return jnp.tanh(x @ w) if train else x @ w
+
     assert flops(f, shape(6, 5), shape(4, 6), train=False) == 240
     assert flops(f, shape(6, 5), x=shape(4, 6), train=True) == 260
     code = Masked(Clustered(jnp.ones(4), jnp.zeros((6, 5), jnp.uint8)), jnp.ones((6, 5), bool))
@@ -209,12 +281,21 @@ def test_sparse_flops_by_hand():
     ],
 )
 def test_weights_are_followed(f):
-    all_, kept = 2 * 4 * 6 * 5, 2 * 4 * 6
-    assert flops(f, shape(6, 5), shape(4, 6)) - sparse_flops(f, masked(6, 5, 5), shape(4, 6)) == all_ - kept
+    all_ = 2 * 4 * 6 * 5
+    kept = 2 * 4 * 6
+    assert (
+        flops(f, shape(6, 5), shape(4, 6)) - sparse_flops(f, masked(6, 5, 5), shape(4, 6))
+        == all_ - kept
+    )
 
 
 @pytest.mark.parametrize(
-    "f", [lambda w, x: x @ (w + 1), lambda w, x: x @ jnp.concatenate([w[:3], w[3:]]), lambda w, x: x @ (2 * w)]
+    "f",
+    [
+        lambda w, x: x @ (w + 1),
+        lambda w, x: x @ jnp.concatenate([w[:3], w[3:]]),
+        lambda w, x: x @ (2 * w),
+    ],
 )
 def test_changed_weights_are_not(f):
     assert sparse_flops(f, masked(6, 5, 5), shape(4, 6)) == flops(f, shape(6, 5), shape(4, 6))
@@ -222,23 +303,34 @@ def test_changed_weights_are_not(f):
 
 def test_scanned_layers_convolutions_and_carries():
     stack = jnp.asarray(np.random.default_rng(0).random((3, 8, 8)) < 0.3, jnp.float32)
-    layers = lambda p, x: lax.scan(lambda c, w: (c @ w, ()), x, p)[0]
+
+    def layers(p, x):
+        return lax.scan(lambda c, w: (c @ w, ()), x, p)[0]
+
     assert sparse_flops(layers, stack, shape(2, 8)) == 2 * 2 * np.count_nonzero(stack)
     kernel = np.zeros((3, 3, 4, 6), np.float32)
     kernel[1] = 1
     assert sparse_flops(lambda w, x: conv(x, w), kernel, shape(2, 8, 8, 4)) == 2 * 2 * 36 * 72
-    carried = lambda w, x: lax.fori_loop(0, 3, lambda i, w: w @ w + 1, w)
+
+    def carried(w, x):
+        return lax.fori_loop(0, 3, lambda i, w: w @ w + 1, w)
+
     assert sparse_flops(carried, jnp.eye(4), 0) == flops(carried, jnp.eye(4), 0)
 
 
 def test_two_weights_count_by_the_sparser():
-    f = lambda p, x: p[0] @ p[1]
+    def f(p, x):
+        return p[0] @ p[1]
+
     assert sparse_flops(f, [masked(6, 5, 5), masked(5, 7, 7)], 0) == 2 * 6 * 5 * 7 // 7
 
 
 def test_a_common_codebook():
     leaf = Masked(Clustered(None, jnp.zeros((6, 5), jnp.uint8)), jnp.arange(30).reshape(6, 5) < 10)
-    assert sparse_flops(lambda p, x: x @ p["w"], Common(jnp.ones(2), {"w": leaf}), shape(4, 6)) == 2 * 4 * 10
+    assert (
+        sparse_flops(lambda p, x: x @ p["w"], Common(jnp.ones(2), {"w": leaf}), shape(4, 6))
+        == 2 * 4 * 10
+    )
 
 
 def test_traced_weights_are_an_error():

@@ -30,7 +30,10 @@ def row(table, path):
     [
         (jp.identity, ""),
         (jp.prune(0.75), "Masked 25%"),
-        (jp.chain(jp.prune(0.75), jp.cluster(k=8), codebook8), "Masked 25% · Clustered 8 · codebook int8"),
+        (
+            jp.chain(jp.prune(0.75), jp.cluster(k=8), codebook8),
+            "Masked 25% · Clustered 8 · codebook int8",
+        ),
         (jp.cluster(k=3), "Clustered 3"),
         (jp.quantize(bits=8), "int8"),
         (jp.quantize(bits=4), "int4"),
@@ -48,14 +51,23 @@ def test_words(compression, words):
 
 
 def test_percent():
-    assert [percent(x) for x in (1, 0.08, 0.125, 0.00125, 0)] == ["100%", "8%", "12.5%", "0.125%", "0%"]
+    assert [percent(x) for x in (1, 0.08, 0.125, 0.00125, 0)] == [
+        "100%",
+        "8%",
+        "12.5%",
+        "0.125%",
+        "0%",
+    ]
 
 
 def test_rows_by_hand():
     mask = np.zeros((8, 8), bool)
     mask[0] = True
-    table = summary({"kernel": Masked(jnp.ones((8, 8)), jnp.asarray(mask)), "bias": jnp.arange(8.0)})
-    kernel, bias = row(table, "kernel"), row(table, "bias")
+    table = summary(
+        {"kernel": Masked(jnp.ones((8, 8)), jnp.asarray(mask)), "bias": jnp.arange(8.0)}
+    )
+    kernel = row(table, "kernel")
+    bias = row(table, "bias")
     assert kernel[:6] == ("kernel", (8, 8), "float32", "Masked 12.5%", 0.125, (64 + 8 * 32) / 64)
     # the mask is 10 bytes, and eight values that are all alike a base of 5 and a width of 1
     assert (kernel.dense, kernel.nonzero, kernel.stored, kernel.note) == (256, 32, 10 + 6, "")
@@ -67,7 +79,14 @@ def test_rows_by_hand():
 
 
 @pytest.mark.parametrize(
-    "compression", [jp.identity, jp.prune(0.9), jp.cluster(k=4), jp.cluster(k=4, scope="tree"), jp.quantize(bits=4)]
+    "compression",
+    [
+        jp.identity,
+        jp.prune(0.9),
+        jp.cluster(k=4),
+        jp.cluster(k=4, scope="tree"),
+        jp.quantize(bits=4),
+    ],
 )
 def test_totals_are_sizes_and_nbits(compression):
     tree = compression.init(model())
@@ -102,24 +121,48 @@ def test_notes():
 def test_where_selects_rows():
     table = summary(jp.prune(0.5).init(model()), where=jp.where.path(r"dense/.*"))
     assert [r.path for r in table.rows] == ["dense/bias", "dense/kernel"]
-    assert [r.path for r in summary(model(), where=jp.where.weights).rows] == ["conv/kernel", "dense/kernel"]
+    assert [r.path for r in summary(model(), where=jp.where.weights).rows] == [
+        "conv/kernel",
+        "dense/kernel",
+    ]
     with pytest.raises(ValueError, match="matches nothing"):
         summary(model(), where=jp.where.path("nothing"))
 
 
 def test_text_fits_100_columns():
-    deep = {f"a_rather_long_name_of_a_layer_{i}": {"and_of_what_it_holds": normal((40, 30))} for i in range(3)}
+    deep = {
+        f"a_rather_long_name_of_a_layer_{i}": {"and_of_what_it_holds": normal((40, 30))}
+        for i in range(3)
+    }
     tree = jp.chain(jp.prune(0.9), jp.cluster(k=16), codebook8).init({**deep, "x": jnp.zeros(3)})
     lines = str(summary(tree)).splitlines()
     assert max(map(len, lines)) <= tables.WIDTH
     assert len({len(line) for line in lines[:-1]}) == 1  # columns are aligned
     assert sum("…" in line for line in lines) == 3
-    assert lines[0].split() == ["leaf", "array", "what", "kept", "bits", "dense", "stored", "entropy"]
+    assert lines[0].split() == [
+        "leaf",
+        "array",
+        "what",
+        "kept",
+        "bits",
+        "dense",
+        "stored",
+        "entropy",
+    ]
 
 
 def test_elide_and_size():
-    assert tables.elide("params/encoder/kernel", 11) == "param…ernel" and tables.elide("abc", 3) == "abc"
-    assert [tables.size(n) for n in (0, 9999, 10000, 1_066_440, 2 * 10**9)] == ["0", "9999", "10k", "1.066M", "2G"]
+    assert (
+        tables.elide("params/encoder/kernel", 11) == "param…ernel"
+        and tables.elide("abc", 3) == "abc"
+    )
+    assert [tables.size(n) for n in (0, 9999, 10000, 1_066_440, 2 * 10**9)] == [
+        "0",
+        "9999",
+        "10k",
+        "1.066M",
+        "2G",
+    ]
     for n in range(0, 10**7, 12345):
         assert len(tables.size(n)) <= 6
 
@@ -128,7 +171,11 @@ def test_json():
     table = summary(jp.prune(0.5).init({"w": w, "bad": jnp.array([jnp.nan])}))
     said = json.loads(table.to_json())
     assert said == table.to_dict()
-    assert said["rows"][1]["path"] == "w" and said["rows"][1]["shape"] == [16, 24] and said["rows"][1]["density"] == 0.5
+    assert (
+        said["rows"][1]["path"] == "w"
+        and said["rows"][1]["shape"] == [16, 24]
+        and said["rows"][1]["density"] == 0.5
+    )
     assert said["totals"]["dense"] == 16 * 24 * 4 + 4 and math.isclose(said["ratio"], table.ratio)
     assert summary({}).ratio == 1.0 and str(summary({}))
 
@@ -164,7 +211,10 @@ def test_kernels_with_their_outputs_elsewhere_are_listed():
     }
     table = summary(jp.prune(0.5, where=jp.where.weights | "embedding/.*").init(params))
     axes = {row.path: row.axes for row in table.rows}
-    assert axes["conv/weight"] == "outputs on axis -4" and axes["conv/bias"] == axes["embedding/weight"] == ""
+    assert (
+        axes["conv/weight"] == "outputs on axis -4"
+        and axes["conv/bias"] == axes["embedding/weight"] == ""
+    )
     lines = str(table).splitlines()
     assert "outputs on axis -4: conv/weight" in lines and "outputs on axis -2: head/weight" in lines
     assert not any("plain" in line for line in lines if line.startswith("outputs"))
@@ -172,7 +222,8 @@ def test_kernels_with_their_outputs_elsewhere_are_listed():
 
 
 def test_the_reason_for_a_dense_leaf_is_that_of_the_selection():
-    """The class of an Equinox module, and a kernel beside it, tell what a name and a shape do not."""
+    """The class of an Equinox module, and a kernel beside it, tell what a name and a shape do
+    not."""
     eqx = pytest.importorskip("equinox")
     table = summary(eqx.filter(eqx.nn.Embedding(40, 8, key=jax.random.key(0)), eqx.is_array))
     assert "embedding" in table.rows[0].note

@@ -1,4 +1,6 @@
-"""Files made to harm, by name, and the means to make them. Checksums are right: a forger can compute them."""
+"""Files made to harm, by name, and the means to make them. Checksums are right: a forger can
+compute them.
+"""
 
 import contextlib
 import json
@@ -15,7 +17,8 @@ from jaxprune.storage.format import words as f
 @contextlib.contextmanager
 def lines_run():
     """[the number of lines of Python run inside]: what a slow file costs, on any machine."""
-    count, before = [0], sys.gettrace()
+    count = [0]
+    before = sys.gettrace()
 
     def trace(frame, event, arg):
         count[0] += event == "line"
@@ -28,12 +31,17 @@ def lines_run():
         sys.settrace(before)
 
 
-# --- making files ----------------------------------------------------------------------------------------------------
+# --- making files
+# ---------------------------------------------------------------------------------------
 
 
 def file_of(manifest, data=b"", crcs=None, tail=b"", zdict=f.DICTIONARY, version=f.FIRST):
     """A file whose checksums are all right, whatever it says."""
-    text = manifest if isinstance(manifest, bytes) else json.dumps(manifest, separators=(",", ":")).encode()
+    text = (
+        manifest
+        if isinstance(manifest, bytes)
+        else json.dumps(manifest, separators=(",", ":")).encode()
+    )
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9, 0, zdict)
     crcs = [zlib.crc32(data)] if crcs is None else crcs
     body = deflate.compress(text) + deflate.flush() + tail + struct.pack(f"<{len(crcs)}I", *crcs)
@@ -55,7 +63,9 @@ def tree_of(node, data=b"", **kw):
 
 
 def unguarded(raw, payload):
-    """The file of one leaf with other bytes of data, and a checksum that fits them: what a forger would write."""
+    """The file of one leaf with other bytes of data, and a checksum that fits them: what a forger
+    would write.
+    """
     length = struct.unpack("<Q", raw[:8])[0]
     header = json.loads(raw[8 : 8 + length])
     size = header["jp.manifest"]["shape"][0]
@@ -79,10 +89,16 @@ def varint(n):
 
 def rans(freqs, words=(), states=(1 << 16,), base=0, lanes=None, k=None):
     """A stream of the rans codec with a plain table."""
-    lanes, k = len(states) if lanes is None else lanes, len(freqs) if k is None else k
+    lanes = len(states) if lanes is None else lanes
+    k = len(freqs) if k is None else k
     head = varint(base) + varint(lanes) + varint(2 * (k - 1))
     table = b"".join(map(varint, freqs))
-    return head + table + struct.pack(f"<{len(states)}I", *states) + struct.pack(f"<{len(words)}H", *words)
+    return (
+        head
+        + table
+        + struct.pack(f"<{len(states)}I", *states)
+        + struct.pack(f"<{len(words)}H", *words)
+    )
 
 
 def coded(stream, dtype="u1", shape=(4,), codec=f.RANS):
@@ -108,7 +124,9 @@ def versioned(version):
 
 
 def masked(values, kept=3, data=b"", shape=(4,)):
-    """A Masked whose mask of 4 has `kept` True entries, and whose values are said to be `values`."""
+    """A Masked whose mask of 4 has `kept` True entries, and whose values are said to be
+    `values`.
+    """
     bits = bytes([0, 1, (1 << kept) - 1])
     return tree_of({"w": ["M", ["?", list(shape), 1, 3], values]}, bits + data)
 
@@ -116,7 +134,9 @@ def masked(values, kept=3, data=b"", shape=(4,)):
 def clustered(k, indices):
     words = np.asarray(indices, np.uint8)
     book = np.zeros(k, "<f4").tobytes()
-    return tree_of({"w": ["C", ["f4", [k]], ["u1", [len(words)], 0, len(words)]]}, book + words.tobytes())
+    return tree_of(
+        {"w": ["C", ["f4", [k]], ["u1", [len(words)], 0, len(words)]]}, book + words.tobytes()
+    )
 
 
 DEEP = b"[" * 200_000
@@ -153,7 +173,9 @@ HOSTILE = {
     "not finite, evaluated": tree_of({"w": ["x", "__import__('os')"]}, crcs=[]),
     "a number of 65 bits": tree_of({"w": 2**63}, crcs=[]),
     # 5: keys twice
-    "header has a key twice": with_header(b'{"__metadata__":{"jaxprune":"1"},' + json.dumps(HEADER).encode()[1:], REST),
+    "header has a key twice": with_header(
+        b'{"__metadata__":{"jaxprune":"1"},' + json.dumps(HEADER).encode()[1:], REST
+    ),
     "manifest has a key twice": file_of(b'{"p":0,"t":1,"t":1}', crcs=[]),
     "tree has a key twice": file_of(b'{"p":0,"t":{"a":1,"a":1}}', crcs=[]),
     "integer keys twice": tree_of(["i", 1, 1, 1, 1], crcs=[]),
@@ -168,8 +190,14 @@ HOSTILE = {
             "a length": lambda v: {"w": ["u1", [8], 1, v]},
         }.items()
     },
-    **{f"integer key {key!r}": tree_of(["i", key, 1], crcs=[]) for key in (True, 1.0, "1", None, 2**63)},
-    **{f"prediction {p!r}": file_of({"t": 1, "p": p}, crcs=[]) for p in (True, 1.0, "1", None, -1, 2**64)},
+    **{
+        f"integer key {key!r}": tree_of(["i", key, 1], crcs=[])
+        for key in (True, 1.0, "1", None, 2**63)
+    },
+    **{
+        f"prediction {p!r}": file_of({"t": 1, "p": p}, crcs=[])
+        for p in (True, 1.0, "1", None, -1, 2**64)
+    },
     "shape is 0 outside a mask": array(["f4", 0, 0, 8], FLOATS),
     "shape is false outside a mask": array(["f4", False, 0, 8], FLOATS),
     "shape overflows": array(["f4", [2**32, 2**32]], FLOATS),
@@ -184,7 +212,9 @@ HOSTILE = {
     "raw length too long": array(["f4", [2], 0, 12], FLOATS + b"\0\0\0\0"),
     "length past the end": array(["u1", [8], 1, 2**62], FLOATS),
     "offsets reversed": tensor("jp.data", data_offsets=[8, 0]),
-    "offsets with a gap": tensor("jp.data", data_offsets=[HEADER["jp.data"]["data_offsets"][0] + 1] * 2),
+    "offsets with a gap": tensor(
+        "jp.data", data_offsets=[HEADER["jp.data"]["data_offsets"][0] + 1] * 2
+    ),
     "offsets overlap": tensor("jp.data", data_offsets=[0, 8]),
     "data of 2^62 bytes": tensor("jp.data", shape=[2**62]),
     "data of -1 bytes": tensor("jp.data", shape=[-1]),
@@ -196,7 +226,9 @@ HOSTILE = {
     # 9, 10: the manifest's stream, and counts
     "manifest truncated": with_manifest(REST[4:-20], FLOATS),
     "manifest twice": file_of({"t": 1, "p": 0}, crcs=[], tail=zlib.compress(b"{}")),
-    "manifest with another dictionary": file_of({"t": {"mean": 1}, "p": 0}, crcs=[], zdict=f.DICTIONARY[::-1]),
+    "manifest with another dictionary": file_of(
+        {"t": {"mean": 1}, "p": 0}, crcs=[], zdict=f.DICTIONARY[::-1]
+    ),
     "manifest with a tail": file_of({"t": 1, "p": 0}, crcs=[], tail=b"\0"),
     "manifest with zlib's header": with_manifest(zlib.compress(b'{"t":1,"p":0}')),
     "manifest is no deflate": with_manifest(b"\xff" * 40),
@@ -226,10 +258,16 @@ HOSTILE = {
     "table of zeros": coded(rans([0, 0])),
     "table of no symbols that go on": coded(rans([], k=9)),
     "table of 4097 symbols": coded(rans([0] * 4096 + [4096], states=[1 << 16])),
-    "table's frequency of 3 bytes": coded(varint(0) + varint(1) + varint(2) + b"\x80\x80\x01\x01" + bytes(8)),
+    "table's frequency of 3 bytes": coded(
+        varint(0) + varint(1) + varint(2) + b"\x80\x80\x01\x01" + bytes(8)
+    ),
     "table that does not inflate": coded(varint(0) + varint(1) + varint(3) + b"\xff" * 20),
-    "table that inflates to a bomb": coded(varint(0) + varint(1) + varint(3) + zlib.compress(bytes(1 << 20), 9)[2:-4]),
-    "table that inflates too short": coded(varint(0) + varint(1) + varint(9) + zlib.compress(b"\1\1")[2:-4] + bytes(8)),
+    "table that inflates to a bomb": coded(
+        varint(0) + varint(1) + varint(3) + zlib.compress(bytes(1 << 20), 9)[2:-4]
+    ),
+    "table that inflates too short": coded(
+        varint(0) + varint(1) + varint(9) + zlib.compress(b"\1\1")[2:-4] + bytes(8)
+    ),
     "state below 2^16": coded(rans([4095, 1], states=[65535])),
     "state that ends elsewhere": coded(rans([2048, 2048], states=[1 << 21])),
     "words left over": coded(rans([4095, 1], words=[1])),
@@ -251,19 +289,29 @@ HOSTILE = {
     "no codebook": tree_of({"w": ["C", None, U1]}, bytes(4)),
     "indices of floats": tree_of({"w": ["C", ["f4", [4]], ["f4", [1]]]}, bytes(20)),
     "indices are a code": tree_of({"w": ["C", ["f4", [4]], ["P", 4, 0, U1]]}, bytes(20)),
-    "an assignment of k": tree_of({"w": ["R", -2, ["f4", [1, 2]], ["u1", [1]], SCALE]}, bytes(8) + b"\1" + bytes(4)),
-    "assignment and scale": tree_of({"w": ["R", -2, ["f4", [1, 2]], ["u1", [2]], SCALE]}, bytes(14)),
+    "an assignment of k": tree_of(
+        {"w": ["R", -2, ["f4", [1, 2]], ["u1", [1]], SCALE]}, bytes(8) + b"\1" + bytes(4)
+    ),
+    "assignment and scale": tree_of(
+        {"w": ["R", -2, ["f4", [1, 2]], ["u1", [2]], SCALE]}, bytes(14)
+    ),
     "more values than the mask": masked(["u1", 0, 0, 4], data=bytes(4)),
     "fewer values than the mask": masked(["u1", 0, 0, 2], data=bytes(2)),
     "a mask of bytes": tree_of({"w": ["M", ["u1", [4]], ["f4", [4]]]}, bytes(20)),
     "a mask that is raw": tree_of({"w": ["M", ["?", [4]], ["f4", [4]]]}, bytes(20)),
     "no mask": tree_of({"w": ["M", None, ["f4", [4]]]}, bytes(16)),
-    "mask and values": tree_of({"w": ["M", ["?", [4], 1, 3], ["f4", [3]]]}, bytes([0, 1, 7]) + bytes(12)),
+    "mask and values": tree_of(
+        {"w": ["M", ["?", [4], 1, 3], ["f4", [3]]]}, bytes([0, 1, 7]) + bytes(12)
+    ),
     "scale and integers": tree_of({"w": ["Q", 8, "f4", 0, U1, ["f4", [3]], None]}, bytes(16)),
     "no scale": tree_of({"w": ["Q", 8, "f4", 0, U1, None, None]}, bytes(4)),
     "a grid that is not there": tree_of({"w": ["Q", 8, "f4", 1, U1, SCALE, None]}, bytes(8)),
-    "a grid of true": file_of({"t": ["Q", 8, "f4", 1, U1, SCALE, None], "p": 0, "g": [[True]]}, bytes(8)),
-    "a grid of text": file_of({"t": ["Q", 8, "f4", 1, U1, SCALE, None], "p": 0, "g": ["x"]}, bytes(8)),
+    "a grid of true": file_of(
+        {"t": ["Q", 8, "f4", 1, U1, SCALE, None], "p": 0, "g": [[True]]}, bytes(8)
+    ),
+    "a grid of text": file_of(
+        {"t": ["Q", 8, "f4", 1, U1, SCALE, None], "p": 0, "g": ["x"]}, bytes(8)
+    ),
     "bits of 0": tree_of({"w": ["P", 0, 0, U1]}, bytes(4)),
     "bits of 8": tree_of({"w": ["P", 8, 0, U1]}, bytes(4)),
     "bits of 2^70": tree_of({"w": ["P", 2**70, 0, U1]}, bytes(4)),
@@ -279,7 +327,9 @@ HOSTILE = {
     "factors too large together": tree_of(
         {"w": ["L", ["L", ["u1", [2**26, 0]], ["u1", [0, 2**26]]], ["u1", [2**26, 0]]]}, b""
     ),
-    "a core of one axis": tree_of({"w": ["T", ["f4", [2]], ["f4", [2, 2]], ["f4", [2, 2]]]}, bytes(40)),
+    "a core of one axis": tree_of(
+        {"w": ["T", ["f4", [2]], ["f4", [2, 2]], ["f4", [2, 2]]]}, bytes(40)
+    ),
     "a Common of a number": tree_of(["G", 1.0, {}], crcs=[]),
     "a Common inside a code": tree_of({"w": ["D", "", ["G", ["f4", [2]], 1]]}, FLOATS),
     "a dict inside a code": tree_of({"w": ["D", "", {"a": ["f4", [2]]}]}, FLOATS),
@@ -307,7 +357,10 @@ HOSTILE = {
         f"dtype {x!r}": array([x, [2]], FLOATS)
         for x in ("", "O", "V16", ">f4", "float32", "f16", "=", "==f4", "M8", 4, None)
     },
-    **{f"dense dtype {x!r}": tree_of({"w": ["B", x, U1, SCALE]}, bytes(8)) for x in ("O", "=f4", 4, None, ["f4"])},
+    **{
+        f"dense dtype {x!r}": tree_of({"w": ["B", x, U1, SCALE]}, bytes(8))
+        for x in ("O", "=f4", 4, None, ["f4"])
+    },
     "codec 3": array(["u1", [8], 3, 8], FLOATS),
     "an unknown kind of code": tree_of({"w": ["Z", ["f4", [2]]]}, FLOATS),
     "a class's name": tree_of({"w": ["Masked", ["f4", [2]]]}, FLOATS),
@@ -317,11 +370,16 @@ HOSTILE = {
     "raw int4": array(["int4", [2]], b"\x7f\x7f"),
     "raw float4": array(["float4_e2m1fn", [2]], b"\x7f\x7f"),
     # 21: other files and versions
-    **{f"version {v!r}": versioned(v) for v in ("0", "", "1 ", "1.0", "01", "²", "x", 1, None, True)},
+    **{
+        f"version {v!r}": versioned(v)
+        for v in ("0", "", "1 ", "1.0", "01", "²", "x", 1, None, True)
+    },
     "no version": header_with(__metadata__={}),
     "another format": header_with(__metadata__={"format": "pt"}),
     "no metadata": with_header({k: v for k, v in HEADER.items() if k != "__metadata__"}, REST),
-    "plain safetensors": with_header({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, FLOATS),
+    "plain safetensors": with_header(
+        {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, FLOATS
+    ),
     "pickle": b"\x80\x04\x95" + bytes(40),
     "zip": b"PK\x03\x04" + bytes(40),
     "gguf": b"GGUF\x03\x00\x00\x00" + bytes(40),
@@ -329,5 +387,12 @@ HOSTILE = {
 }
 
 odd_words = ["l", "t", "i", "x", "G", "nan", "=f4", 0, 1, 2, -1, 4, 8, 2**63, True, None, 1.5]
-lists_and_dicts = lambda kids: st.lists(kids, max_size=5) | st.dictionaries(st.text(max_size=3), kids, max_size=3)
-json_nodes = st.recursive(st.sampled_from([*f.KINDS, *f.DTYPES, *odd_words]), lists_and_dicts, max_leaves=25)
+
+
+def lists_and_dicts(kids):
+    return st.lists(kids, max_size=5) | st.dictionaries(st.text(max_size=3), kids, max_size=3)
+
+
+json_nodes = st.recursive(
+    st.sampled_from([*f.KINDS, *f.DTYPES, *odd_words]), lists_and_dicts, max_leaves=25
+)

@@ -15,7 +15,8 @@ import pytest
 from jaxprune.storage import files
 from jaxprune.storage.files import load, save
 
-OLD, NEW = {"w": np.arange(3)}, {"w": np.arange(3) + 1, "v": np.ones(100_000)}
+OLD = {"w": np.arange(3)}
+NEW = {"w": np.arange(3) + 1, "v": np.ones(100_000)}
 
 
 @pytest.fixture
@@ -91,7 +92,10 @@ def test_an_encoder_fails(path):
 def test_a_full_disk(path, monkeypatch):
     """A real ENOSPC, at the flush."""
     real = open
-    monkeypatch.setattr("builtins.open", lambda name, *a, **kw: real(name, *a, **kw).close() or real("/dev/full", "wb"))
+    monkeypatch.setattr(
+        "builtins.open",
+        lambda name, *a, **kw: real(name, *a, **kw).close() or real("/dev/full", "wb"),
+    )
     with pytest.raises(OSError, match="No space left"):
         save(path, NEW)
     monkeypatch.undo()
@@ -117,7 +121,10 @@ files.save(sys.argv[1], {"w": np.ones(1000)})
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_process(how, path):
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", KILLED, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "written\n"
     process.send_signal(how)
@@ -125,7 +132,9 @@ def test_a_killed_process(how, path):
     process.stdout.close()
     assert load(path)["w"].tolist() == [0, 1, 2]
     left = [name for name in os.listdir(path.parent) if name != "model.jp"]
-    assert len(left) == (how == signal.SIGKILL) and all(name.startswith(".model.jp.") for name in left)
+    assert len(left) == (how == signal.SIGKILL) and all(
+        name.startswith(".model.jp.") for name in left
+    )
     save(path, NEW)
     assert load(path)["v"].size == 100_000
 

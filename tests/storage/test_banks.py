@@ -28,7 +28,11 @@ F32 = jnp.dtype("float32")
 
 def integers(rng, shape, keep):
     """Laplacian integers, pruned, whose size differs by output and input."""
-    w = rng.laplace(size=shape) * np.exp(rng.standard_normal(shape[-1])) * np.exp(rng.standard_normal((shape[-2], 1)))
+    w = (
+        rng.laplace(size=shape)
+        * np.exp(rng.standard_normal(shape[-1]))
+        * np.exp(rng.standard_normal((shape[-2], 1)))
+    )
     w[np.abs(w) < np.quantile(np.abs(w), 1 - keep)] = 0
     return np.rint(np.clip(w * 2, -120, 120)).astype(np.int8)
 
@@ -64,25 +68,43 @@ def test_banks_round_trip_and_are_predicted(keep, path):
 
 
 def test_leaves_have_parts_of_their_bank_by_symbols(path):
-    """Two integer arrays in one bank, one three times the other; the masks follow from them, the scales are apart."""
+    """Two integer arrays in one bank, one three times the other; the masks follow from them, the
+    scales are apart.
+    """
     rng = np.random.default_rng(0)
     q = [jnp.asarray(integers(rng, shape, 0.3)) for shape in ((64, 96), (64, 32))]
-    noise = [jnp.asarray(rng.standard_normal((1, n), np.float32)) for n in (1, 32)]  # scales that are stored raw
+    noise = [
+        jnp.asarray(rng.standard_normal((1, n), np.float32)) for n in (1, 32)
+    ]  # scales that are stored raw
     tree = {f"{i}": Masked(Quantized(x, noise[i], None, 8, F32), x != 0) for i, x in enumerate(q)}
     save(path, tree)
     a, b = inspect(path).rows
-    scales, bank = (4, 4 * 32), inspect(path).bytes.data - 4 - 4 * 32
+    scales = (4, 4 * 32)
+    bank = inspect(path).bytes.data - 4 - 4 * 32
     assert a.codecs == b.codecs == ("context", "raw")
-    assert (a.stored_bytes - scales[0], b.stored_bytes - scales[1]) == (bank * 3 // 4, bank - bank * 3 // 4)
+    assert (a.stored_bytes - scales[0], b.stored_bytes - scales[1]) == (
+        bank * 3 // 4,
+        bank - bank * 3 // 4,
+    )
     group = predicted_bytes(tree) - sum(scales)
     nodes = [Leaf(key, to_node(x)) for key, x in tree.items()]
-    assert predicted_leaf_bytes(nodes) == [group * 3 // 4 + scales[0], group - group * 3 // 4 + scales[1]]
+    assert predicted_leaf_bytes(nodes) == [
+        group * 3 // 4 + scales[0],
+        group - group * 3 // 4 + scales[1],
+    ]
 
 
 def test_a_model_with_its_outputs_first_takes_no_more_bytes(path):
-    """PyTorch's and Equinox's arrays are coded as their transposes are: rows of outputs, inputs and places."""
+    """PyTorch's and Equinox's arrays are coded as their transposes are: rows of outputs, inputs and
+    places.
+    """
     tree = model()
-    turned = lambda x: jax.tree.map(lambda a: jnp.moveaxis(jnp.moveaxis(a, -1, 0), -1, 1) if a.ndim > 1 else a, x)
+
+    def turned(x):
+        return jax.tree.map(
+            lambda a: jnp.moveaxis(jnp.moveaxis(a, -1, 0), -1, 1) if a.ndim > 1 else a, x
+        )
+
     save(path, {"layer": {key: {"kernel": x} for key, x in tree.items()}})
     last = inspect(path)
     first = {"layer": {key: {"weight": turned(x)} for key, x in tree.items()}}
@@ -119,7 +141,8 @@ def test_a_damaged_bank_leaves_the_other_leaves(path):
         load(path)
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.3, 0.05])
@@ -148,7 +171,10 @@ def test_the_page_says_how_to_read_a_bank(keep, path):
 )
 def test_the_page_on_arrays_of_any_shape(shapes):
     rng = np.random.default_rng(1)
-    arrays = [rng.integers(-9, 300, shape).astype(np.int16) // 5 + 2000 * (i % 2) for i, shape in enumerate(shapes)]
+    arrays = [
+        rng.integers(-9, 300, shape).astype(np.int16) // 5 + 2000 * (i % 2)
+        for i, shape in enumerate(shapes)
+    ]
     members = [grouping.Member(Array("i2", False, np.asarray(x, np.int16))) for x in arrays]
     octets = grouping.fit_bank(members)[0].write()
     rows = [Row("i2", False, shape, False, CONTEXT, i, 0, 0) for i, shape in enumerate(shapes)]

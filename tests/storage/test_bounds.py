@@ -1,4 +1,6 @@
-"""Files of other tools that were changed, or made to harm: a `FormatError` of one short line, in bounded memory."""
+"""Files of other tools that were changed, or made to harm: a `FormatError` of one short line, in
+bounded memory.
+"""
 
 import contextlib
 import json
@@ -26,7 +28,9 @@ from tests.storage.hostile import coded
 from tests.storage.test_checkpoints import SUFFIXES, write_foreign
 from tests.storage.test_fuzz import changed, changes
 
-few = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 F4 = np.dtype("float32")
 
 
@@ -41,7 +45,8 @@ def refused(path, message=""):
     assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
 
 
-# --- files that were changed -----------------------------------------------------------------------------------------
+# --- files that were changed
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +55,17 @@ def originals(tmp_path_factory):
     files = {s: write_foreign(folder / f"m{s}", SUFFIXES[s]).read_bytes() for s in SUFFIXES if s}
     np.savez_compressed(folder / "z.npz", **SUFFIXES[".npz"])
     np.save(folder / "one.npy", np.arange(12, dtype=np.float32).reshape(3, 4))
-    weight_map = {"weight_map": {"a.weight": "m-1.safetensors", "b.weight": "m-2.safetensors"}, "metadata": {}}
+    weight_map = {
+        "weight_map": {"a.weight": "m-1.safetensors", "b.weight": "m-2.safetensors"},
+        "metadata": {},
+    }
     index = json.dumps(weight_map, indent=1).encode()
-    return {**files, "z.npz": (folder / "z.npz").read_bytes(), ".npy": (folder / "one.npy").read_bytes(), "i": index}
+    return {
+        **files,
+        "z.npz": (folder / "z.npz").read_bytes(),
+        ".npy": (folder / "one.npy").read_bytes(),
+        "i": index,
+    }
 
 
 @few
@@ -68,7 +81,9 @@ def test_a_changed_file_is_read_or_refused(originals, tmp_path_factory, which, c
         read_all(path)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves coroutines behind
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # Orbax leaves coroutines behind
 @few
 @given(changes)
 def test_changed_metadata_of_orbax_is_read_or_refused(tmp_path_factory, change):
@@ -82,7 +97,8 @@ def test_changed_metadata_of_orbax_is_read_or_refused(tmp_path_factory, change):
         pass
 
 
-# --- zip archives ----------------------------------------------------------------------------------------------------
+# --- zip archives
+# ---------------------------------------------------------------------------------------
 
 
 def npy_of(shape, descr="<f4", data=b""):
@@ -126,7 +142,9 @@ def test_an_encrypted_archive(tmp_path):
 
 
 def test_a_member_that_says_more_than_it_can_hold(tmp_path):
-    path = archive(tmp_path / "x.npz", [("a.npy", npy_of((2,), data=bytes(8)))], zipfile.ZIP_DEFLATED)
+    path = archive(
+        tmp_path / "x.npz", [("a.npy", npy_of((2,), data=bytes(8)))], zipfile.ZIP_DEFLATED
+    )
     raw = bytearray(path.read_bytes())
     place = raw.index(b"PK\1\2") + 24
     raw[place : place + 4] = struct.pack("<I", 2**31)
@@ -135,7 +153,13 @@ def test_a_member_that_says_more_than_it_can_hold(tmp_path):
 
 
 def test_what_an_archive_cannot_give_is_left_out_and_noted(tmp_path):
-    np.savez(tmp_path / "x.npz", w=np.ones(2), o=np.array([{}], object), t=np.array(["a"]), d=np.zeros(1, "M8[s]"))
+    np.savez(
+        tmp_path / "x.npz",
+        w=np.ones(2),
+        o=np.array([{}], object),
+        t=np.array(["a"]),
+        d=np.zeros(1, "M8[s]"),
+    )
     with zipfile.ZipFile(tmp_path / "x.npz", "a") as file:
         file.writestr("about.txt", "hello")
         file.writestr("r.npy", npy_of((1,), [("x", "<f4")], bytes(4)))
@@ -144,7 +168,8 @@ def test_what_an_archive_cannot_give_is_left_out_and_noted(tmp_path):
         assert all("left out" in note for note in checkpoint.notes)
 
 
-# --- JSON ------------------------------------------------------------------------------------------------------------
+# --- JSON
+# ---------------------------------------------------------------------------------------
 
 
 def safetensors_of(header, data=bytes(8)):
@@ -184,7 +209,10 @@ def test_headers_of_json(header, message, tmp_path):
         (b"[]", "no tree_metadata"),
         (b'{"tree_metadata": {"a": 1}}', "no tree_metadata"),
         (b"{" * 3000, "not JSON"),
-        (json.dumps({"tree_metadata": {"a": {"key_metadata": [{}] * 70}}}).encode(), "more than 64 keys"),
+        (
+            json.dumps({"tree_metadata": {"a": {"key_metadata": [{}] * 70}}}).encode(),
+            "more than 64 keys",
+        ),
         (json.dumps({"tree_metadata": {"a" * 70_000: {}}}).encode(), "too long"),
     ],
 )
@@ -201,9 +229,12 @@ def test_msgpack_of_many_values_or_of_no_map(tmp_path, monkeypatch):
     refused(tmp_path / "y.msgpack", "more than 1000 values")
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory
+# ---------------------------------------------------------------------------------------
 
-BOMB = coded(bytes([0, 0]), dtype="f4", codec=1, shape=[2**30])  # 4 GiB of one number, in some 200 bytes
+BOMB = coded(
+    bytes([0, 0]), dtype="f4", codec=1, shape=[2**30]
+)  # 4 GiB of one number, in some 200 bytes
 
 
 def test_one_limit_for_every_format(tmp_path):
@@ -211,7 +242,9 @@ def test_one_limit_for_every_format(tmp_path):
     jp.save(tmp_path / "j.jpz", {"w": jnp.zeros(1 << 20)})
     write_foreign(tmp_path / "m.msgpack", {"w": np.zeros(1 << 20, np.float32)})
     for name in ("z.npz", "j.jpz", "m.msgpack"):
-        with pytest.raises(FormatError, match=r"'w' takes \d+ bytes decoded, more than max_bytes=4000000"):
+        with pytest.raises(
+            FormatError, match=r"'w' takes \d+ bytes decoded, more than max_bytes=4000000"
+        ):
             read_all(tmp_path / name, 4_000_000)
         assert len(read_all(tmp_path / name, 16_000_000)) == 1
     assert limits.allowance(200) < 1.01 * 2**30
@@ -225,50 +258,66 @@ def test_a_small_file_cannot_fill_the_memory(tmp_path):
         "from typer.testing import CliRunner\nfrom jaxprune.app.cli import app\n"
         "for args in ('verify bomb.jpz', 'restore bomb.jpz -o x.npz', 'diff bomb.jpz bomb.jpz'):\n"
         "    result = CliRunner().invoke(app, args.split())\n"
-        "    assert result.exit_code == 2 and '--max-memory 4294967296' in result.stderr, (args, result.output)\n"
+        "    assert result.exit_code == 2 and '--max-memory 4294967296' in result.stderr, (args, "
+        "result.output)\n"
     )
     root = pathlib.Path(__file__).parent.parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
+# --- names
+# ---------------------------------------------------------------------------------------
 
 LETTERS = "aA/\\.: \0\n'\"0é\u0301\ud800"
 KEYS = st.text(LETTERS, max_size=3) | st.sampled_from(
     ["..", ".", "", "value", "a\\", "__metadata__", "0", "1", "a" * 40_000]
 )
-TREES = st.recursive(st.just(0), lambda kids: st.dictionaries(KEYS, kids, min_size=1, max_size=3), max_leaves=6)
+TREES = st.recursive(
+    st.just(0), lambda kids: st.dictionaries(KEYS, kids, min_size=1, max_size=3), max_leaves=6
+)
 
 
 def filled(tree, count):
     return (
-        {key: filled(kid, count) for key, kid in tree.items()} if isinstance(tree, dict) else np.float32([next(count)])
+        {key: filled(kid, count) for key, kid in tree.items()}
+        if isinstance(tree, dict)
+        else np.float32([next(count)])
     )
 
 
 def leaves_of(tree, above=()):
     if not isinstance(tree, dict):
         return {above: tree.tolist()}
-    return {keys: x for key, kid in tree.items() for keys, x in leaves_of(kid, (*above, key)).items()}
+    return {
+        keys: x for key, kid in tree.items() for keys, x in leaves_of(kid, (*above, key)).items()
+    }
 
 
 def comes_back(tree, folder, suffix):
-    """Through a file of ours and one of another format: the same keys and arrays, or an error while writing."""
+    """Through a file of ours and one of another format: the same keys and arrays, or an error while
+    writing.
+    """
     try:
         jp.save(folder / "x.jpz", tree)
     except ValueError as error:
         assert "surrogate" in str(error)
         return
     with open_checkpoint(folder / "x.jpz") as checkpoint:
-        assert {t.keys: checkpoint.read(path).tolist() for path, t in checkpoint.tensors.items()} == leaves_of(tree)
+        assert {
+            t.keys: checkpoint.read(path).tolist() for path, t in checkpoint.tensors.items()
+        } == leaves_of(tree)
         try:
             write_checkpoint(folder / f"y{suffix}", checkpoint.tensors, checkpoint.read, {})
         except ValueError as error:
             assert "\n" not in str(error) and len(str(error)) < 1000
             return
-    assert {keys: x.tolist() for keys, x in read_all(folder / f"y{suffix}").items()} == leaves_of(tree)
+    assert {keys: x.tolist() for keys, x in read_all(folder / f"y{suffix}").items()} == leaves_of(
+        tree
+    )
 
 
 @few
@@ -307,7 +356,9 @@ def test_orbax_would_write_one_of_these_over_the_other(tmp_path):
 def test_a_name_or_an_array_that_no_format_holds(suffix, tmp_path):
     for keys in [(), ("a" * 70_000,), ("\udc80",), ("a",) * 70]:
         with pytest.raises(ValueError) as error:
-            write_checkpoint(tmp_path / f"x{suffix}", {"x": Tensor(keys, (1,), F4)}, lambda path: np.ones(1), {})
+            write_checkpoint(
+                tmp_path / f"x{suffix}", {"x": Tensor(keys, (1,), F4)}, lambda path: np.ones(1), {}
+            )
         assert len(str(error.value)) < 600
     assert not list(tmp_path.iterdir())
 
@@ -334,14 +385,17 @@ def test_nothings_are_noted(tmp_path):
         assert [note.split(" ")[0] for note in checkpoint.notes] == ["a", "b/1"]
 
 
-# --- shards ----------------------------------------------------------------------------------------------------------
+# --- shards
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shard_bytes, files", [(16, 3), (24, 2), (1000, 1), (1, 5)])
 def test_shards_that_are_written_are_read(shard_bytes, files, tmp_path):
     named = {f"l{i}.weight": np.full(4, i, np.float16) for i in range(5)}
     tensors = {name: Tensor((name,), x.shape, x.dtype) for name, x in named.items()}
-    write_checkpoint(tmp_path / "out", tensors, named.get, {"format": "pt", "n": 3}, shard_bytes=shard_bytes)
+    write_checkpoint(
+        tmp_path / "out", tensors, named.get, {"format": "pt", "n": 3}, shard_bytes=shard_bytes
+    )
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert len([name for name in names if name.endswith(shards.SHARD)]) == files
     assert (names == ["model.safetensors"]) == (files == 1)
@@ -368,7 +422,8 @@ def test_shards_appear_whole_or_not_at_all(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- files that are not read -----------------------------------------------------------------------------------------
+# --- files that are not read
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -407,7 +462,11 @@ def test_folders_of_other_tools_are_named(name, message, tmp_path):
 
 
 def test_one_npy_is_one_array_named_array(tmp_path):
-    for x in (np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6, dtype=">i2").reshape(2, 3)), np.array(3)):
+    for x in (
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6, dtype=">i2").reshape(2, 3)),
+        np.array(3),
+    ):
         np.save(tmp_path / "x.npy", x)
         found = read_all(tmp_path / "x.npy")
         np.testing.assert_array_equal(found[("array",)], x)

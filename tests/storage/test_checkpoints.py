@@ -78,7 +78,11 @@ def read_foreign(path):
 def flatten(tree, above=""):
     if not isinstance(tree, dict):
         return {above: tree}
-    return {k: x for key, kid in tree.items() for k, x in flatten(kid, f"{above}/{key}".strip("/")).items()}
+    return {
+        k: x
+        for key, kid in tree.items()
+        for k, x in flatten(kid, f"{above}/{key}".strip("/")).items()
+    }
 
 
 def assert_named(found, named):
@@ -96,7 +100,9 @@ def read_all(path):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_other_tools_files_are_read(suffix, tmp_path):
-    assert_named(read_all(write_foreign(tmp_path / f"model{suffix}", SUFFIXES[suffix])), SUFFIXES[suffix])
+    assert_named(
+        read_all(write_foreign(tmp_path / f"model{suffix}", SUFFIXES[suffix])), SUFFIXES[suffix]
+    )
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -121,7 +127,9 @@ def test_a_safetensors_file_comes_back_with_its_metadata(tmp_path):
         assert file.metadata() == {"format": "pt"}
 
 
-@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "int8", "uint16", "complex64", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "int8", "uint16", "complex64", "bool"]
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".msgpack"])
 def test_every_pattern_of_bits(dtype, suffix, tmp_path):
     named = {"w": bits_of(dtype)}
@@ -138,7 +146,8 @@ def test_msgpack_is_flaxs_to_the_byte(tmp_path):
     with open_checkpoint(tmp_path / "a.msgpack") as c:
         write_checkpoint(tmp_path / "b.msgpack", c.tensors, c.read, {})
     tree["params"] = {
-        k: dict(sorted(v.items())) if isinstance(v, dict) else v for k, v in sorted(tree["params"].items())
+        k: dict(sorted(v.items())) if isinstance(v, dict) else v
+        for k, v in sorted(tree["params"].items())
     }
     assert (tmp_path / "b.msgpack").read_bytes() == flax.serialization.msgpack_serialize(tree)
 
@@ -156,10 +165,22 @@ def test_msgpack_in_chunks(tmp_path, monkeypatch):
 
 
 def test_what_is_no_array_is_noted(tmp_path):
-    tree = {"a": np.ones(2), "n": None, "e": {}, "name": "x", "i": 3, "f": 0.5, "l": [1, np.zeros(1)]}
+    tree = {
+        "a": np.ones(2),
+        "n": None,
+        "e": {},
+        "name": "x",
+        "i": 3,
+        "f": 0.5,
+        "l": [1, np.zeros(1)],
+    }
     (tmp_path / "m.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
     with open_checkpoint(tmp_path / "m.msgpack") as c:
-        assert list(c.tensors) == ["a", "f", "i", "l/0", "l/1"] and c.read("i") == 3 and c.read("f") == 0.5
+        assert (
+            list(c.tensors) == ["a", "f", "i", "l/0", "l/1"]
+            and c.read("i") == 3
+            and c.read("f") == 0.5
+        )
         assert len(c.notes) == 3 and all("left out" in note for note in c.notes)
 
 
@@ -167,7 +188,11 @@ def test_npz_bfloat16_without_its_name(tmp_path):
     x = WITH_BF16["params/half"]
     np.savez(tmp_path / "m.npz", w=x)
     with open_checkpoint(tmp_path / "m.npz") as c:
-        assert c.read("w").dtype == ml_dtypes.bfloat16 and c.read("w").tobytes() == x.tobytes() and "|V2" in c.notes[0]
+        assert (
+            c.read("w").dtype == ml_dtypes.bfloat16
+            and c.read("w").tobytes() == x.tobytes()
+            and "|V2" in c.notes[0]
+        )
     np.savez(tmp_path / "m.npz", w=x.astype(ml_dtypes.float8_e4m3fn))
     with pytest.raises(FormatError, match=r"\|V1.*safetensors"):
         read_all(tmp_path / "m.npz")
@@ -202,16 +227,23 @@ def test_names_that_make_no_tree_are_keys():
 def test_layouts():
     x = np.arange(120).reshape(5, 4, 3, 2)  # O I H W
     t = tensors.Tensor(("c.weight",), x.shape, x.dtype)
-    fill = lambda path, into: into.__setitem__(..., x)
+
+    def fill(path, into):
+        return into.__setitem__(..., x)
+
     y = layouts.read_as_jax(fill, "c.weight", "torch", t)
     assert y.shape == (3, 2, 4, 5) == layouts.to_jax("torch", t).shape and y.flags.c_contiguous
     assert y[2, 1, 3, 4] == x[4, 3, 2, 1] and y[0, 1, 2, 3] == x[3, 2, 0, 1]
     assert (layouts.from_jax(y, "torch", t.keys) == x).all()
-    assert layouts.guess({"c": t}) == "torch" and layouts.guess({"c": t, "k": t._replace(keys=("kernel",))}) == "jax"
+    assert (
+        layouts.guess({"c": t}) == "torch"
+        and layouts.guess({"c": t, "k": t._replace(keys=("kernel",))}) == "jax"
+    )
     assert layouts.guess({"b": tensors.Tensor(("bn.weight",), (4,), x.dtype)}) == "jax"
 
 
-# --- streaming -------------------------------------------------------------------------------------------------------
+# --- streaming
+# ---------------------------------------------------------------------------------------
 
 
 def test_streamed_bytes_are_saves(tmp_path):
@@ -219,7 +251,11 @@ def test_streamed_bytes_are_saves(tmp_path):
         "a": {"k": jp.prune(0.5).init(jnp.eye(4)), "z": jnp.arange(300)},
         "b.c": jp.quantize(bits=4).init(jnp.eye(4)),
     }
-    tree["a0"] = {"n": 3, "nf": jp.quantize(kind="nf4", group=4).init(jnp.eye(4)), "x": float("inf")}
+    tree["a0"] = {
+        "n": 3,
+        "nf": jp.quantize(kind="nf4", group=4).init(jnp.eye(4)),
+        "x": float("inf"),
+    }
     jp.save(tmp_path / "whole", tree, metadata={"m": 1})
     with streamed(tmp_path / "parts", {"m": 1}) as file:
         for a in sorted(tree):
@@ -236,7 +272,8 @@ def test_leaves_out_of_order(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- bad files -------------------------------------------------------------------------------------------------------
+# --- bad files
+# ---------------------------------------------------------------------------------------
 
 
 def header_of(**entries):
@@ -284,7 +321,8 @@ def test_a_truncated_file(suffix, tmp_path):
 
 
 def test_a_folder_with_a_file_missing(tmp_path):
-    """In a process of its own: TensorStore still reads other leaves when Orbax has given up, and complains of it."""
+    """In a process of its own: TensorStore still reads other leaves when Orbax has given up, and
+    complains of it."""
     path = write_foreign(tmp_path / "m", NAMED)
     for file in [*(path / "d").iterdir(), *path.glob("ocdbt.process_0/d/*")]:
         file.unlink()
@@ -332,7 +370,9 @@ def test_bad_msgpack(octets, match, tmp_path):
         read_all(tmp_path / "m.msgpack")
 
 
-@pytest.mark.parametrize("suffix, name", [("", ".."), ("", "a\\b"), (".npz", "../../x"), (".npz", "/etc/x")])
+@pytest.mark.parametrize(
+    "suffix, name", [("", ".."), ("", "a\\b"), (".npz", "../../x"), (".npz", "/etc/x")]
+)
 def test_names_that_lead_out_are_not_written(suffix, name, tmp_path):
     keys = tuple(name.split("/"))
     t = {"x": tensors.Tensor(keys, (1,), np.dtype("float32"))}
@@ -343,7 +383,10 @@ def test_names_that_lead_out_are_not_written(suffix, name, tmp_path):
 
 @pytest.mark.parametrize(
     "suffix, dtype, match",
-    [(".npz", "bfloat16", "restore to .safetensors"), (".safetensors", "int4", "restore to .msgpack")],
+    [
+        (".npz", "bfloat16", "restore to .safetensors"),
+        (".safetensors", "int4", "restore to .msgpack"),
+    ],
 )
 def test_a_dtype_that_a_format_lacks(suffix, dtype, match, tmp_path):
     t = {"x": tensors.Tensor(("x",), (1,), np.dtype(dtype))}

@@ -1,4 +1,6 @@
-"""Checkpoints of other tools: shards, items, boxes, names; what is hostile or foreign is one short line."""
+"""Checkpoints of other tools: shards, items, boxes, names; what is hostile or foreign is one short
+line.
+"""
 
 import json
 import struct
@@ -38,20 +40,29 @@ def refused(path, message):
     assert len(str(error.value)) < 600 and "\n" not in str(error.value)
 
 
-# --- shards ----------------------------------------------------------------------------------------------------------
+# --- shards
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def shards(tmp_path):
     for i in (1, 2):
-        save_file({f"l{i}.weight": i * W, f"l{i}.bias": W[0]}, tmp_path / f"model-{i}.safetensors", {"format": "np"})
+        save_file(
+            {f"l{i}.weight": i * W, f"l{i}.bias": W[0]},
+            tmp_path / f"model-{i}.safetensors",
+            {"format": "np"},
+        )
     return tmp_path
 
 
 def index(folder, **changes):
-    weight_map = {f"l{i}.{name}": f"model-{i}.safetensors" for i in (1, 2) for name in ("weight", "bias")}
+    weight_map = {
+        f"l{i}.{name}": f"model-{i}.safetensors" for i in (1, 2) for name in ("weight", "bias")
+    }
     weight_map |= changes
-    text = json.dumps({"metadata": {}, "weight_map": {k: v for k, v in weight_map.items() if v is not None}})
+    text = json.dumps(
+        {"metadata": {}, "weight_map": {k: v for k, v in weight_map.items() if v is not None}}
+    )
     (folder / "model.safetensors.index.json").write_text(text)
     return folder / "model.safetensors.index.json"
 
@@ -77,7 +88,10 @@ WRONG_INDEX = {
         {"l1.bias": None},
         "'l1.bias' is in the shard model-1.safetensors, and the index does not list it",
     ),
-    "a way out": ({"l1.bias": "../model-1.safetensors"}, "a shard is a .safetensors file beside the index"),
+    "a way out": (
+        {"l1.bias": "../model-1.safetensors"},
+        "a shard is a .safetensors file beside the index",
+    ),
     "an absolute path": ({"l1.bias": "/etc/passwd"}, "beside the index"),
     "no text": ({"l1.bias": 3}, "beside the index"),
 }
@@ -89,7 +103,9 @@ def test_an_index_that_is_wrong(shards, case):
     refused(index(shards, **changes), message)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"weight_map": {}}', "[" * 100_000, '{"weight_map": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"weight_map": {}}', "[" * 100_000, '{"weight_map": 1}']
+)
 def test_an_index_that_is_none(shards, text):
     (shards / "x.safetensors.index.json").write_text(text)
     refused(shards / "x.safetensors.index.json", "the index")
@@ -100,7 +116,8 @@ def test_a_tensor_in_two_shards(shards):
     refused(shards, "'l1.bias' is in model-1.safetensors and in model-3.safetensors")
 
 
-# --- Orbax -----------------------------------------------------------------------------------------------------------
+# --- Orbax
+# ---------------------------------------------------------------------------------------
 
 
 def test_items_of_a_step_are_read_or_named(tmp_path):
@@ -122,7 +139,9 @@ def test_a_state_of_nnx_has_the_paths_of_memory_and_is_written_as_it_was(tmp_pat
         assert sorted(checkpoint.tensors) == sorted(leaf_paths(state)) == ["l/bias", "l/kernel"]
         write_checkpoint(tmp_path / "again", checkpoint.tensors, checkpoint.read, checkpoint.about)
     with ocp.StandardCheckpointer() as store:
-        back = store.restore(tmp_path / "again", jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
+        back = store.restore(
+            tmp_path / "again", jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        )
     np.testing.assert_array_equal(back["l"]["kernel"][...], state["l"]["kernel"][...])
 
 
@@ -139,11 +158,14 @@ def test_orbax_is_not_blamed_for_the_errors_of_others(tmp_path):
         raise ZeroDivisionError
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
+# --- names
+# ---------------------------------------------------------------------------------------
 
 KEYS = st.text(st.sampled_from("ab/\\.é \0"), min_size=0, max_size=4)
 
-SHAPES = st.dictionaries(KEYS, st.one_of(st.just(0), st.dictionaries(KEYS, st.just(0), max_size=3)), max_size=4)
+SHAPES = st.dictionaries(
+    KEYS, st.one_of(st.just(0), st.dictionaries(KEYS, st.just(0), max_size=3)), max_size=4
+)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -159,13 +181,20 @@ def test_a_path_tells_its_keys(keys):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    st.dictionaries(KEYS, st.one_of(st.just(0), st.dictionaries(KEYS, st.just(0), min_size=1, max_size=3)), max_size=4)
+    st.dictionaries(
+        KEYS,
+        st.one_of(st.just(0), st.dictionaries(KEYS, st.just(0), min_size=1, max_size=3)),
+        max_size=4,
+    )
 )
 def test_names_come_back_or_are_refused(tmp_path_factory, shape):
     """Through files of ours and of others: never another name, never another array."""
-    folder, counter = tmp_path_factory.mktemp("names"), iter(range(100))
+    folder = tmp_path_factory.mktemp("names")
+    counter = iter(range(100))
     tree = {
-        key: {k: np.float32([next(counter)]) for k in kid} if isinstance(kid, dict) else np.float32([next(counter)])
+        key: {k: np.float32([next(counter)]) for k in kid}
+        if isinstance(kid, dict)
+        else np.float32([next(counter)])
         for key, kid in shape.items()
     }
     expected = {leaf_path(keys): x for keys, x in flatten_with_path(tree)[0]}
@@ -197,7 +226,8 @@ def test_backslashes_are_part_of_a_name(tmp_path):
     assert len(paths_of(tmp_path / "x")) == 3
 
 
-# --- bounds ----------------------------------------------------------------------------------------------------------
+# --- bounds
+# ---------------------------------------------------------------------------------------
 
 
 def safetensors_of(entries):
@@ -211,13 +241,22 @@ HEADERS = {
         "100000 axes; at most 32 are read",
     ),
     "33 axes": ({"a": {"dtype": "F32", "shape": [1] * 33, "data_offsets": [0, 8]}}, "33 axes"),
-    "many floats": ({"a": {"dtype": "F32", "shape": [10**10], "data_offsets": [0, 8]}}, "truncated"),
+    "many floats": (
+        {"a": {"dtype": "F32", "shape": [10**10], "data_offsets": [0, 8]}},
+        "truncated",
+    ),
     "more than can be": (
         {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}},
         "says that its shape",
     ),
-    "many slashes": ({"a/" * 5000 + "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, "more than 64 keys"),
-    "a long name": ({"a" * 70_000: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, "longer than 32768 bytes"),
+    "many slashes": (
+        {"a/" * 5000 + "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+        "more than 64 keys",
+    ),
+    "a long name": (
+        {"a" * 70_000: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+        "longer than 32768 bytes",
+    ),
 }
 
 
@@ -252,7 +291,9 @@ NPY = [
 @pytest.mark.parametrize("header", NPY, ids=lambda h: h[:40].decode("latin-1"))
 def test_hostile_headers_of_npy(header, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
-        archive.writestr("a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(8))
+        archive.writestr(
+            "a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(8)
+        )
     refused(tmp_path / "x.npz", "'a'")
 
 
@@ -289,7 +330,11 @@ def test_files_of_other_tools_are_named(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "member, message", [("archive/data.pkl", "a PyTorch checkpoint.*save_file"), ("model.weights.h5", "a Keras model")]
+    "member, message",
+    [
+        ("archive/data.pkl", "a PyTorch checkpoint.*save_file"),
+        ("model.weights.h5", "a Keras model"),
+    ],
 )
 def test_archives_of_other_tools_are_named(member, message, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
@@ -302,7 +347,9 @@ def test_metadata_that_is_no_text_is_written_as_json(about, tmp_path):
     with open_checkpoint(saved(tmp_path / "a.jpz")) as checkpoint:
         write_checkpoint(tmp_path / "b.safetensors", checkpoint.tensors, checkpoint.read, about)
     with safetensors.opened(tmp_path / "b.safetensors") as back:
-        assert back.about == {key: x if isinstance(x, str) else json.dumps(x) for key, x in about.items()}
+        assert back.about == {
+            key: x if isinstance(x, str) else json.dumps(x) for key, x in about.items()
+        }
 
 
 def saved(path):

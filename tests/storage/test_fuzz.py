@@ -1,4 +1,6 @@
-"""Real files, mutated: a changed byte is found; where the checksums fit, nothing but a `FormatError` comes out."""
+"""Real files, mutated: a changed byte is found; where the checksums fit, nothing but a
+`FormatError` comes out.
+"""
 
 import contextlib
 import json
@@ -31,9 +33,13 @@ many = settings(max_examples=5000, deadline=None, suppress_health_check=anyhow)
 def banked():
     """One bank of integers and one of masks, as small as they may be."""
     rng = np.random.default_rng(0)
-    uneven = lambda *shape: rng.laplace(size=shape) * np.exp(1.5 * rng.standard_normal(shape[-1:]))
+
+    def uneven(*shape):
+        return rng.laplace(size=shape) * np.exp(1.5 * rng.standard_normal(shape[-1:]))
+
     q = [
-        jnp.asarray(np.rint(np.clip(uneven(*shape), -120, 120)).astype(np.int8)) for shape in ((3, 3, 4, 60), (50, 40))
+        jnp.asarray(np.rint(np.clip(uneven(*shape), -120, 120)).astype(np.int8))
+        for shape in ((3, 3, 4, 60), (50, 40))
     ]
     kept = jnp.asarray(np.abs(uneven(64, 64)) > 3)
     tree = {
@@ -45,7 +51,8 @@ def banked():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    path, found = tmp_path_factory.mktemp("files") / "x", []
+    path = tmp_path_factory.mktemp("files") / "x"
+    found = []
     every = list(codes().items())
     trees = [
         *(dict(every[i : i + 4]) for i in range(0, len(every), 4)),
@@ -58,7 +65,9 @@ def files(tmp_path_factory):
         banked(),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(context_coder, "lanes_for", lambda order, bits: min(16, order.rows))  # few steps: quick to read
+        patch.setattr(
+            context_coder, "lanes_for", lambda order, bits: min(16, order.rows)
+        )  # few steps: quick to read
         for i, tree in enumerate(trees):
             save(path, tree, metadata={"i": i})
             found.append(path.read_bytes())
@@ -84,7 +93,8 @@ def changed(raw, change):
     """The bytes with a flip, a cut, an insertion, …"""
     how, a, b, x = change
     raw = bytearray(raw)
-    i, j = int(a * len(raw)), int(b * len(raw))
+    i = int(a * len(raw))
+    j = int(b * len(raw))
     if how == "flip" and raw:
         raw[i] ^= x
     elif how == "cut":
@@ -102,13 +112,16 @@ def changed(raw, change):
     return bytes(raw)
 
 
-# --- with the checksums as they were ---------------------------------------------------------------------------------
+# --- with the checksums as they were
+# ---------------------------------------------------------------------------------------
 
 
 def is_found(files, path, which, change):
     raw = files[int(which * len(files))]
     how, a, b, x = change
-    a = a if x % 3 else a * min(1, 700 / len(raw))  # headers and manifests are short: meet them often
+    a = (
+        a if x % 3 else a * min(1, 700 / len(raw))
+    )  # headers and manifests are short: meet them often
     other = changed(raw, (how, a, b, x))
     if other == raw:
         return
@@ -128,10 +141,15 @@ def test_any_mutation_is_found(files, tmp_path_factory, which, change):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 def test_many_mutations_are_found(files, tmp_path, part):
-    many(given(fraction, changes)(lambda which, change: is_found(files, tmp_path / "x", which, change)))()
+    many(
+        given(fraction, changes)(
+            lambda which, change: is_found(files, tmp_path / "x", which, change)
+        )
+    )()
 
 
-# --- with checksums that fit -----------------------------------------------------------------------------------------
+# --- with checksums that fit
+# ---------------------------------------------------------------------------------------
 
 
 def taken_apart(raw):
@@ -161,8 +179,15 @@ def rows_in(node):
 def with_stream(text, found, data, at, change):
     """The data with a change in one stream, of which the JSON says the length anew."""
     rows = [row for leaf in found.leaves for row in rows_in(leaf.node)]
-    dtype = lambda x: str(x[0]).removeprefix("=") if isinstance(x, list) and x else None
-    entries = [x[key] for x, key in places_of(text["t"]) if dtype(x[key]) in f.DTYPES and x[key][2:3] != [f.CONTEXT]]
+
+    def dtype(x):
+        return str(x[0]).removeprefix("=") if isinstance(x, list) and x else None
+
+    entries = [
+        x[key]
+        for x, key in places_of(text["t"])
+        if dtype(x[key]) in f.DTYPES and x[key][2:3] != [f.CONTEXT]
+    ]
     assert len(rows) == len(entries)
     i = int(at * (len(rows) + len(found.banks)))
     stream = [*rows, *found.banks][i]
@@ -189,7 +214,9 @@ def forged(path, text, n, data):
     path.write_bytes(file_of(text, data, crcs=[0] * n))
     found = contents(path)
     parts = [leaf for leaf in found.leaves if isinstance(leaf.node, f.Row | f.Code)] + found.banks
-    path.write_bytes(file_of(text, data, crcs=[zlib.crc32(data[x.offset : x.offset + x.length]) for x in parts]))
+    path.write_bytes(
+        file_of(text, data, crcs=[zlib.crc32(data[x.offset : x.offset + x.length]) for x in parts])
+    )
 
 
 odd = [
@@ -221,7 +248,9 @@ edits = st.tuples(fraction, st.sampled_from(odd))
 
 
 def survives(files, path, which, stream, edit):
-    """It loads as something that fits, or is a `FormatError`: never another exception, nor a wild index."""
+    """It loads as something that fits, or is a `FormatError`: never another exception, nor a wild
+    index.
+    """
     raw = files[int(which * len(files))]
     text, n, data = taken_apart(raw)
     path.write_bytes(raw)
@@ -247,7 +276,11 @@ def test_any_forgery_is_survived(files, tmp_path_factory, which, stream, edit):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 def test_many_forgeries_are_survived(files, tmp_path, part):
-    many(given(*forgeries)(lambda which, stream, edit: survives(files, tmp_path / "x", which, stream, edit)))()
+    many(
+        given(*forgeries)(
+            lambda which, stream, edit: survives(files, tmp_path / "x", which, stream, edit)
+        )
+    )()
 
 
 @few

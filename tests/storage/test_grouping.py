@@ -42,12 +42,19 @@ def members(*arrays):
 
 def test_what_loses_stays_out():
     assert members(uneven(60, 60), even(90, 90), uneven(3, 3, 20, 30), even(64, 64)) == [[0, 2]]
-    assert members(even(90, 90)) == members(uneven(60, 60)) == members() == []  # the second has too few symbols
+    assert (
+        members(even(90, 90)) == members(uneven(60, 60)) == members() == []
+    )  # the second has too few symbols
     assert members(uneven(80, 80)) == [[0]]
 
 
 def test_masks_and_integers_are_apart():
-    arrays = [uneven(80, 80), uneven(80, 80) > 4, uneven(80, 80).astype(np.int16), uneven(90, 90) > 6]
+    arrays = [
+        uneven(80, 80),
+        uneven(80, 80) > 4,
+        uneven(80, 80).astype(np.int16),
+        uneven(90, 90) > 6,
+    ]
     assert members(*arrays) == [[1, 3], [0, 2]]
 
 
@@ -84,14 +91,18 @@ def test_too_few_symbols_for_a_bank(tmp_path):
 
 
 def test_too_many_symbols_for_one_bank(monkeypatch, tmp_path):
-    """Arrays that are too many for a bank together have one each; a batch is no larger than a bank."""
+    """Arrays that are too many for a bank together have one each; a batch is no larger than a
+    bank.
+    """
     arrays = {str(i): uneven(80, 80) for i in range(5)}
     monkeypatch.setattr(f, "MOST_BANK", 2 * 6400)
     assert members(*arrays.values()) == [[i] for i in range(5)]
     assert members(*list(arrays.values())[:2]) == [[0, 1]]
     leaves = [Leaf(path, array(x)) for path, x in arrays.items()]
     assert [len(batch) for batch in grouping.batches(leaves)] == [2, 2, 1]
-    assert [len(batch) for batch in grouping.batches([Leaf("", array(uneven(300, 80))), *leaves])] == [1, 2, 2, 1]
+    assert [
+        len(batch) for batch in grouping.batches([Leaf("", array(uneven(300, 80))), *leaves])
+    ] == [1, 2, 2, 1]
     save(tmp_path / "x", arrays)
     assert [row.bank for row in rows(tmp_path / "x")] == [0, 0, 1, 1, 2]
     assert_same(load(tmp_path / "x"), arrays)
@@ -109,7 +120,9 @@ def test_a_bank_is_smaller_than_the_streams_and_as_predicted():
     (group,) = grouping.banks_of([grouping.Member(x) for x in arrays])
     octets = group.write()
     assert abs(len(octets) - group.size) <= 16
-    assert len(octets) < sum(len(b"".join(smallest.encode(x.words.ravel(), f.DTYPES["i1"])[1])) for x in arrays)
+    assert len(octets) < sum(
+        len(b"".join(smallest.encode(x.words.ravel(), f.DTYPES["i1"])[1])) for x in arrays
+    )
     assert predicted_bytes([x.words for x in arrays]) == group.size
 
 

@@ -1,4 +1,6 @@
-"""Files that are damaged, cut, or made to harm: one `FormatError` each, in bounded time and memory."""
+"""Files that are damaged, cut, or made to harm: one `FormatError` each, in bounded time and
+memory.
+"""
 
 import cProfile
 import os
@@ -42,7 +44,9 @@ def test_the_good_file_is_good(path):
 def test_a_newer_version_says_which(path):
     path.write_bytes(versioned("3"))
     for read in (load, inspect):
-        with pytest.raises(FormatError, match="needs version 3 of the format; this library reads up to 2: upgrade"):
+        with pytest.raises(
+            FormatError, match="needs version 3 of the format; this library reads up to 2: upgrade"
+        ):
             read(path)
 
 
@@ -58,16 +62,30 @@ def test_inspect_refuses_the_same_manifests(path):
 
 
 def test_memory_is_checked_before_it_is_taken(path):
-    save(path, {"a": jnp.zeros(1 << 20, jnp.uint8), "b": Clustered(jnp.zeros(2), jnp.zeros(1 << 20, jnp.uint8))})
+    save(
+        path,
+        {
+            "a": jnp.zeros(1 << 20, jnp.uint8),
+            "b": Clustered(jnp.zeros(2), jnp.zeros(1 << 20, jnp.uint8)),
+        },
+    )
     tracemalloc.start()
-    for most, as_ in (((2 << 20) + 7, "compressed"), ((6 << 20) + 7, "dense"), ((6 << 20) + 7, "numpy")):
-        with pytest.raises(FormatError, match=f"{most + 1} bytes decoded, more than max_bytes={most}"):
+    for most, as_ in (
+        ((2 << 20) + 7, "compressed"),
+        ((6 << 20) + 7, "dense"),
+        ((6 << 20) + 7, "numpy"),
+    ):
+        with pytest.raises(
+            FormatError, match=f"{most + 1} bytes decoded, more than max_bytes={most}"
+        ):
             load(path, max_bytes=most, as_=as_)
     assert tracemalloc.get_traced_memory()[1] < 1 << 18
     tracemalloc.stop()
     assert load(path, max_bytes=(2 << 20) + 8)["a"].size == 1 << 20
     assert load(path, max_bytes=1 << 20, only="a")["a"].size == 1 << 20
-    path.write_bytes(tree_of({"w": ["M", 0, ["i1", [1000], 1, 2]]}, bytes(2)))  # a mask that is made, not stored
+    path.write_bytes(
+        tree_of({"w": ["M", 0, ["i1", [1000], 1, 2]]}, bytes(2))
+    )  # a mask that is made, not stored
     with pytest.raises(FormatError, match="2000 bytes decoded, more than max_bytes=1999"):
         load(path, max_bytes=1999)
     assert not load(path, max_bytes=2000)["w"].mask.any()
@@ -132,9 +150,13 @@ def test_a_file_that_is_written_while_it_is_read(at, path, monkeypatch):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e-45, -1.0, -0.0, 0.0, 3e38])
 def test_any_float_is_a_scale_or_a_centroid(value, path):
-    """They are the user's, and come back bit for bit; what does not fit the dense dtype overflows as a cast does."""
+    """They are the user's, and come back bit for bit; what does not fit the dense dtype overflows
+    as a cast does.
+    """
     floats = np.array([[value, 1.0]], np.float32)
-    tree = {"q": Quantized(integers(1, 9, 3, 2), jnp.asarray(floats), None, 8, jnp.dtype("float16"))}
+    tree = {
+        "q": Quantized(integers(1, 9, 3, 2), jnp.asarray(floats), None, 8, jnp.dtype("float16"))
+    }
     tree["c"] = Clustered(jnp.asarray(floats[0]), integers(0, 2, 7))
     save(path, tree)
     assert_same(load(path), tree)
@@ -164,7 +186,10 @@ def test_any_text_is_a_name(path):
         "é",
         "e\u0301",
     ]
-    tree = {**{name: {"x": i, "y": np.full(2, i)} for i, name in enumerate(names)}, "n" * (1 << 20): np.ones(1)}
+    tree = {
+        **{name: {"x": i, "y": np.full(2, i)} for i, name in enumerate(names)},
+        "n" * (1 << 20): np.ones(1),
+    }
     tree["deep"] = {"/": {"": {"..": np.ones(3)}}}
     save(path, tree)
     assert_same(load(path), tree)
@@ -172,7 +197,12 @@ def test_any_text_is_a_name(path):
 
 
 def test_keys_with_slashes_and_backslashes_have_paths_of_their_own(path):
-    tree = {"a\\": {"b": np.ones(2)}, "a/b": np.zeros(3), "a": {"b": np.ones(4)}, "a\\/b": np.ones(5)}
+    tree = {
+        "a\\": {"b": np.ones(2)},
+        "a/b": np.zeros(3),
+        "a": {"b": np.ones(4)},
+        "a\\/b": np.ones(5),
+    }
     save(path, tree)
     assert [row.path for row in inspect(path).rows] == ["a/b", r"a\/b", r"a\\/b", r"a\\\/b"]
     assert_same(load(path), tree)
@@ -189,7 +219,8 @@ def test_half_of_a_surrogate_pair_is_not_saved(key, path):
 
 
 def test_leaves_that_are_one_array(path):
-    x, code = normal(30), Masked(normal(30), mask(30))
+    x = normal(30)
+    code = Masked(normal(30), mask(30))
     save(path, {"a": x, "b": [x, code], "c": code})
     back = load(path)
     assert_same(back, {"a": x, "b": [x, back["c"]], "c": back["c"]})
@@ -200,16 +231,22 @@ def test_eight_threads_load_one_file(path):
     tree = {"a": normal(500), "b": Masked(normal(40, 40), mask(40, 40))}
     save(path, tree)
     found = []
-    threads = [threading.Thread(target=lambda: found.append(load(path, as_="numpy"))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: found.append(load(path, as_="numpy"))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 8 and all(x["a"].tobytes() == np.asarray(tree["a"]).tobytes() for x in found)
+    assert len(found) == 8 and all(
+        x["a"].tobytes() == np.asarray(tree["a"]).tobytes() for x in found
+    )
 
 
 def test_work_is_linear(path):
-    """Four times the leaves take four times the Python calls, which no noise of the machine can change."""
+    """Four times the leaves take four times the Python calls, which no noise of the machine can
+    change.
+    """
 
     def calls(n):
         save(path, {str(i): {"w": np.zeros(3, np.float32), "n": i} for i in range(n)})

@@ -1,4 +1,5 @@
-"""Banks that are damaged or made to harm: one `FormatError` with its reason and place, in bounded time and memory."""
+"""Banks that are damaged or made to harm: one `FormatError` with its reason and place, in bounded
+time and memory."""
 
 import re
 import tracemalloc
@@ -17,7 +18,19 @@ from jaxprune.storage.format import words as f
 from jaxprune.storage.format.words import FormatError, Row
 from jaxprune.storage.streams import context_stream
 from tests.storage.hostile import lines_run
-from tests.storage.hostile_banks import BANKS, GOOD, ROW, ROWS, ZERO, bank, coded_tables, leaves, one, rans, stream
+from tests.storage.hostile_banks import (
+    BANKS,
+    GOOD,
+    ROW,
+    ROWS,
+    ZERO,
+    bank,
+    coded_tables,
+    leaves,
+    one,
+    rans,
+    stream,
+)
 
 
 @pytest.fixture
@@ -51,12 +64,16 @@ def test_hostile_banks(name, path):
 
 
 def test_banks_in_any_order(path):
-    """Arrays take their places in a bank as the text names them, whatever the banks' order and the keys'."""
+    """Arrays take their places in a bank as the text names them, whatever the banks' order and the
+    keys'."""
     rng = np.random.default_rng(0)
     shapes = {"d": (64, 60), "a": (3, 3, 8, 70), "c": (64, 64), "b": (1, 300)}
     words = {key: rng.integers(-3, 4, shape).astype(np.int8) for key, shape in shapes.items()}
     coded = [banked([words["d"], words["b"]]), banked([words["a"], words["c"]])]
-    tree = {key: ["=i1", list(shape), 3, number] for (key, shape), number in zip(shapes.items(), (0, 1, 1, 0))}
+    tree = {
+        key: ["=i1", list(shape), 3, number]
+        for (key, shape), number in zip(shapes.items(), (0, 1, 1, 0))
+    }
     path.write_bytes(leaves(tree, *coded))
     for only in (".*", "c", "b|a", "d"):
         back = load(path, only=only)
@@ -71,7 +88,11 @@ def banked(arrays, table=None, lanes=None):
     flat = contexts.gathered([x.astype(np.int16) for x in arrays], order)
     classes = fitting.fit_classes(arrays)
     ids = fitting.contexts_of(flat, order, classes)
-    bank = fitting.fit_bank(ids, flat) if table is None else Bank(0, np.zeros(256, np.uint8), np.array([table]))
+    bank = (
+        fitting.fit_bank(ids, flat)
+        if table is None
+        else Bank(0, np.zeros(256, np.uint8), np.array([table]))
+    )
     lanes = lanes or context_coder.lanes_for(order, 8 * order.size)
     head = context_stream.write_head(context_stream.Head(bank, lanes, classes, [0] * len(arrays)))
     return head + context_coder.encode(ids, flat, order, bank, lanes)
@@ -94,26 +115,43 @@ def banked(arrays, table=None, lanes=None):
 def test_extreme_tables(table):
     """Frequencies of 0 to 13 bits come back, whatever the bits that are stored of them."""
     freqs = np.array(table, np.uint16)
-    x = np.random.default_rng(0).choice(len(table), 4096, p=freqs / 4096).reshape(64, 64).astype(np.int16)
-    found = context_stream.decode(memoryview(banked([x], freqs)), [Row("i2", False, (64, 64), False, 3, 0, 0, 0)])
+    x = (
+        np.random.default_rng(0)
+        .choice(len(table), 4096, p=freqs / 4096)
+        .reshape(64, 64)
+        .astype(np.int16)
+    )
+    found = context_stream.decode(
+        memoryview(banked([x], freqs)), [Row("i2", False, (64, 64), False, 3, 0, 0, 0)]
+    )
     assert found[0].dtype == np.int16 and np.array_equal(found[0], x)
-    said = context_stream.Head(Bank(0, np.zeros(256, np.uint8), freqs[None]), 1, fitting.fit_classes([x]), [0])
-    assert context_stream.write_head(said).endswith(coded_tables(table))  # the bytes that the specification makes
+    said = context_stream.Head(
+        Bank(0, np.zeros(256, np.uint8), freqs[None]), 1, fitting.fit_classes([x]), [0]
+    )
+    assert context_stream.write_head(said).endswith(
+        coded_tables(table)
+    )  # the bytes that the specification makes
 
 
 def test_memory_is_checked_before_a_bank_is_decoded(path):
     tree = {"a": ["i8", [64, 64], 3, 0], "b": ["i8", [2048, 1024], 3, 0]}
     path.write_bytes(leaves(tree, bank(each=(ZERO, ZERO))))
     total = 8 * (64 * 64 + 2048 * 1024)
-    total += 2 * (64 * 64 + 2048 * 1024) + 2 * 2048 * 1024  # symbols of all, and of the largest array
+    total += (
+        2 * (64 * 64 + 2048 * 1024) + 2 * 2048 * 1024
+    )  # symbols of all, and of the largest array
     tracemalloc.start()
     for only in (None, "a", "b"):  # a bank is decoded whole
-        with pytest.raises(FormatError, match=f"{total} bytes decoded, more than max_bytes={total - 1}"):
+        with pytest.raises(
+            FormatError, match=f"{total} bytes decoded, more than max_bytes={total - 1}"
+        ):
             load(path, only=only, max_bytes=total - 1)
     assert tracemalloc.get_traced_memory()[1] < 1 << 18
     tracemalloc.stop()
     path.write_bytes(leaves({"a": ROW}, bank()))
-    total = 64 * 64 + 2 * 64 * 64 + (10 + 40) * ROWS + 2 * 4  # symbols, contexts of rows, and columns of 4 pieces
+    total = (
+        64 * 64 + 2 * 64 * 64 + (10 + 40) * ROWS + 2 * 4
+    )  # symbols, contexts of rows, and columns of 4 pieces
     assert load(path, max_bytes=total)["a"].shape == (64, 64)
     with pytest.raises(FormatError, match=f"{total} bytes"):
         load(path, max_bytes=total - 1)
@@ -121,7 +159,12 @@ def test_memory_is_checked_before_a_bank_is_decoded(path):
 
 @pytest.mark.parametrize(
     "shape, dtype, lanes",
-    [((1, 2**20), "i1", 900), ((1, 2**19), "i8", 32), ((512, 1024), "u1", 64), ((5000, 60), "i1", 40)],
+    [
+        ((1, 2**20), "i1", 900),
+        ((1, 2**19), "i8", 32),
+        ((512, 1024), "u1", 64),
+        ((5000, 60), "i1", 40),
+    ],
 )
 @pytest.mark.parametrize("codec", f.BANKED)
 def test_a_decoder_takes_the_memory_that_is_counted(shape, dtype, lanes, codec):
@@ -142,9 +185,12 @@ def test_a_decoder_takes_the_memory_that_is_counted(shape, dtype, lanes, codec):
 def test_a_damaged_bank_is_decoded_once(path, monkeypatch):
     decoded = []
     whole = context_stream.decode
-    monkeypatch.setattr(context_stream, "decode", lambda *args: decoded.append(args) or whole(*args))
+    monkeypatch.setattr(
+        context_stream, "decode", lambda *args: decoded.append(args) or whole(*args)
+    )
     n = 8
-    good, bad = bank(each=[ZERO] * n), bank(each=[ZERO] * n, tail=stream(words=[7]))
+    good = bank(each=[ZERO] * n)
+    bad = bank(each=[ZERO] * n, tail=stream(words=[7]))
     path.write_bytes(leaves({f"{i:02}": [*ROW[:3], i % 2] for i in range(2 * n)}, good, bad))
     with manifest.open_regular(path) as file:
         found = manifest.contents(file)
@@ -153,13 +199,21 @@ def test_a_damaged_bank_is_decoded_once(path, monkeypatch):
             if i % 2 == 0:
                 assert not decoder.read(leaf).words.any()
                 continue
-            with pytest.raises(FormatError, match=rf"leaf '{i:02}', byte \d+: bank 1, byte \d+: 1 words are left"):
+            with pytest.raises(
+                FormatError, match=rf"leaf '{i:02}', byte \d+: bank 1, byte \d+: 1 words are left"
+            ):
                 decoder.read(leaf)
     assert len(decoded) == 2 and not decoder.waiting[0]
 
 
 def test_a_bank_of_another_checksum_leaves_the_others(path):
-    path.write_bytes(leaves({"a": ROW, "b": [*ROW[:3], 1]}, bank(), bank(low=1), crcs=[0, 0, zlib.crc32(bank()), 1]))
+    path.write_bytes(
+        leaves(
+            {"a": ROW, "b": [*ROW[:3], 1]}, bank(), bank(low=1), crcs=[0, 0, zlib.crc32(bank()), 1]
+        )
+    )
     assert not load(path, only="a", as_="numpy")["a"].any()
-    with pytest.raises(FormatError, match=r"leaf 'b', byte \d+: bank 1, byte \d+: the checksum is wrong"):
+    with pytest.raises(
+        FormatError, match=r"leaf 'b', byte \d+: bank 1, byte \d+: the checksum is wrong"
+    ):
         load(path)

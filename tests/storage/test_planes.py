@@ -1,4 +1,5 @@
-"""Floats in planes: every bit comes back, whatever it means; small where something can be saved; hostile streams."""
+"""Floats in planes: every bit comes back, whatever it means; small where something can be saved;
+hostile streams."""
 
 import contextlib
 import lzma
@@ -20,7 +21,9 @@ from jaxprune.storage.streams import lzma_stream, planes, repeats, smallest
 from jaxprune.storage.streams.byte_sources import FileSource
 
 RNG = np.random.default_rng(5)
-WEIGHTS = (0.05 * RNG.standard_normal((300, 200)) * np.exp(RNG.standard_normal((300, 1)))).astype(np.float32)
+WEIGHTS = (0.05 * RNG.standard_normal((300, 200)) * np.exp(RNG.standard_normal((300, 1)))).astype(
+    np.float32
+)
 
 
 def zeroed(x, share):
@@ -66,7 +69,9 @@ ARRAYS = {
     "97.5% minus infinity": np.where(RNG.random((200, 200)) < 0.975, -np.inf, 0).astype(np.float32),
     "a table, tiled, int16": np.tile(RNG.integers(-3000, 3000, 4096, np.int16), 16),
     "a table, tiled, int64": np.tile(RNG.integers(-(2**62), 2**62, 4096, np.int64), 8),
-    "a table, tiled, float8": np.tile(RNG.integers(0, 250, 4096, np.uint8), 16).view(ml_dtypes.float8_e4m3fnuz),
+    "a table, tiled, float8": np.tile(RNG.integers(0, 250, 4096, np.uint8), 16).view(
+        ml_dtypes.float8_e4m3fnuz
+    ),
     "positions": np.arange(-300, 40_000, dtype=np.int32),
     "times": np.cumsum(RNG.integers(0, 3 << 30, 5000, np.int64)),
     "a causal mask, bool": np.tri(200).astype(bool),
@@ -84,12 +89,16 @@ def test_every_bit_comes_back_in_fewer_bytes_than_general_coders_take(name, tmp_
         assert back.dtype == x.dtype and back.shape == x.shape and back.tobytes() == x.tobytes()
     stored = jp.inspect(tmp_path / "x").bytes.data
     assert stored <= len(zlib.compress(x.tobytes(), 9)) + 8
-    assert stored <= 1.075 * len(lzma.compress(x.tobytes(), lzma.FORMAT_RAW, filters=[lzma_stream.LZMA])) + 8
+    assert (
+        stored
+        <= 1.075 * len(lzma.compress(x.tobytes(), lzma.FORMAT_RAW, filters=[lzma_stream.LZMA])) + 8
+    )
     assert abs(jp.inspect(tmp_path / "x").bytes.predicted - stored) <= 0.01 * stored
 
 
 def test_sizes_are_near_what_the_numbers_are_worth():
-    """Independent weights: the exponent's entropy and all bits of the mantissa; few values: the entropy of which."""
+    """Independent weights: the exponent's entropy and all bits of the mantissa; few values: the
+    entropy of which."""
     x = RNG.standard_normal(1 << 18).astype(np.float32)
     _, times = np.unique(x.view(np.uint32) << 1 >> 24, return_counts=True)
     share = times / times.sum()
@@ -97,7 +106,10 @@ def test_sizes_are_near_what_the_numbers_are_worth():
     assert 8 * planes.size(x.view(np.uint32)) < 1.005 * bits * x.size
     skewed = np.minimum(RNG.geometric(0.4, 1 << 18), 30).astype(np.float32)
     share = np.unique(skewed, return_counts=True)[1] / skewed.size
-    assert 8 * planes.size(skewed.view(np.uint32)) < 1.06 * -(share * np.log2(share)).sum() * skewed.size
+    assert (
+        8 * planes.size(skewed.view(np.uint32))
+        < 1.06 * -(share * np.log2(share)).sum() * skewed.size
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
@@ -123,9 +135,14 @@ def test_large_arrays_are_predicted_from_pieces(monkeypatch):
 
 
 def test_what_repeats_far_away_is_found_and_chance_is_not():
-    seen = lambda x: repeats.has_copies(x.ravel().view(f"u{x.itemsize}"))
+    def seen(x):
+        return repeats.has_copies(x.ravel().view(f"u{x.itemsize}"))
+
     assert seen(ARRAYS["copies of rows"]) and seen(ARRAYS["rows by lot"])
-    assert not any(seen(ARRAYS[name]) for name in ("float32", "90% zeros, bfloat16", "16 values", "noise", "one"))
+    assert not any(
+        seen(ARRAYS[name])
+        for name in ("float32", "90% zeros, bfloat16", "16 values", "noise", "one")
+    )
     assert not seen(np.zeros(100_000, np.float32))
 
 
@@ -137,7 +154,9 @@ def test_lzma_is_not_tried_where_copies_are_too_far_away(monkeypatch):
 
 
 def test_lzma_gives_up_where_two_dictionaries_bring_nothing(monkeypatch):
-    words = np.concatenate([RNG.integers(0, 2**32, 200_000, np.uint32), np.zeros(800_000, np.uint32)])
+    words = np.concatenate(
+        [RNG.integers(0, 2**32, 200_000, np.uint32), np.zeros(800_000, np.uint32)]
+    )
     monkeypatch.setattr(lzma_stream, "PIECE", 1 << 14)
     assert lzma_stream.encode(words, words.nbytes // 2) is not None
     monkeypatch.setattr(lzma_stream, "DICTIONARY", 1 << 16)
@@ -148,7 +167,8 @@ def test_a_stream_is_read_from_the_file_block_by_block(tmp_path, monkeypatch):
     """The reader never holds a float leaf's bytes and its array both."""
     monkeypatch.setattr(planes, "BLOCK", 1 << 14)
     jp.save(tmp_path / "x", {"w": WEIGHTS})
-    largest, take = [], FileSource.take
+    largest = []
+    take = FileSource.take
 
     def watched(self, n):
         largest.append(n)
@@ -170,7 +190,8 @@ def test_files_without_floats_in_planes_are_of_version_1(tmp_path):
         jp.load(tmp_path / "wrong")
 
 
-# --- hostile ---------------------------------------------------------------------------------------------------------
+# --- hostile
+# ---------------------------------------------------------------------------------------
 
 STREAM = b"".join(planes.encode(WEIGHTS.ravel()[:5000].view(np.uint32)))
 SPARSE = b"".join(planes.encode(zeroed(WEIGHTS, 0.8).ravel()[:5000].view(np.uint32)))
@@ -229,7 +250,14 @@ def test_hostile_lzma(stream):
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.sampled_from(KINDS), st.integers(0, 2**31), st.integers(1, 255), st.booleans())
 def test_mutated_streams_give_words_or_a_format_error(kind, place, change, cut):
-    streams_of = {"planes": STREAM, "sparse": SPARSE, "rare": RARE, "palette": PALETTE, "lzma": LZMA, "escape": ESCAPED}
+    streams_of = {
+        "planes": STREAM,
+        "sparse": SPARSE,
+        "rare": RARE,
+        "palette": PALETTE,
+        "lzma": LZMA,
+        "escape": ESCAPED,
+    }
     stream = bytearray(streams_of[kind])
     n = 9000 if kind == "palette" else 5000
     stream[place % len(stream)] ^= change
@@ -240,7 +268,11 @@ def test_mutated_streams_give_words_or_a_format_error(kind, place, change, cut):
             assert smallest.decode(octets, n, f.ESCAPE, f.DTYPES["i2"]).size == n
         return
     try:
-        words = lzma_stream.decode(octets, n, "u4") if kind == "lzma" else planes.decode(octets, n, "u4")
+        words = (
+            lzma_stream.decode(octets, n, "u4")
+            if kind == "lzma"
+            else planes.decode(octets, n, "u4")
+        )
     except FormatError:
         return
     assert words.size == n
@@ -253,7 +285,9 @@ def test_lzma_gives_no_element_that_the_dtype_lacks():
         smallest.decode(octets, 6000, f.LZMA, f.DTYPES["?"])
 
 
-@pytest.mark.parametrize("words", [b"", b"\0", b"\2\0", b"\2" * 5000, b"\xff" * 12, b"\xff\xff\xff\xff\x0f"])
+@pytest.mark.parametrize(
+    "words", [b"", b"\0", b"\2\0", b"\2" * 5000, b"\xff" * 12, b"\xff\xff\xff\xff\x0f"]
+)
 def test_hostile_lists_of_frequent_words(words):
     deflated = zlib.compress(words, 9, -15)
     octets = bytes([len(deflated)]) + deflated + ESCAPED[-200:]

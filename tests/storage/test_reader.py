@@ -62,7 +62,9 @@ def widened(x):
 
 
 def check(found, expected, near=0.0):
-    """Whether two trees of arrays and numbers are alike: bit for bit, but that any NaN is one; or near."""
+    """Whether two trees of arrays and numbers are alike: bit for bit, but that any NaN is one; or
+    near.
+    """
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), map(widened, jax.tree.leaves(expected))):
         assert type(a) is type(b)
@@ -92,7 +94,12 @@ def test_banks(path):
 def test_dtypes(dtype, path):
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     every = {1: np.arange(256, dtype=np.uint8), 2: np.arange(1 << 16, dtype=np.uint16)}
-    whole = kind.kind in "Vf" and kind.itemsize in every and "int" not in dtype and dtype != "float4_e2m1fn"
+    whole = (
+        kind.kind in "Vf"
+        and kind.itemsize in every
+        and "int" not in dtype
+        and dtype != "float4_e2m1fn"
+    )
     x = every[kind.itemsize].view(kind) if whole else bits_of(dtype)
     save(path, {"w": x, "scalar": x[3]})
     check(reader.read(path), load(path, as_="numpy"))
@@ -102,8 +109,10 @@ def test_dtypes(dtype, path):
 @pytest.mark.parametrize("dtype", WEIGHTS)
 def test_products_are_rounded_as_in_jax(dtype, scale, path):
     with jax.enable_x64(True):
-        s, kind = jnp.exp(4 * normal(4, 10)).astype(scale), jnp.dtype(dtype)
-        q, z = integers(-99, 99, 24, 10, dtype=np.int8), integers(0, 9, 4, 10)
+        s = jnp.exp(4 * normal(4, 10)).astype(scale)
+        kind = jnp.dtype(dtype)
+        q = integers(-99, 99, 24, 10, dtype=np.int8)
+        z = integers(0, 9, 4, 10)
         grid = (-1.0, -0.3, 1e-3, 2.0)
         p = (100 * normal(5, 10)).astype(kind)
         tree = {
@@ -113,12 +122,15 @@ def test_products_are_rounded_as_in_jax(dtype, scale, path):
             "wide": Quantized(integers(-(2**31), 2**31, 24, 10, dtype=np.int64), s, None, 64, kind),
             "bool": Quantized(mask(24, 10), s, None, 1, kind),
             "float8": Quantized(normal(24, 10).astype(jnp.float8_e5m2), s, None, 8, kind),
-            "zero point is a code": Quantized(q, s[:1], Quantized(z[:1], jnp.ones((1, 1)), None, 8, kind), 8, kind),
+            "zero point is a code": Quantized(
+                q, s[:1], Quantized(z[:1], jnp.ones((1, 1)), None, 8, kind), 8, kind
+            ),
             "binary": Binary(pack(integers(0, 2, 24, 10), 1), s, kind),
             "shared": Shared(p, integers(0, 5, 24), (100 * normal(24)).astype(scale), -2),
         }
         save(path, tree)
-    # XLA:CPU rounds float64 to a half in one step or in two, by way of float32, as it happens to be compiled.
+    # XLA:CPU rounds float64 to a half in one step or in two, by way of float32, as it happens to be
+    # compiled.
     twice = float(jnp.finfo(kind).eps) if scale == "float64" and kind.itemsize == 2 else 0.0
     check(reader.read(path), load(path, as_="numpy"), near=twice)
 
@@ -137,17 +149,28 @@ def test_commons(path):
     tree = {
         "empty": Common(normal(4), {}),
         "alone": Common(normal(4), Clustered(None, integers(0, 4, 3))),
-        "own": Common(normal(4), [Clustered(normal(2), integers(0, 2, 3)), Masked(normal(5), mask(5)), 1]),
+        "own": Common(
+            normal(4), [Clustered(normal(2), integers(0, 2, 3)), Masked(normal(5), mask(5)), 1]
+        ),
     }
     save(path, tree)
     check(reader.read(path), load(path, as_="numpy"))
 
 
 def test_max_bytes_counts_what_is_made(path):
-    save(path, {"a": np.zeros(100, np.float32), "b": normal(100, dtype=jnp.bfloat16), "c": quantized(8, 10, 10)})
+    save(
+        path,
+        {
+            "a": np.zeros(100, np.float32),
+            "b": normal(100, dtype=jnp.bfloat16),
+            "c": quantized(8, 10, 10),
+        },
+    )
     need = 400 + (200 + 400) + (100 + 40 + 400)
     assert reader.read(path, max_bytes=need)["a"].size == 100
-    with pytest.raises(FormatError, match=f"{path}: the arrays take {need} bytes decoded, more than max_bytes"):
+    with pytest.raises(
+        FormatError, match=f"{path}: the arrays take {need} bytes decoded, more than max_bytes"
+    ):
         reader.read(path, max_bytes=need - 1)
 
 
@@ -157,7 +180,8 @@ def test_weights_of_no_floats_are_refused(path):
         reader.read(path)
 
 
-# --- by its path -----------------------------------------------------------------------------------------------------
+# --- by its path
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +190,30 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blocked")
     for name in BLOCKED:
         (folder / f"{name}.py").write_text(f"raise ImportError('{name} is blocked')")
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONIOENCODING": "utf-8", "PYTHONWARNINGS": "error"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONWARNINGS": "error",
+    }
 
     def run(*arguments):
         line = [sys.executable, *map(str, arguments)]
-        return subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+        return subprocess.run(
+            line, capture_output=True, text=True, check=False, env=environment, cwd=folder
+        )
 
     assert "jaxprune is blocked" in run("-c", "import jaxprune").stderr
     return run
 
 
 def test_the_program(alone, tmp_path):
-    tree = {"codes": CODES, "banked": banked(), "dtypes": {d: bits_of(d) for d in DTYPES}, "a/b": [1, 2.5, None]}
+    tree = {
+        "codes": CODES,
+        "banked": banked(),
+        "dtypes": {d: bits_of(d) for d in DTYPES},
+        "a/b": [1, 2.5, None],
+    }
     save(tmp_path / "model", tree)
     done = alone(PROGRAM, tmp_path / "model", "-o", tmp_path / "out.npz")
     assert (done.returncode, done.stderr) == (0, "")
@@ -185,10 +221,17 @@ def test_the_program(alone, tmp_path):
     expected = jax.tree_util.tree_flatten_with_path(load(tmp_path / "model", as_="numpy"))[0]
     with np.load(tmp_path / "out.npz") as archive:
         found = {name: archive[name] for name in archive.files}
-    named = {"/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys): x for keys, x in expected}
+    named = {
+        "/".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in keys): x
+        for keys, x in expected
+    }
     assert found.keys() == named.keys() and "codes/masked" in found and "a/b/1" in found
     for name, x in named.items():
-        check(found[name], np.asarray(x), near=1e-5 if any(f"codes/{some}" in name for some in SUMS) else 0.0)
+        check(
+            found[name],
+            np.asarray(x),
+            near=1e-5 if any(f"codes/{some}" in name for some in SUMS) else 0.0,
+        )
 
 
 def test_under_any_name(alone, path):
@@ -217,7 +260,9 @@ def test_two_readers_in_one_process(path):
     check(module.read(path), reader.read(path))
 
 
-@pytest.mark.parametrize("name", ["empty", "header length 2^64-1", "manifest is deep", "slow bomb", "an index of k"])
+@pytest.mark.parametrize(
+    "name", ["empty", "header length 2^64-1", "manifest is deep", "slow bomb", "an index of k"]
+)
 def test_the_program_refuses(name, alone, path):
     path.write_bytes(HOSTILE[name])
     done = alone(PROGRAM, path, "-o", path.with_suffix(".npz"))
@@ -246,7 +291,8 @@ def test_an_array_alone(path):
         assert archive["array"].tolist() == [0, 1, 2]
 
 
-# --- hostile files ---------------------------------------------------------------------------------------------------
+# --- hostile files
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -262,7 +308,9 @@ def test_the_good_file_is_good(path):
     assert reader.read(path)["w"].tolist() == [1.0, 2.0]
 
 
-SETTINGS = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 
 
 @SETTINGS
@@ -308,7 +356,10 @@ def test_forged_data_is_read_by_every_codec(lone_files, tmp_path):
 
 
 @SETTINGS
-@given(st.integers(0, 999), st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=4))
+@given(
+    st.integers(0, 999),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=4),
+)
 def test_forged_data(lone_files, tmp_path_factory, which, flips):
     raw, size = lone_files[which % len(lone_files)]
     octets = bytearray(raw[len(raw) - size :])

@@ -23,7 +23,17 @@ from jaxprune.storage.format import words as f
 from jaxprune.storage.format.shapes import dense
 from jaxprune.storage.prediction import predicted_bytes
 from jaxprune.storage.streams import smallest
-from tests.storage.trees import DTYPES, assert_same, bits_of, cleaned, codes, integers, mask, normal, same
+from tests.storage.trees import (
+    DTYPES,
+    assert_same,
+    bits_of,
+    cleaned,
+    codes,
+    integers,
+    mask,
+    normal,
+    same,
+)
 
 CODES = codes()
 
@@ -76,7 +86,8 @@ def test_dtypes(dtype, host, path):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_under_a_mask(dtype, path):
-    bits, kept = bits_of(dtype), np.asarray(mask(70))
+    bits = bits_of(dtype)
+    kept = np.asarray(mask(70))
     save(path, Masked(bits, kept))
     back = load(path).values
     assert same(back[kept], bits[kept])
@@ -84,7 +95,16 @@ def test_dtypes_under_a_mask(dtype, path):
 
 
 def test_numbers_and_none(path):
-    tree = {"a": 3, "b": -(2**63), "c": 0.1, "d": -0.0, "e": math.inf, "f": -math.inf, "g": math.nan, "h": True}
+    tree = {
+        "a": 3,
+        "b": -(2**63),
+        "c": 0.1,
+        "d": -0.0,
+        "e": math.inf,
+        "f": -math.inf,
+        "g": math.nan,
+        "h": True,
+    }
     tree |= {"i": None, "j": False, "k": 1e300, "l": 5.0, "m": [], "n": {}, "o": ()}
     save(path, tree)
     back = load(path)
@@ -134,7 +154,9 @@ class Net(nnx.Module):
 
 TEMPLATES = {
     "namedtuple": lambda: {"opt": (State(jnp.zeros((), jnp.int32), normal(3)), Lone(normal(2)))},
-    "frozen": lambda: FrozenDict({"params": {"dense": {"kernel": normal(3, 4), "value": normal(2)}}}),
+    "frozen": lambda: FrozenDict(
+        {"params": {"dense": {"kernel": normal(3, 4), "value": normal(2)}}}
+    ),
     "nnx": lambda: nnx.state(Net(nnx.Rngs(0)), nnx.Not(nnx.RngState)),
     "equinox": lambda: eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)),
 }
@@ -144,8 +166,13 @@ TEMPLATES = {
 @pytest.mark.parametrize("as_", ["compressed", "dense"])
 def test_templates(kind, as_, path):
     template = TEMPLATES[kind]()
-    tree = jax.tree.map(lambda x: Masked(x, jnp.abs(x) > 0.3) if getattr(x, "ndim", 0) == 2 else x, template)
-    save(path, jax.tree.map(lambda x: x if is_code(x) or eqx.is_array(x) else None, tree, is_leaf=is_code))
+    tree = jax.tree.map(
+        lambda x: Masked(x, jnp.abs(x) > 0.3) if getattr(x, "ndim", 0) == 2 else x, template
+    )
+    save(
+        path,
+        jax.tree.map(lambda x: x if is_code(x) or eqx.is_array(x) else None, tree, is_leaf=is_code),
+    )
     back = load(path, like=template, as_=as_)
     expected = cleaned(tree) if as_ == "compressed" else materialize(tree)
     assert jax.tree.structure(back) == jax.tree.structure(expected)
@@ -154,7 +181,10 @@ def test_templates(kind, as_, path):
 
 
 def test_a_common_inside_a_template(path):
-    tree = {"net": Common(normal(4), {"a": Clustered(None, integers(0, 4, 3, 3)), "b": normal(2)}), "step": 3}
+    tree = {
+        "net": Common(normal(4), {"a": Clustered(None, integers(0, 4, 3, 3)), "b": normal(2)}),
+        "step": 3,
+    }
     save(path, tree)
     like = FrozenDict(materialize(tree))
     back = load(path, like=like)
@@ -167,10 +197,22 @@ def test_a_common_inside_a_template(path):
     ("like", "says"),
     [
         ({"w": np.ones((2, 3), np.float32)}, r"has besides b, c/0"),
-        ({"w": np.ones((2, 3), np.float32), "b": 1.0, "c": [1], "d": [1.0, np.ones(2)]}, r"lacks d/0, d/1"),
-        ({"w": np.ones((3, 2), np.float32), "b": 1.0, "c": [1]}, r"w \(float32\[3, 2\] expected, float32\[2, 3\] "),
-        ({"w": jax.ShapeDtypeStruct((2, 3), "bfloat16"), "b": 1.0, "c": [1]}, r"w \(bfloat16\[2, 3\] expected"),
-        ({"w": np.ones((2, 3), np.float32), "b": np.ones(3), "c": [1]}, r"b \(an array of shape \(3,\) expected"),
+        (
+            {"w": np.ones((2, 3), np.float32), "b": 1.0, "c": [1], "d": [1.0, np.ones(2)]},
+            r"lacks d/0, d/1",
+        ),
+        (
+            {"w": np.ones((3, 2), np.float32), "b": 1.0, "c": [1]},
+            r"w \(float32\[3, 2\] expected, float32\[2, 3\] ",
+        ),
+        (
+            {"w": jax.ShapeDtypeStruct((2, 3), "bfloat16"), "b": 1.0, "c": [1]},
+            r"w \(bfloat16\[2, 3\] expected",
+        ),
+        (
+            {"w": np.ones((2, 3), np.float32), "b": np.ones(3), "c": [1]},
+            r"b \(an array of shape \(3,\) expected",
+        ),
     ],
 )
 def test_templates_that_do_not_fit(like, says, path):
@@ -180,18 +222,28 @@ def test_templates_that_do_not_fit(like, says, path):
 
 
 def test_only(path):
-    tree = {"a": {"kernel": normal(3, 3), "bias": normal(3)}, "b": [normal(2), normal(2)], "c": None}
+    tree = {
+        "a": {"kernel": normal(3, 3), "bias": normal(3)},
+        "b": [normal(2), normal(2)],
+        "c": None,
+    }
     save(path, tree)
     assert_same(load(path, only=r"a/.*"), {"a": tree["a"]})
     assert_same(load(path, only=r"b/1"), {"b": [None, tree["b"][1]]})
     zeros = jax.tree.map(jnp.zeros_like, tree)
-    assert_same(load(path, only=r".*kernel", like=zeros), {**zeros, "a": {**zeros["a"], "kernel": tree["a"]["kernel"]}})
+    assert_same(
+        load(path, only=r".*kernel", like=zeros),
+        {**zeros, "a": {**zeros["a"], "kernel": tree["a"]["kernel"]}},
+    )
     with pytest.raises(ValueError, match=r"matches no leaf of the file. Nearest: 'a/kernel'"):
         load(path, only="kernel")
 
 
 def test_only_reads_a_codebook_with_its_leaves(path):
-    tree = Common(normal(4), {"a": Clustered(None, integers(0, 4, 3, 3)), "b": Clustered(None, integers(0, 4, 2, 2))})
+    tree = Common(
+        normal(4),
+        {"a": Clustered(None, integers(0, 4, 3, 3)), "b": Clustered(None, integers(0, 4, 2, 2))},
+    )
     save(path, tree)
     assert_same(load(path, only="b"), Common(tree.codebook, {"b": tree.tree["b"]}))
     assert_same(load(path, only="b", as_="dense"), {"b": materialize(tree)["b"]})
@@ -206,7 +258,8 @@ def test_what_a_mask_hides_vanishes(path):
 
 
 def test_the_same_tree_gives_the_same_bytes(tmp_path):
-    a, b = normal(5), CODES["masked clustered"]
+    a = normal(5)
+    b = CODES["masked clustered"]
     save(tmp_path / "1", {"x": a, "y": b}, metadata={"epoch": 1})
     save(tmp_path / "2", {"y": b, "x": a}, metadata={"epoch": 1})
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
@@ -241,9 +294,15 @@ def test_sharded_arrays_are_gathered(path):
         ({"a": 2**64}, "a: an integer of more than 64 bits"),
         ({"a": {(1, 2): 1.0}}, r"a: keys \[\(1, 2\)\] cannot be saved"),
         ({"a": {True: 1.0}}, "keys"),
-        ({"a": jax.random.key(0)}, r"a: the dtype key<fry> cannot be saved: save jax.random.key_data"),
+        (
+            {"a": jax.random.key(0)},
+            r"a: the dtype key<fry> cannot be saved: save jax.random.key_data",
+        ),
         ({"a": jax.ShapeDtypeStruct((2,), "float32")}, "a: a ShapeDtypeStruct"),
-        ({"a": Clustered(np.ones(2, np.float32), np.array([0, 2], np.uint8))}, r"a: Clustered.indices run from 0 to 2"),
+        (
+            {"a": Clustered(np.ones(2, np.float32), np.array([0, 2], np.uint8))},
+            r"a: Clustered.indices run from 0 to 2",
+        ),
         ({"a": Clustered(None, np.array([0, 1], np.uint8))}, "a: Clustered has no codebook"),
         ({"a": Masked(np.ones(2), np.ones(3, bool))}, r"a: the shapes \(3,\), \(2,\) do not fit"),
         ({"a": Masked(np.ones(2), np.ones(2))}, "a: Masked.mask has the dtype float64"),
@@ -258,18 +317,27 @@ def test_what_cannot_be_saved(tree, says, path):
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("metadata", [{"a": math.nan}, {"a": object()}, {1: "a"}, {"a": (1,)}, ["a"]])
+@pytest.mark.parametrize(
+    "metadata", [{"a": math.nan}, {"a": object()}, {1: "a"}, {"a": (1,)}, ["a"]]
+)
 def test_metadata_that_json_would_change(metadata, path):
     with pytest.raises(ValueError, match="metadata must be a dict of JSON"):
         save(path, {}, metadata=metadata)
 
 
 def test_inspect(path):
-    tree = {"a": CODES["masked clustered quantized"], "b": normal(1000), "c": 3, "d" * 80: CODES["low rank nested"]}
+    tree = {
+        "a": CODES["masked clustered quantized"],
+        "b": normal(1000),
+        "c": 3,
+        "d" * 80: CODES["low rank nested"],
+    }
     save(path, tree, metadata={"epoch": 3, "loss": 0.25, "tags": ["x", None, True]})
     raw = path.read_bytes()
     found = inspect(path)
-    path.write_bytes(raw[: -found.bytes.data] + bytes(found.bytes.data))  # it never looks at the data
+    path.write_bytes(
+        raw[: -found.bytes.data] + bytes(found.bytes.data)
+    )  # it never looks at the data
     assert inspect(path) == found
     assert found.metadata == {"epoch": 3, "loss": 0.25, "tags": ["x", None, True]}
     assert found.bytes.file == len(raw) and found.bytes.manifest + found.bytes.data < len(raw)
@@ -280,7 +348,8 @@ def test_inspect(path):
     assert max(map(len, str(found).splitlines())) <= 100 and "dddd…dddd" in str(found)
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
+# --- sizes
+# ---------------------------------------------------------------------------------------
 
 
 def pruned_and_clustered(shape, keep, k):
@@ -288,7 +357,9 @@ def pruned_and_clustered(shape, keep, k):
     m = np.abs(w) >= np.quantile(np.abs(w), 1 - keep)
     book = np.quantile(w[m], (np.arange(k) + 0.5) / k).astype(np.float16)
     indices = np.abs(w[..., None] - book.astype(np.float32)).argmin(-1).astype(np.uint8)
-    return Masked(Clustered(jnp.asarray(book), jnp.asarray(np.where(m, indices, np.uint8(0)))), jnp.asarray(m))
+    return Masked(
+        Clustered(jnp.asarray(book), jnp.asarray(np.where(m, indices, np.uint8(0)))), jnp.asarray(m)
+    )
 
 
 rng = np.random.default_rng(0)
@@ -296,25 +367,47 @@ rng = np.random.default_rng(0)
 
 def resnet56():
     """The leaves of ResNet-56 in some 91 kB: 56 coded, 221 of float16."""
-    coded = lambda *shape: {"kernel": pruned_and_clustered(shape, 0.076, 16)}
-    half = lambda n: jnp.asarray(rng.standard_normal(n).astype(np.float16))
-    norm = lambda n: {name: half(n) for name in ("bias", "mean", "scale", "var")}
-    tree = {"conv": coded(3, 3, 3, 16), "norm": norm(16), "head": {**coded(64, 10), "bias": half(10)}}
+
+    def coded(*shape):
+        return {"kernel": pruned_and_clustered(shape, 0.076, 16)}
+
+    def half(n):
+        return jnp.asarray(rng.standard_normal(n).astype(np.float16))
+
+    def norm(n):
+        return {name: half(n) for name in ("bias", "mean", "scale", "var")}
+
+    tree = {
+        "conv": coded(3, 3, 3, 16),
+        "norm": norm(16),
+        "head": {**coded(64, 10), "bias": half(10)},
+    }
     wide = 16
     for stage, width in enumerate((16, 32, 64)):
         for block in range(9):
             layers = {"conv1": coded(3, 3, wide, width), "norm1": norm(width)}
-            tree[f"block{stage}_{block}"] = {**layers, "conv2": coded(3, 3, width, width), "norm2": norm(width)}
+            tree[f"block{stage}_{block}"] = {
+                **layers,
+                "conv2": coded(3, 3, width, width),
+                "norm2": norm(width),
+            }
             wide = width
     return tree
 
 
 def lenet300():
     """LeNet-300-100 in some 5.1 kB."""
-    sizes, keep = (784, 300, 100, 10), (0.007, 0.012, 0.1)
-    bias = lambda n: jnp.asarray(rng.standard_normal(n).astype(np.float32))
+    sizes = (784, 300, 100, 10)
+    keep = (0.007, 0.012, 0.1)
+
+    def bias(n):
+        return jnp.asarray(rng.standard_normal(n).astype(np.float32))
+
     return {
-        f"fc{i + 1}": {"kernel": pruned_and_clustered(sizes[i : i + 2], keep[i], 16), "bias": bias(sizes[i + 1])}
+        f"fc{i + 1}": {
+            "kernel": pruned_and_clustered(sizes[i : i + 2], keep[i], 16),
+            "bias": bias(sizes[i + 1]),
+        }
         for i in range(3)
     }
 
@@ -336,10 +429,13 @@ def test_overhead_and_prediction(make, leaves, most, path):
 @pytest.mark.parametrize("name", CODES)
 def test_predictions(name, path):
     save(path, CODES[name])
-    assert abs(predicted_bytes(CODES[name]) - inspect(path).bytes.data) <= max(0.01 * inspect(path).bytes.data, 64)
+    assert abs(predicted_bytes(CODES[name]) - inspect(path).bytes.data) <= max(
+        0.01 * inspect(path).bytes.data, 64
+    )
 
 
-# --- streams ---------------------------------------------------------------------------------------------------------
+# --- streams
+# ---------------------------------------------------------------------------------------
 
 WORDS = {
     "one value": (np.full(100, 7, np.uint8), "u1", f.BITS),
@@ -347,24 +443,56 @@ WORDS = {
     "a sparse mask": ((rng.random(4000) < 0.05).astype(np.uint8), "?", f.RANS),
     "a large mask": ((rng.random(200_000) < 0.05).astype(np.uint8), "?", f.RANS),
     "uniform bytes": (rng.integers(0, 256, 4000).astype(np.uint8), "u1", f.RAW),
-    "normal bytes": (np.clip(20 * rng.standard_normal(9000), -127, 127).astype(np.int8), "i1", f.RANS),
+    "normal bytes": (
+        np.clip(20 * rng.standard_normal(9000), -127, 127).astype(np.int8),
+        "i1",
+        f.RANS,
+    ),
     "offset": (rng.integers(1_000_000, 1_000_030, 99).astype(np.int32), "i4", f.BITS),
-    "extremes": (np.append(rng.integers(-(2**63), 2**63 - 1, 40), [-(2**63), 2**63 - 1]), "i8", f.RAW),
+    "extremes": (
+        np.append(rng.integers(-(2**63), 2**63 - 1, 40), [-(2**63), 2**63 - 1]),
+        "i8",
+        f.RAW,
+    ),
     "two extremes": (np.array([-(2**63), 2**63 - 1] * 9), "i8", f.PLANES),
     "negative": (rng.integers(-(2**62), -(2**62) + 2**20, 90), "i8", f.BITS),
     "unsigned": (np.uint64(2**64 - 1) - rng.integers(0, 9, 90).astype(np.uint64), "u8", f.BITS),
-    "32 bits": (np.append(rng.integers(0, 2**32, 40, np.uint64), np.uint64([0, 2**32 - 1])), "u8", f.BITS),
-    "wide alphabet": (np.minimum(rng.exponential(300, 90_000), 4095).astype(np.uint16), "u2", f.ESCAPE),
-    "too wide an alphabet": (np.minimum(rng.exponential(300, 9000), 3200).astype(np.uint16) * 10, "u2", f.ESCAPE),
+    "32 bits": (
+        np.append(rng.integers(0, 2**32, 40, np.uint64), np.uint64([0, 2**32 - 1])),
+        "u8",
+        f.BITS,
+    ),
+    "wide alphabet": (
+        np.minimum(rng.exponential(300, 90_000), 4095).astype(np.uint16),
+        "u2",
+        f.ESCAPE,
+    ),
+    "too wide an alphabet": (
+        np.minimum(rng.exponential(300, 9000), 3200).astype(np.uint16) * 10,
+        "u2",
+        f.ESCAPE,
+    ),
     "an outlier": (np.append(rng.integers(-9, 9, 9000), 30_000).astype(np.int16), "i2", f.ESCAPE),
     "outliers of both signs": (
         np.append(rng.integers(-9, 9, 9000), [2**19, -(2**18)]).astype(np.int32),
         "i4",
         f.ESCAPE,
     ),
-    "heavy tails": (np.rint(3 * rng.standard_cauchy(9000)).clip(-32767, 32767).astype(np.int16), "i2", f.ESCAPE),
-    "far from zero": (np.append(rng.integers(60_000, 60_009, 9000), 7).astype(np.uint16), "u2", f.ESCAPE),
-    "three values far apart": (rng.choice([-17_644, 0, 32_767], 9000).astype(np.int16), "i2", f.ESCAPE),
+    "heavy tails": (
+        np.rint(3 * rng.standard_cauchy(9000)).clip(-32767, 32767).astype(np.int16),
+        "i2",
+        f.ESCAPE,
+    ),
+    "far from zero": (
+        np.append(rng.integers(60_000, 60_009, 9000), 7).astype(np.uint16),
+        "u2",
+        f.ESCAPE,
+    ),
+    "three values far apart": (
+        rng.choice([-17_644, 0, 32_767], 9000).astype(np.int16),
+        "i2",
+        f.ESCAPE,
+    ),
     "few": (np.array([5, 6, 5], np.uint16), "u2", f.BITS),
     "none": (np.zeros(0, np.uint8), "?", f.RAW),
     "across chunks": (rng.integers(0, 8, 2 * smallest.CHUNK + 5).astype(np.uint8), "u1", f.BITS),
@@ -374,7 +502,11 @@ WORDS = {
     "weights": (rng.standard_normal(4000).astype(np.float32).view(np.uint32), "f4", f.PLANES),
     "copies of rows": (np.tile(rng.integers(0, 2**32, 40_000, np.uint32), 4), "f4", f.LZMA),
     "doubles alike": (np.full(2, 2**64 - 1, np.uint64), "f8", f.BITS),
-    "float8": ((rng.standard_normal(4000)).astype(jnp.float8_e5m2).view(np.uint8), "float8_e5m2", f.RANS),
+    "float8": (
+        (rng.standard_normal(4000)).astype(jnp.float8_e5m2).view(np.uint8),
+        "float8_e5m2",
+        f.RANS,
+    ),
 }
 
 
@@ -395,8 +527,16 @@ def test_streams(name):
 def test_floats_alike_take_few_bytes(dtype, end):
     """Zeros of both signs and every NaN come back bit for bit."""
     stored = f.DTYPES[dtype]
-    one = np.float32(end).reshape(1).astype(stored.name if dtype != "bf" else ml_dtypes.bfloat16).view(stored.word)
-    for word in (one[0], one[0] ^ one.dtype.type(1)):  # another zero, infinity, or NaN of another payload
+    one = (
+        np.float32(end)
+        .reshape(1)
+        .astype(stored.name if dtype != "bf" else ml_dtypes.bfloat16)
+        .view(stored.word)
+    )
+    for word in (
+        one[0],
+        one[0] ^ one.dtype.type(1),
+    ):  # another zero, infinity, or NaN of another payload
         words = np.full(1000, word)
         codec, pieces, predicted = smallest.encode(words, stored)
         octets = b"".join(pieces)
@@ -406,7 +546,12 @@ def test_floats_alike_take_few_bytes(dtype, end):
 
 def test_constant_leaves(path):
     """What a folded batch norm leaves: the manifest's row and two to six bytes for each array."""
-    tree = {"zero": jnp.zeros(64), "minus": -jnp.zeros((8, 8)), "one": np.ones(64), "half": jnp.ones(64, jnp.bfloat16)}
+    tree = {
+        "zero": jnp.zeros(64),
+        "minus": -jnp.zeros((8, 8)),
+        "one": np.ones(64),
+        "half": jnp.ones(64, jnp.bfloat16),
+    }
     tree["masked"] = Masked(jnp.full((8, 8), 0.1), mask(8, 8))
     save(path, tree)
     assert_same(load(path), cleaned(tree))
@@ -419,9 +564,15 @@ def test_the_table_of_kinds_is_that_of_the_types():
         kind = f.KINDS[tag]
         statics = {x.name for x in cls.__dataclass_fields__.values() if x.metadata.get("static")}
         assert issubclass(cls, CompressedArray) and cls.__name__ == kind.name
-        assert set(kind.fields) == {name for name in cls.__dataclass_fields__ if name not in statics}
+        assert set(kind.fields) == {
+            name for name in cls.__dataclass_fields__ if name not in statics
+        }
         assert set(kind.statics) == statics or cls is Packed
-    assert not {x for x in f.DTYPES if x in f.KINDS or x in (f.GROUP, f.LIST, f.TUPLE, f.INT_KEYS, f.NOT_FINITE)}
+    assert not {
+        x
+        for x in f.DTYPES
+        if x in f.KINDS or x in (f.GROUP, f.LIST, f.TUPLE, f.INT_KEYS, f.NOT_FINITE)
+    }
 
 
 def test_a_donated_array_is_named(tmp_path):

@@ -1,4 +1,6 @@
-"""Large leaves are made dense some rows at a time: the numbers are those of `materialize`, to the bit."""
+"""Large leaves are made dense some rows at a time: the numbers are those of `materialize`, to the
+bit.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,11 @@ BOOK = jnp.array([-1.5, -0.0, 0.25, 2.0])
 IDS = jnp.asarray(np.random.default_rng(1).integers(0, 4, (24, 16), np.uint8))
 HALF = jnp.asarray(np.random.default_rng(2).random((24, 16)) < 0.5)
 sparse = jp.prune(0.7).init(w)
-at = lambda c, x, **kw: c(**kw).init({"kernel": x}, key=jax.random.key(0))["kernel"]
+
+
+def at(c, x, **kw):
+    return c(**kw).init({"kernel": x}, key=jax.random.key(0))["kernel"]
+
 
 BY_ROWS = {
     "masked clusters": at(jp.cluster, sparse, k=5),
@@ -33,7 +39,9 @@ BY_ROWS = {
     "a vector": jp.Clustered(BOOK, IDS.reshape(-1)),
     "a vector with a scale": jp.quantize(bits=8, where=jp.where.ndim(1)).init(V),
     "four axes": at(jp.quantize, w.reshape(4, 2, 3, 16), bits=8),
-    "a quantised codebook": jp.Clustered(jp.quantize(bits=8, where=jp.where.ndim(1)).init(BOOK), IDS),
+    "a quantised codebook": jp.Clustered(
+        jp.quantize(bits=8, where=jp.where.ndim(1)).init(BOOK), IDS
+    ),
     "masked twice": jp.Masked(jp.Masked(jp.Clustered(BOOK, IDS), HALF), IDS > 0),
 }
 WHOLE = {
@@ -54,13 +62,19 @@ def few_rows(monkeypatch):
 def test_as_materialized(name):
     code = (BY_ROWS | WHOLE)[name]
     node = to_node(code)
-    x, expected = parts.as_numpy(node), np.asarray(jp.materialize(code))
-    assert x.dtype == expected.dtype and x.shape == expected.shape and x.tobytes() == expected.tobytes()
+    x = parts.as_numpy(node)
+    expected = np.asarray(jp.materialize(code))
+    assert (
+        x.dtype == expected.dtype
+        and x.shape == expected.shape
+        and x.tobytes() == expected.tobytes()
+    )
     assert (parts._by_rows(node, None) is None) == (name in WHOLE)
 
 
 def test_a_shared_codebook():
-    node, book = to_node(jp.Masked(jp.Clustered(None, IDS), HALF)), np.asarray(BOOK)
+    node = to_node(jp.Masked(jp.Clustered(None, IDS), HALF))
+    book = np.asarray(BOOK)
     expected = np.where(HALF, book[np.asarray(IDS)], np.float32(0))
     assert parts.as_numpy(node, BOOK).tobytes() == expected.tobytes()
     assert dense(node, ((4,), "f4")) == ((24, 16), "f4")
@@ -69,6 +83,12 @@ def test_a_shared_codebook():
 def test_masks_are_compared_in_parts():
     """A mask that differs from the integers in its last part alone is stored."""
     q = jnp.asarray(np.random.default_rng(3).integers(0, 2, (24, 16), np.uint8)).at[-1, -1].set(1)
-    same, other = q != 0, (q != 0).at[-1, -1].set(False)
-    code = lambda mask: to_node(jp.Masked(jp.Quantized(q, jnp.ones((1, 1)), None, 8, jnp.dtype("float32")), mask))
+    same = q != 0
+    other = (q != 0).at[-1, -1].set(False)
+
+    def code(mask):
+        return to_node(
+            jp.Masked(jp.Quantized(q, jnp.ones((1, 1)), None, 8, jnp.dtype("float32")), mask)
+        )
+
     assert code(same).parts[0] == 0 and isinstance(code(other).parts[0], parts.Array)

@@ -22,7 +22,10 @@ INTEGERS = jp.quantize(bits=8).init({"w": E})["w"]
 TREES = {
     "an embedding": ({"embed": E, "x": OTHER, "head": E}, {"head": "embed"}),
     "an equal copy": ({"embed": E, "head": jnp.array(np.asarray(E))}, {"head": "embed"}),
-    "codes": ({"a": SPARSE, "b": jnp.ones(3), "c": SPARSE, "d": INTEGERS, "e": INTEGERS}, {"c": "a", "e": "d"}),
+    "codes": (
+        {"a": SPARSE, "b": jnp.ones(3), "c": SPARSE, "d": INTEGERS, "e": INTEGERS},
+        {"c": "a", "e": "d"},
+    ),
     "three": ([E, E, {"deep": (E,)}], {"1": "0", "2/deep/0": "0"}),
     "another dtype": ({"a": E, "b": E.astype(jnp.bfloat16), "c": E.view(jnp.int32)}, {}),
     "another shape": ({"a": E, "b": E.reshape(40, 60)}, {}),
@@ -39,7 +42,11 @@ TREES = {
 
 
 def tied(path):
-    return {row.path: row.codecs[0][2:] for row in inspect(path).rows if row.codecs and row.codecs[0].startswith("= ")}
+    return {
+        row.path: row.codecs[0][2:]
+        for row in inspect(path).rows
+        if row.codecs and row.codecs[0].startswith("= ")
+    }
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -89,7 +96,11 @@ def test_a_checkpoint_with_a_tied_head_comes_back_whole(tmp_path):
 
     from jaxprune.app import cli
 
-    weights = {"head.weight": np.asarray(E), "embed.weight": np.asarray(E), "mlp.weight": np.asarray(OTHER)}
+    weights = {
+        "head.weight": np.asarray(E),
+        "embed.weight": np.asarray(E),
+        "mlp.weight": np.asarray(OTHER),
+    }
     save_file(weights, tmp_path / "a.safetensors")
     (tmp_path / "r.toml").write_text('[[rule]]\nwhere = ".*"\nkeep = true\n')
 
@@ -98,7 +109,15 @@ def test_a_checkpoint_with_a_tied_head_comes_back_whole(tmp_path):
         assert done.exit_code == 0, done.output
         return done.stdout
 
-    run("compress", tmp_path / "a.safetensors", "-o", tmp_path / "a.jpz", "-r", tmp_path / "r.toml", "--verify")
+    run(
+        "compress",
+        tmp_path / "a.safetensors",
+        "-o",
+        tmp_path / "a.jpz",
+        "-r",
+        tmp_path / "r.toml",
+        "--verify",
+    )
     assert inspect(tmp_path / "a.jpz").bytes.data < 2 * E.nbytes
     run("restore", tmp_path / "a.jpz", "-o", tmp_path / "b.safetensors")
     back = load_file(tmp_path / "b.safetensors")

@@ -30,7 +30,9 @@ def quantized(bits, *shape, dtype=F32, zero=False):
     signed = jnp.int8 if bits <= 8 else jnp.int16
     q = integers(-(2 ** (bits - 1)), 2 ** (bits - 1), *shape, dtype=np.int16).astype(signed)
     scale = jnp.abs(normal(*(1,) * (len(shape) - 1), shape[-1]))
-    return Quantized(pack(q, bits), scale, jnp.ones(scale.shape, jnp.uint8) if zero else None, bits, dtype)
+    return Quantized(
+        pack(q, bits), scale, jnp.ones(scale.shape, jnp.uint8) if zero else None, bits, dtype
+    )
 
 
 def nf4(*shape):
@@ -48,11 +50,15 @@ def stack(make, n, *shape):
 
 def codes():
     """Every type, in every nesting that the library makes, and some that it does not."""
-    m, k = mask(24, 10), normal(16)
+    m = mask(24, 10)
+    k = normal(16)
     indices = integers(0, 16, 24, 10)
     small_book = Quantized(integers(-128, 128, 16, dtype=np.int8), jnp.ones(1), None, 8, F32)
     bare = c.Clustered(None, indices)
-    masked = lambda *s: c.Masked(normal(*s), mask(*s))
+
+    def masked(*s):
+        return c.Masked(normal(*s), mask(*s))
+
     return {
         "masked": c.Masked(normal(24, 10), m),
         "masked bf16": c.Masked(normal(24, 10, dtype=jnp.bfloat16), m),
@@ -74,7 +80,8 @@ def codes():
         "masked int4": c.Masked(quantized(4, 24, 13), mask(24, 13)),
         "groups": Quantized(integers(-8, 8, 24, 10, dtype=np.int8), normal(4, 10), None, 8, F32),
         "float8": c.Masked(
-            Quantized(normal(24, 10).astype(jnp.float8_e4m3fn), jnp.ones((1, 10)), None, 8, F32), mask(24, 10)
+            Quantized(normal(24, 10).astype(jnp.float8_e4m3fn), jnp.ones((1, 10)), None, 8, F32),
+            mask(24, 10),
         ),
         "nf4": c.Masked(nf4(24, 10), m),
         "binary": c.Masked(binary(24, 10), m),
@@ -89,9 +96,13 @@ def codes():
         "dense": c.Dense(normal(24, 10), "factors would be larger"),
         "masked dense": c.Masked(c.Dense(normal(24, 10)), m),
         "stacked": c.Stacked(stack(masked, 3, 8, 10), -2, 3),
-        "stacked int4": c.Stacked(stack(lambda *s: c.Masked(quantized(4, *s), mask(*s)), 3, 8, 10), -1, 3),
+        "stacked int4": c.Stacked(
+            stack(lambda *s: c.Masked(quantized(4, *s), mask(*s)), 3, 8, 10), -1, 3
+        ),
         "masked stacked": c.Masked(c.Stacked(stack(masked, 3, 8, 10), -1, 3), mask(8, 10, 3)),
-        "batch": stack(lambda *s: c.Masked(c.Clustered(normal(16), integers(0, 16, *s)), mask(*s)), 3, 8, 10),
+        "batch": stack(
+            lambda *s: c.Masked(c.Clustered(normal(16), integers(0, 16, *s)), mask(*s)), 3, 8, 10
+        ),
         "common": c.Common(k, {"a": bare, "b": [c.Masked(bare, m), normal(3)]}),
         "common quantized": c.Common(small_book, {"a": bare}),
         "packed": Packed(pack(integers(0, 8, 5, 9), 3).words, 9),
@@ -132,7 +143,9 @@ DTYPES = [
 def bits_of(dtype):
     """An array of a dtype with every pattern of bits that fits, NaNs of all kinds among them."""
     dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    width = {"bool": 1, "int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4_e2m1fn": 4}.get(dtype.name)
+    width = {"bool": 1, "int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "float4_e2m1fn": 4}.get(
+        dtype.name
+    )
     if width:
         octets = rng.integers(0, 2**width, 70).astype(np.uint8)
         return octets.astype(np.int8).astype(dtype) if "int" in dtype.name else octets.view(dtype)
@@ -144,9 +157,16 @@ def same(x, y):
     if not hasattr(x, "dtype"):
         return type(x) is type(y) and (x == y or x != x)
     kinds = isinstance(x, jax.Array) == isinstance(y, jax.Array)
-    a, b = np.asarray(x), np.asarray(y)
-    if a.dtype.name in ("int2", "int4", "uint2", "uint4"):  # in memory the other bits of a byte may be anything
-        a, b = a.astype(np.int8), b.astype(np.int8)
+    a = np.asarray(x)
+    b = np.asarray(y)
+    if a.dtype.name in (
+        "int2",
+        "int4",
+        "uint2",
+        "uint4",
+    ):  # in memory the other bits of a byte may be anything
+        a = a.astype(np.int8)
+        b = b.astype(np.int8)
     return kinds and x.dtype == y.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
@@ -179,7 +199,9 @@ def cleaned(tree):
         if isinstance(x, c.Stacked) and m is not None:
             m = jnp.moveaxis(m, x.axis, -x.rank)
         hidden = {"values", "indices", "q", "signs", "each"}
-        return x.replace(**{n: under(getattr(x, n), m if n in hidden else None) for n in x.fields()})
+        return x.replace(
+            **{n: under(getattr(x, n), m if n in hidden else None) for n in x.fields()}
+        )
 
     return jax.tree.map(lambda x: clean(x, None) if c.is_code(x) else x, tree, is_leaf=c.is_code)
 

@@ -1,4 +1,6 @@
-"""Many small programs are compiled and run once; the models are users' code, without strict promotion."""
+"""Many small programs are compiled and run once; the models are users' code, without strict
+promotion.
+"""
 
 import jax
 import pytest

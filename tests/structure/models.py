@@ -1,7 +1,8 @@
-"""Architectures to be cut: each is (f, params, args), small, with weights of all sizes; some give new params (STATE).
+"""Architectures to be cut: each is (f, params, args), small, with weights of all sizes; some give
+new params (STATE).
 
-A wrong index is always seen: every weight is drawn anew, normal and scaled by its position, so no two units are alike.
-What is compared with what, and how, stands here too.
+A wrong index is always seen: every weight is drawn anew, normal and scaled by its position, so no
+two units are alike. What is compared with what, and how, stands here too.
 """
 
 import flax.linen as nn
@@ -11,14 +12,22 @@ import numpy as np
 
 
 def drawn(shapes, seed=0):
-    """Weights of the shapes; variances are positive, and biases, so that few units are always off."""
+    """Weights of the shapes; variances are positive, and biases, so that few units are always
+    off.
+    """
     rng = np.random.default_rng(seed)
 
     def one(keys, x):
         name = jax.tree_util.keystr(keys[-1:], simple=True)
         fan = max(1, int(np.prod(x.shape[:-1])))
-        w = rng.normal(size=x.shape) / fan**0.5 * (1 + np.arange(x.shape[-1]) / x.shape[-1] if x.ndim else 1)
-        return jnp.asarray(np.abs(w) + 0.5 * (name == "var") if name in ("var", "bias") else w, x.dtype)
+        w = (
+            rng.normal(size=x.shape)
+            / fan**0.5
+            * (1 + np.arange(x.shape[-1]) / x.shape[-1] if x.ndim else 1)
+        )
+        return jnp.asarray(
+            np.abs(w) + 0.5 * (name == "var") if name in ("var", "bias") else w, x.dtype
+        )
 
     return jax.tree_util.tree_map_with_path(one, shapes)
 
@@ -51,8 +60,12 @@ def floats(tree):
     return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
-image = lambda *shape, seed=1: jax.random.normal(jax.random.key(seed), shape)
-tokens = lambda n, v=30: jax.random.randint(jax.random.key(1), (2, n), 0, v)
+def image(*shape, seed=1):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def tokens(n, v=30):
+    return jax.random.randint(jax.random.key(1), (2, n), 0, v)
 
 
 class MLP(nn.Module):
@@ -70,7 +83,9 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        norm = lambda x: nn.relu(nn.BatchNorm(not self.train)(x))
+        def norm(x):
+            return nn.relu(nn.BatchNorm(not self.train)(x))
+
         x = nn.max_pool(norm(nn.Conv(6, (3, 3), use_bias=False)(x)), (2, 2), (2, 2))
         x = nn.avg_pool(norm(nn.Conv(8, (3, 3))(x)), (2, 2), (2, 2))
         x = nn.relu(nn.Dense(10)(x.reshape(len(x), -1)))
@@ -84,7 +99,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        conv = lambda k, s: nn.Conv(self.width, (k, k), (s, s), use_bias=False)
+        def conv(k, s):
+            return nn.Conv(self.width, (k, k), (s, s), use_bias=False)
+
         y = nn.relu(nn.BatchNorm(True)(conv(3, self.stride)(x)))
         y = nn.BatchNorm(True)(conv(3, 1)(y))
         if x.shape == y.shape:
@@ -114,10 +131,13 @@ class MobileNet(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        norm = lambda x: nn.relu6(nn.BatchNorm(True)(x))
+        def norm(x):
+            return nn.relu6(nn.BatchNorm(True)(x))
+
         x = norm(nn.Conv(4, (3, 3), (2, 2), use_bias=False)(x))
         for width in (4, 6):
-            y, wide = x, 3 * x.shape[-1]
+            y = x
+            wide = 3 * x.shape[-1]
             y = norm(nn.Conv(wide, (1, 1), use_bias=False)(y))
             y = norm(nn.Conv(wide, (3, 3), feature_group_count=wide, use_bias=False)(y))
             y = nn.BatchNorm(True)(nn.Conv(width, (1, 1), use_bias=False)(y))
@@ -172,14 +192,29 @@ class Llama(nn.Module):
 
     @nn.compact
     def __call__(self, t):
-        n, heads, shared, d = t.shape[1], 4, 2, 4
-        x, dense = nn.Embed(30, 16)(t), lambda n: nn.Dense(n, use_bias=False)
+        n = t.shape[1]
+        heads = 4
+        shared = 2
+        d = 4
+        x = nn.Embed(30, 16)(t)
+
+        def dense(n):
+            return nn.Dense(n, use_bias=False)
+
         angle = jnp.arange(n)[:, None] * (100.0 ** (-jnp.arange(d // 2) / (d // 2)))
         cos, sin = (jnp.concatenate([g(angle)] * 2, -1)[None, :, None] for g in (jnp.cos, jnp.sin))
-        turned = lambda q: q * cos + jnp.concatenate([-q[..., d // 2 :], q[..., : d // 2]], -1) * sin
+
+        def turned(q):
+            return q * cos + jnp.concatenate([-q[..., d // 2 :], q[..., : d // 2]], -1) * sin
+
         y = nn.RMSNorm()(x)
-        part = lambda m: dense(m * d)(y).reshape(*y.shape[:2], m, d)
-        q, k, v = turned(part(heads)), turned(part(shared)), part(shared)
+
+        def part(m):
+            return dense(m * d)(y).reshape(*y.shape[:2], m, d)
+
+        q = turned(part(heads))
+        k = turned(part(shared))
+        v = part(shared)
         k, v = (jnp.repeat(z, heads // shared, axis=2) for z in (k, v))
         a = jnp.einsum("bqhd,bkhd->bhqk", q, k) / d**0.5
         a = nn.softmax(jnp.where(jnp.tril(jnp.ones((n, n), bool)), a, -1e9))
@@ -192,7 +227,9 @@ class Llama(nn.Module):
 class DenseNet(nn.Module):
     @nn.compact
     def __call__(self, x):
-        norm = lambda x: nn.relu(nn.BatchNorm(True)(x))
+        def norm(x):
+            return nn.relu(nn.BatchNorm(True)(x))
+
         x = nn.Conv(6, (3, 3), use_bias=False)(x)
         for block in range(2):
             for _ in range(2):
@@ -208,7 +245,9 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, t):
-        dtype = jnp.result_type(float)  # a cell's carry is of its param_dtype, whatever its weights are
+        dtype = jnp.result_type(
+            float
+        )  # a cell's carry is of its param_dtype, whatever its weights are
         x = nn.Embed(30, 6)(t)
         x = nn.RNN(nn.OptimizedLSTMCell(8, param_dtype=dtype))(x)
         x = nn.RNN(nn.GRUCell(6, param_dtype=dtype))(x)
@@ -233,7 +272,11 @@ class PixelShuffle(nn.Module):
     def __call__(self, x):
         x = nn.Conv(16, (3, 3))(nn.relu(nn.Conv(6, (3, 3))(x)))
         b, h, w, c = x.shape
-        x = x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
+        x = (
+            x.reshape(b, h, w, 2, 2, c // 4)
+            .transpose(0, 1, 3, 2, 4, 5)
+            .reshape(b, 2 * h, 2 * w, c // 4)
+        )
         return nn.Conv(3, (3, 3))(nn.relu(x))
 
 
@@ -260,7 +303,12 @@ class Scanned(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        layers = nn.scan(nn.remat(ScannedLayer), variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        layers = nn.scan(
+            nn.remat(ScannedLayer),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=3,
+        )
         x, _ = layers()(nn.Dense(8)(x), None)
         x = jax.lax.cond(x.sum() > 0, nn.tanh, lambda z: z * 0.5, x)
         x = jax.lax.fori_loop(0, 3, lambda _, z: jnp.sin(z * 0.9), x)
@@ -272,7 +320,8 @@ class Experts(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x, e = nn.Dense(8)(x), 4
+        x = nn.Dense(8)(x)
+        e = 4
         one = self.param("up", nn.initializers.lecun_normal(), (e, 8, 10))
         two = self.param("down", nn.initializers.lecun_normal(), (e, 10, 8))
         gates = nn.softmax(nn.Dense(e)(x))
@@ -305,17 +354,24 @@ class Cached(nn.Module):
 
 def trained():
     """Batch norm in train mode, which returns its new statistics."""
-    module, x = CNN(train=True), image(4, 8, 8, 3)
+    module = CNN(train=True)
+    x = image(4, 8, 8, 3)
     _, variables, _ = linen(module, x)
     return lambda v, x: module.apply(v, x, mutable=["batch_stats"]), variables, (x,)
 
 
 def decoding():
     """A step of a decoder: the cache is among the params, and its new value among the outputs."""
-    module, past, t = Cached(), tokens(6), tokens(1)
+    module = Cached()
+    past = tokens(6)
+    t = tokens(1)
     variables = drawn(jax.eval_shape(lambda: module.init(jax.random.key(0), past)))
     cache = jax.tree.map(lambda x: x if x.ndim else jnp.full_like(x, 3), variables["cache"])
-    return lambda v, t: module.apply(v, t, mutable=["cache"]), dict(variables) | {"cache": cache}, (t,)
+    return (
+        lambda v, t: module.apply(v, t, mutable=["cache"]),
+        dict(variables) | {"cache": cache},
+        (t,),
+    )
 
 
 MODELS = {

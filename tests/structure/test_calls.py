@@ -1,4 +1,6 @@
-"""How `shrink` is called: natural guesses are right, or end in one line with a fix; and what evaluation keeps alive."""
+"""How `shrink` is called: natural guesses are right, or end in one line with a fix; and what
+evaluation keeps alive.
+"""
 
 import equinox as eqx
 import flax.linen as nn
@@ -27,11 +29,9 @@ def line(p, x, train=True):
 class Net(nnx.Module):
     def __init__(self):
         rngs = nnx.Rngs(0)
-        self.a, self.drop, self.b = (
-            nnx.Linear(4, 8, rngs=rngs),
-            nnx.Dropout(0.5, rngs=rngs),
-            nnx.Linear(8, 2, rngs=rngs),
-        )
+        self.a = nnx.Linear(4, 8, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.b = nnx.Linear(8, 2, rngs=rngs)
 
     def __call__(self, x):
         return self.b(self.drop(nnx.relu(self.a(x)), deterministic=True))
@@ -63,20 +63,47 @@ def test_an_equinox_module_is_refused_and_the_call_that_is_named_works():
 
 
 WRONG = {
-    "swapped": (lambda: jp.shrink(PARAMS, line, X, ratio=0.5), r"the function comes first, jp.shrink\(f, params, x\)"),
-    "swapped axes": (lambda: jp.axes(PARAMS, line, X), r"the function comes first, jp.axes\(f, params, x\)"),
-    "a linen module": (lambda: jp.shrink(LINEN, VARIABLES, X, ratio=0.5), r"jp.shrink\(model.apply, variables, x\)"),
-    "no collection": (lambda: jp.shrink(LINEN.apply, VARIABLES["params"], X, ratio=0.5), r'give {"params": params}'),
-    "percent": (lambda: jp.shrink(line, PARAMS, X, flops=50), r"in \(0, 1\]: flops=0.5 is 50 percent"),
-    "text": (lambda: jp.shrink(line, PARAMS, X, flops="0.5"), r"flops='0.5': a budget is a fraction"),
+    "swapped": (
+        lambda: jp.shrink(PARAMS, line, X, ratio=0.5),
+        r"the function comes first, jp.shrink\(f, params, x\)",
+    ),
+    "swapped axes": (
+        lambda: jp.coupled_axes(PARAMS, line, X),
+        r"the function comes first, jp.coupled_axes\(f, params, x\)",
+    ),
+    "a linen module": (
+        lambda: jp.shrink(LINEN, VARIABLES, X, ratio=0.5),
+        r"jp.shrink\(model.apply, variables, x\)",
+    ),
+    "no collection": (
+        lambda: jp.shrink(LINEN.apply, VARIABLES["params"], X, ratio=0.5),
+        r'give {"params": params}',
+    ),
+    "percent": (
+        lambda: jp.shrink(line, PARAMS, X, flops=50),
+        r"in \(0, 1\]: flops=0.5 is 50 percent",
+    ),
+    "text": (
+        lambda: jp.shrink(line, PARAMS, X, flops="0.5"),
+        r"flops='0.5': a budget is a fraction",
+    ),
     "yes": (lambda: jp.shrink(line, PARAMS, X, flops=True), r"flops=True: a budget is a fraction"),
-    "another word": (lambda: jp.shrink(line, PARAMS, X, sparsity=0.5), r"give a budget .*; sparsity is given to f"),
+    "another word": (
+        lambda: jp.shrink(line, PARAMS, X, sparsity=0.5),
+        r"give a budget .*; sparsity is given to f",
+    ),
     "unknown": (
         lambda: jp.shrink(line, PARAMS, X, ratio=0.5, sparsity=0.5),
         r"line\(params, …\) cannot be called.*sparsity",
     ),
-    "no arguments": (lambda: jp.shrink(line, PARAMS, ratio=0.5), r"line\(params\) cannot be called.*'x'"),
-    "shapes": (lambda: jp.shrink(line, jax.eval_shape(lambda: PARAMS), X, ratio=0.5), r"a is a shape.*give arrays"),
+    "no arguments": (
+        lambda: jp.shrink(line, PARAMS, ratio=0.5),
+        r"line\(params\) cannot be called.*'x'",
+    ),
+    "shapes": (
+        lambda: jp.shrink(line, jax.eval_shape(lambda: PARAMS), X, ratio=0.5),
+        r"a is a shape.*give arrays",
+    ),
 }
 
 
@@ -90,7 +117,9 @@ def test_a_wrong_guess_ends_in_one_line_with_the_fix(case):
 
 def test_keywords_are_given_to_the_function():
     thin = jp.shrink(line, PARAMS, X, ratio=0.5, train=False)
-    assert_allclose(thin.apply(thin.params, X, train=False), 2 * thin.apply(thin.params, X), rtol=1e-6)
+    assert_allclose(
+        thin.apply(thin.params, X, train=False), 2 * thin.apply(thin.params, X), rtol=1e-6
+    )
     assert_allclose(thin.apply(thin.params, X), line(thin.plan.mask(PARAMS), X), rtol=1e-6)
     strict = jp.shrink(lambda p, x, *, train: line(p, x, train), PARAMS, X, ratio=0.5, train=True)
     assert strict.widths == thin.widths
@@ -100,7 +129,9 @@ def test_batches_are_trees_and_budgets_may_be_several():
     of_dict = jp.shrink(lambda p, batch: line(p, batch["x"]), PARAMS, {"x": X}, ratio=0.5)
     of_pair = jp.shrink(lambda p, batch: line(p, batch[0]), PARAMS, (X, None), ratio=0.5)
     both = jp.shrink(line, PARAMS, X, flops=0.9, params=0.5)
-    of_shapes = jp.shrink(line, PARAMS, jax.ShapeDtypeStruct((2, 4), jnp.float32), ratio=np.float32(0.5))
+    of_shapes = jp.shrink(
+        line, PARAMS, jax.ShapeDtypeStruct((2, 4), jnp.float32), ratio=np.float32(0.5)
+    )
     assert of_dict.widths == of_pair.widths == both.widths == of_shapes.widths
 
 
@@ -148,6 +179,10 @@ def test_taps_let_go_of_what_is_not_asked_for():
         seen.append(alive())
         return x
 
-    f = lambda params, x: jp.tap(chain(params, chain(params, x, lambda x: jp.tap(x, "here"))), "end")
+    def f(params, x):
+        return jp.tap(chain(params, chain(params, x, lambda x: jp.tap(x, "here"))), "end")
+
     jp.plant(f, {"here": note, "end": note})(CHAIN, WIDE)
-    assert len(seen) == 13 and seen[-1] <= seen[0] + 13  # the taps are brought out; the other 24 values are not
+    assert (
+        len(seen) == 13 and seen[-1] <= seen[0] + 13
+    )  # the taps are brought out; the other 24 values are not

@@ -1,4 +1,6 @@
-"""The self-check of `shrink`: what is rounding, what is wrong, and functions that must not be closed over arguments."""
+"""The self-check of `shrink`: what is rounding, what is wrong, and functions that must not be
+closed over arguments.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,20 @@ from jaxprune.jaxprs.float64 import in_float64
 from jaxprune.structure.apply.check import FLOAT64_TOLERANCE, checked
 
 RNG = np.random.default_rng(11)
-draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
 
 
 def chaotic(p, x):
-    """A recurrence in which rounding grows some ten thousand times; its carry starts as float32, whatever x is."""
-    step = lambda h, _: (jnp.tanh(x.astype(jnp.float32) @ p["wi"] + h @ p["wh"]), None)
+    """A recurrence in which rounding grows some ten thousand times; its carry starts as float32,
+    whatever x is.
+    """
+
+    def step(h, _):
+        return (jnp.tanh(x.astype(jnp.float32) @ p["wi"] + h @ p["wh"]), None)
+
     zeros = jnp.zeros((len(x), p["wh"].shape[0]), jnp.float32)
     return jax.lax.scan(step, zeros, None, length=60)[0] @ p["out"]
 
@@ -39,7 +49,9 @@ def test_a_recurrence_in_which_rounding_grows_is_checked_in_float64(chaotic_thin
 
 
 def test_a_rebuilt_recurrence_may_differ_by_the_same_rounding(chaotic_thin):
-    again = lambda p, x: chaotic({**p, "wi": p["wi"] * 1.0}, x)
+    def again(p, x):
+        return chaotic({**p, "wi": p["wi"] * 1.0}, x)
+
     assert chaotic_thin.agrees(again, X) <= chaotic_thin.report.rounding
 
 
@@ -65,26 +77,35 @@ def test_tolerance_is_the_users(chaotic_thin):
     rough = jp.shrink(chaotic, CHAOTIC, X, plan=chaotic_thin.plan, tolerance=0.9)
     assert rough.report.allowed == 0.9 and rough.report.float64 is None
     for wrong in (0.0, 1.0, -1, float("nan")):
-        with pytest.raises(ValueError, match=r"tolerance=.*(one positive, finite number|in \(0, 1\))"):
+        with pytest.raises(
+            ValueError, match=r"tolerance=.*(one positive, finite number|in \(0, 1\))"
+        ):
             jp.shrink(chaotic, CHAOTIC, X, ratio=0.6, tolerance=wrong)
 
 
 def fill(x):
-    return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] * jnp.float32(1.5)), (0, x))[1]
+    return jax.lax.while_loop(
+        lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] * jnp.float32(1.5)), (0, x)
+    )[1]
 
 
 WIDENED = {
     "casts": lambda x: jax.nn.softmax(x.astype(jnp.bfloat16)).astype(jnp.float32),
     "random numbers": lambda x: x + jax.random.normal(jax.random.key(1), x.shape),
     "scatter": lambda x: jnp.zeros(3).at[jnp.array([0, 1])].add(x[0, :2]),
-    "windows": lambda x: (jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2), (1, 2), "VALID"), jnp.sort(x)),
+    "windows": lambda x: (
+        jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2), (1, 2), "VALID"),
+        jnp.sort(x),
+    ),
     "a custom reduction": lambda x: jax.lax.reduce(x, 0.0, lambda a, b: a + b * 1, (0,)),
     "loops and branches": lambda x: jax.lax.cond(x.sum() > 0, fill, lambda x: x - 1.0, x),
     "custom derivatives": lambda x: jax.nn.relu(jax.nn.silu(x)) + optimal(x),
     "remat": jax.checkpoint(lambda x: jnp.tanh(x @ x.T)),
     "a random key": lambda x: jax.random.key_data(jax.random.key(3)),
     "integers and complex numbers": lambda x: (jnp.argmax(x, -1), jnp.fft.fft(x)),
-    "a carry of fixed dtype": lambda x: jax.lax.scan(lambda c, r: (c + r, c), jnp.zeros(8, jnp.float32), x),
+    "a carry of fixed dtype": lambda x: jax.lax.scan(
+        lambda c, r: (c + r, c), jnp.zeros(8, jnp.float32), x
+    ),
 }
 
 
@@ -109,7 +130,9 @@ def test_functions_are_computed_in_float64_whatever_they_cast_to(name):
 
 
 def test_rounding_is_gone_in_float64():
-    f = lambda x: (x + jnp.float32(1e-12)).astype(jnp.float32) - x
+    def f(x):
+        return (x + jnp.float32(1e-12)).astype(jnp.float32) - x
+
     assert f(jnp.ones(())) == 0
     assert_allclose(in_float64(f)(jnp.ones(())), 1e-12, rtol=1e-3)
 
@@ -120,8 +143,10 @@ class Cache(nnx.Variable):
 
 class Counting(nnx.Module):
     def __init__(self):
-        self.up, self.down = nnx.Linear(8, 16, rngs=nnx.Rngs(0)), nnx.Linear(16, 2, rngs=nnx.Rngs(1))
-        self.calls, self.seen = Cache(jnp.zeros(())), Cache(jnp.zeros(8))
+        self.up = nnx.Linear(8, 16, rngs=nnx.Rngs(0))
+        self.down = nnx.Linear(16, 2, rngs=nnx.Rngs(1))
+        self.calls = Cache(jnp.zeros(()))
+        self.seen = Cache(jnp.zeros(8))
 
     def __call__(self, x):
         self.calls[...] = self.calls[...] + 1
@@ -141,4 +166,7 @@ def test_arguments_may_be_nnx_variables_that_the_function_sets():
     y, after = thin.apply(thin.params, cache, X)
     want, _ = f(thin.plan.mask(params), cache, X)
     assert_allclose(y, want, rtol=1e-5, atol=1e-6)
-    assert float(jax.tree.leaves(after["calls"])[0]) == 1 and thin.params["up"]["kernel"].shape == (8, 8)
+    assert float(jax.tree.leaves(after["calls"])[0]) == 1 and thin.params["up"]["kernel"].shape == (
+        8,
+        8,
+    )

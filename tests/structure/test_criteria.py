@@ -1,4 +1,6 @@
-"""Criteria beside NumPy: each from its formula, on arrays whose sides differ, so that a swapped axis is seen."""
+"""Criteria beside NumPy: each from its formula, on arrays whose sides differ, so that a swapped
+axis is seen.
+"""
 
 import flax.linen as nn
 import jax
@@ -11,10 +13,20 @@ import jaxprune as jp
 from jaxprune.structure.choose.importance import comparable, importance
 
 RNG = np.random.default_rng(5)
-draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)
+
+
+def draw(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
 W = draw(3, 2, 4, 5)  # HWIO
 TWO = {"a": draw(6, 8), "b": draw(8), "c": draw(8, 3)}
-line = lambda p, x: jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"]
+
+
+def line(p, x):
+    return jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"]
+
+
 X = draw(7, 6)
 
 
@@ -45,20 +57,29 @@ def test_fpgm_is_the_distance_to_all_other_filters():
 def test_a_score_of_some_leaves_prunes_them():
     params = {"kernel": jnp.asarray(W), "scale": jnp.ones(3)}
     for score in ("magnitude", jp.scores.lamp, jp.scores.random):
-        some = jp.prune(0.5, score=jp.scores.only("kernel", score)).init(params, key=jax.random.key(0))
+        some = jp.prune(0.5, score=jp.scores.only("kernel", score)).init(
+            params, key=jax.random.key(0)
+        )
         assert_array_equal(
-            some["kernel"].mask, jp.prune(0.5, score=score).init(params, key=jax.random.key(0))["kernel"].mask
+            some["kernel"].mask,
+            jp.prune(0.5, score=score).init(params, key=jax.random.key(0))["kernel"].mask,
         )
 
 
 def test_obd_is_half_w2_h():
     bent = np.diag(np.float32([1, 2, 3, 4, 5, -6])) + 0.1 * np.triu(draw(6, 6), 1)
     bent = bent + bent.T
-    loss = lambda p, s: 0.5 * s * p["w"] @ bent @ p["w"]
-    w, batches = draw(6), [(jnp.float32(1.0),), (jnp.float32(3.0),)]
+
+    def loss(p, s):
+        return 0.5 * s * p["w"] @ bent @ p["w"]
+
+    w = draw(6)
+    batches = [(jnp.float32(1.0),), (jnp.float32(3.0),)]
     got = jp.scores.obd(loss, {"w": w}, batches, key=jax.random.key(0), probes=60)["w"]
     assert_allclose(got, 0.5 * w**2 * np.maximum(2 * np.diag(bent), 0), rtol=0.1)
-    exact = jp.scores.obd(lambda p: jnp.sum(p["w"] ** 3), {"w": w, "n": jnp.arange(2)}, [()], key=jax.random.key(1))
+    exact = jp.scores.obd(
+        lambda p: jnp.sum(p["w"] ** 3), {"w": w, "n": jnp.arange(2)}, [()], key=jax.random.key(1)
+    )
     assert_allclose(exact["w"], 0.5 * w**2 * np.maximum(6 * w, 0), rtol=1e-5)
     with pytest.raises(ValueError, match="no batches"):
         jp.scores.obd(loss, {"w": w}, [], key=jax.random.key(0))
@@ -77,7 +98,9 @@ def test_network_slimming_ranks_by_scales_alone():
     thin = jp.shrink(Net().apply, variables, X, ratio=0.5, score=score)
     assert_array_equal(thin.params["params"]["BatchNorm_0"]["scale"], scale[[3, 4, 6, 7]])
     with pytest.raises(ValueError, match="matches nothing in this tree"):
-        jp.shrink(Net().apply, variables, X, ratio=0.5, score=jp.scores.only(jp.where.path("scale")))
+        jp.shrink(
+            Net().apply, variables, X, ratio=0.5, score=jp.scores.only(jp.where.path("scale"))
+        )
 
 
 def test_activations_of_a_matrix_product():
@@ -87,32 +110,54 @@ def test_activations_of_a_matrix_product():
     assert_allclose(rms["a"], np.broadcast_to(np.sqrt((X**2).mean(0))[:, None], (6, 8)), rtol=1e-5)
     active = np.sqrt((hidden**2).mean(0))
     assert_allclose(rms["c"], np.broadcast_to(active[:, None], (8, 3)), rtol=1e-5)
-    [group] = jp.axes(line, TWO, X).groups
+    [group] = jp.coupled_axes(line, TWO, X).groups
     assert_allclose(importance(group, {"c": rms["c"]}, "mean"), active, rtol=1e-5)
     wanda = jp.scores.wanda(rms)(TWO)
     assert wanda["b"] is None
     assert_allclose(wanda["c"], np.abs(TWO["c"]) * active[:, None], rtol=1e-5)
-    thin = jp.shrink(line, TWO, X, ratio=0.5, score=lambda p: {"a": None, "b": None, "c": rms["c"]}, reduce="mean")
+    thin = jp.shrink(
+        line,
+        TWO,
+        X,
+        ratio=0.5,
+        score=lambda p: {"a": None, "b": None, "c": rms["c"]},
+        reduce="mean",
+    )
     assert_array_equal(thin.plan.keep["c"][0], np.sort(np.argsort(active)[4:]))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_activations_of_a_convolution(groups):
-    x, kernel = draw(2, 5, 6, 4), draw(3, 3, 4 // groups, 8)
-    conv = lambda p, x: jax.lax.conv_general_dilated(
-        x, p["k"].transpose(3, 2, 0, 1), (2, 1), "SAME", None, None, ("NHWC", "OIHW", "NHWC"), groups
-    )
+    x = draw(2, 5, 6, 4)
+    kernel = draw(3, 3, 4 // groups, 8)
+
+    def conv(p, x):
+        return jax.lax.conv_general_dilated(
+            x,
+            p["k"].transpose(3, 2, 0, 1),
+            (2, 1),
+            "SAME",
+            None,
+            None,
+            ("NHWC", "OIHW", "NHWC"),
+            groups,
+        )
+
     rms = np.asarray(jp.input_rms(conv, {"k": kernel}, [(x,)])["k"])
-    total, count = np.zeros((3, 3, 4)), np.zeros((3, 3, 1))
+    total = np.zeros((3, 3, 4))
+    count = np.zeros((3, 3, 1))
     for i in range(3):  # output rows: 2 i + h - 1 in, 5 rows in all
         for j in range(6):
             for h in range(3):
                 for w in range(3):
-                    a, b = 2 * i + h - 1, j + w - 1
+                    a = 2 * i + h - 1
+                    b = j + w - 1
                     if 0 <= a < 5 and 0 <= b < 6:
                         total[h, w] += (x[:, a, b] ** 2).sum(0)
                         count[h, w] += 2
-    want, inner, of = np.sqrt(total / count), 4 // groups, 8 // groups
+    want = np.sqrt(total / count)
+    inner = 4 // groups
+    of = 8 // groups
     for o in range(8):
         assert_allclose(rms[..., o], want[..., o // of * inner : (o // of + 1) * inner], rtol=1e-4)
 
@@ -122,15 +167,22 @@ def test_activations_in_loops_and_branches():
     p = {"stack": draw(3, 4, 4), "same": draw(4, 4), "up": draw(6, 4)}
 
     def f(p, x):
-        turn = lambda h, w: (jnp.tanh(jax.checkpoint(jnp.matmul)(h, w) @ p["same"]), h.sum())
+        def turn(h, w):
+            return (jnp.tanh(jax.checkpoint(jnp.matmul)(h, w) @ p["same"]), h.sum())
+
         h, _ = jax.lax.scan(turn, x @ p["up"], p["stack"])
         h = jax.lax.cond(h.sum() > 1e9, lambda h: h, lambda h: h @ p["same"], h)
-        return jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, jax.nn.relu(c[1] @ p["same"])), (0, h))[1]
+        return jax.lax.while_loop(
+            lambda c: c[0] < 2, lambda c: (c[0] + 1, jax.nn.relu(c[1] @ p["same"])), (0, h)
+        )[1]
 
     rms = jp.input_rms(f, p, [(X,)])
-    h, seen = X @ p["up"], []
+    h = X @ p["up"]
+    seen = []
     for t, w in enumerate(p["stack"]):
-        assert_allclose(rms["stack"][t], np.broadcast_to(np.sqrt((h**2).mean(0))[:, None], (4, 4)), rtol=1e-4)
+        assert_allclose(
+            rms["stack"][t], np.broadcast_to(np.sqrt((h**2).mean(0))[:, None], (4, 4)), rtol=1e-4
+        )
         seen.append(h @ w)
         h = np.tanh(h @ w @ p["same"])
     for _ in range(3):
@@ -144,8 +196,11 @@ def test_activations_in_loops_and_branches():
 def test_values_of_groups_are_brought_to_one_scale():
     _, b = values = [np.array([1.0, 3.0, 2.0]), np.array([10.0, 20.0])]
     params = {"u": draw(2, 3), "v": draw(3, 2), "w": draw(2, 4)}
-    groups = jp.axes(lambda p, x: x @ p["u"] @ p["v"] @ p["w"], params, X[:, :2])
-    of = lambda how, scope="global": comparable(list(groups.groups), values, scope, how)
+    groups = jp.coupled_axes(lambda p, x: x @ p["u"] @ p["v"] @ p["w"], params, X[:, :2])
+
+    def of(how, scope="global"):
+        return comparable(list(groups.groups), values, scope, how)
+
     assert_allclose(of("mean")[1], b / 15)
     assert_allclose(of("max")[0], [1 / 3, 1, 2 / 3])
     assert_allclose(of("lamp")[0], [1 / 14, 1, 4 / 13])

@@ -1,4 +1,6 @@
-"""What removed units send out goes into the biases that follow: beside NumPy, and beside f with constants."""
+"""What removed units send out goes into the biases that follow: beside NumPy, and beside f with
+constants.
+"""
 
 import flax.linen as nn
 import jax
@@ -10,10 +12,22 @@ from numpy.testing import assert_allclose
 import jaxprune as jp
 
 RNG = np.random.default_rng(11)
-draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)
+
+
+def draw(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
 X = draw(9, 6)
-P = {"a": {"w": draw(6, 8), "b": draw(8)}, "c": {"w": draw(8, 7), "b": draw(7)}, "d": {"w": draw(7, 3), "b": draw(3)}}
-sigmoid = lambda x: 1 / (1 + np.exp(-x))
+P = {
+    "a": {"w": draw(6, 8), "b": draw(8)},
+    "c": {"w": draw(8, 7), "b": draw(7)},
+    "d": {"w": draw(7, 3), "b": draw(3)},
+}
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
 
 
 def net(p, x, act=jax.nn.sigmoid):
@@ -34,14 +48,19 @@ def by_hand(p, thin, x, constants):
 
 def test_a_sigmoid_that_is_cut_leaves_one_half():
     plain, thin = (jp.shrink(net, P, X, ratio=0.5, approximate=how) for how in (False, "fold"))
-    want, other = by_hand(P, thin, X, (0.5, 0.5)), draw(4, 6)
+    want = by_hand(P, thin, X, (0.5, 0.5))
+    other = draw(4, 6)
     assert_allclose(thin.apply(thin.params, X), want, rtol=1e-4, atol=1e-5)
-    assert_allclose(thin.apply(thin.params, other), by_hand(P, thin, other, (0.5, 0.5)), rtol=1e-4, atol=1e-5)
+    assert_allclose(
+        thin.apply(thin.params, other), by_hand(P, thin, other, (0.5, 0.5)), rtol=1e-4, atol=1e-5
+    )
     assert np.abs(plain.apply(plain.params, X) - want).max() > 0.1
     assert sorted(thin.report.folds.biases) == ["c/b", "d/b"] and thin.report.folds.exact
     assert thin.report.folds.error < 1e-5 and "folded into c/b" in str(thin.report)
     gone = np.delete(np.arange(7), thin.plan.keep["c/b"][0])
-    assert_allclose(thin.params["d"]["b"], P["d"]["b"] + 0.5 * P["d"]["w"][gone].sum(0), rtol=1e-5, atol=1e-6)
+    assert_allclose(
+        thin.params["d"]["b"], P["d"]["b"] + 0.5 * P["d"]["w"][gone].sum(0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_units_as_they_are_leave_their_mean():
@@ -50,7 +69,9 @@ def test_units_as_they_are_leave_their_mean():
     gone = np.delete(np.arange(len(first[0])), thin.plan.keep["a/b"][0])
     if "c/b" in thin.report.folds.biases:
         want = P["c"]["b"] + first.mean(0)[gone] @ P["c"]["w"][gone]
-        assert_allclose(thin.params["c"]["b"], thin.cut({"c": {"b": want}})["c"]["b"], rtol=1e-4, atol=1e-5)
+        assert_allclose(
+            thin.params["c"]["b"], thin.cut({"c": {"b": want}})["c"]["b"], rtol=1e-4, atol=1e-5
+        )
     assert_allclose(thin.apply(thin.params, X).mean(0), net(P, X).mean(0), rtol=1e-4, atol=1e-5)
     assert thin.report.folds.error is None and thin.report.error < 1e-5
     errors = [
@@ -61,7 +82,9 @@ def test_units_as_they_are_leave_their_mean():
 
 
 def test_what_is_zero_at_zero_leaves_nothing():
-    relu = lambda p, x: net(p, x, jax.nn.relu)
+    def relu(p, x):
+        return net(p, x, jax.nn.relu)
+
     folded, plain = (jp.shrink(relu, P, X, ratio=0.5, approximate=how) for how in ("fold", False))
     assert folded.report.folds.biases == {} and folded.report.folds.lost == ()
     assert "nothing was folded" in str(folded.report)
@@ -77,14 +100,17 @@ class Images(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.softplus(nn.Conv(6, (3, 3))(x))
-        x = nn.sigmoid(nn.BatchNorm(True)(nn.Conv(5, (3, 3), padding=self.padding, use_bias=False)(x)))
+        x = nn.sigmoid(
+            nn.BatchNorm(True)(nn.Conv(5, (3, 3), padding=self.padding, use_bias=False)(x))
+        )
         x = nn.softplus(nn.Conv(8, (1, 1), feature_group_count=1)(x)).mean((1, 2))
         return nn.Dense(3)(nn.tanh(nn.Dense(4)(x)))
 
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
 def test_convolutions_and_the_mean_of_a_norm(padding):
-    x, module = draw(2, 7, 7, 3), Images(padding)
+    x = draw(2, 7, 7, 3)
+    module = Images(padding)
     variables = module.init(jax.random.key(0), x)
     variables = jax.tree.map(lambda v: jnp.asarray(np.abs(draw(*v.shape)) * 0.2 + 0.02), variables)
     thin = jp.shrink(module.apply, variables, x, ratio=0.5, approximate="fold", scope="group")
@@ -97,16 +123,27 @@ def test_convolutions_and_the_mean_of_a_norm(padding):
     assert folds.lost == () and folds.exact == (padding == "VALID")
     assert (folds.error < 1e-5) == (padding == "VALID") and thin.report.error < 1e-5
     unfolded = jp.shrink(module.apply, variables, x, plan=thin.plan)
-    change = thin.params["batch_stats"]["BatchNorm_0"]["mean"] - unfolded.params["batch_stats"]["BatchNorm_0"]["mean"]
+    change = (
+        thin.params["batch_stats"]["BatchNorm_0"]["mean"]
+        - unfolded.params["batch_stats"]["BatchNorm_0"]["mean"]
+    )
     kernel = np.asarray(variables["params"]["Conv_1"]["kernel"])
     gone = np.delete(np.arange(6), thin.plan.keep["params/Conv_0/bias"][0])
     every = np.log(2) * kernel[:, :, gone].sum(2)[..., thin.plan.keep["params/Conv_1/kernel"][3]]
-    met = np.ones((3, 3)) if padding == "VALID" else np.outer([6, 7, 6], [6, 7, 6]) / 49  # outputs that a tap is in
+    met = (
+        np.ones((3, 3)) if padding == "VALID" else np.outer([6, 7, 6], [6, 7, 6]) / 49
+    )  # outputs that a tap is in
     assert_allclose(change, -(every * met[..., None]).sum((0, 1)), rtol=1e-4)
 
 
 def test_scans_residuals_and_scales_hand_on_what_is_missing():
-    p = {"up": draw(6, 8), "stack": draw(3, 8, 10), "bias": draw(3, 8), "back": draw(3, 10, 8), "out": draw(8, 3)}
+    p = {
+        "up": draw(6, 8),
+        "stack": draw(3, 8, 10),
+        "bias": draw(3, 8),
+        "back": draw(3, 10, 8),
+        "out": draw(8, 3),
+    }
 
     def f(p, x):
         def layer(h, w):
@@ -116,30 +153,56 @@ def test_scans_residuals_and_scales_hand_on_what_is_missing():
         return jax.lax.scan(layer, x @ p["up"], (p["stack"], p["back"], p["bias"]))[0] @ p["out"]
 
     thin = jp.shrink(f, p, X, ratio=0.5, approximate="fold", keep={"up": 8})
-    assert list(thin.report.folds.biases) == ["bias"] and thin.report.folds.exact and thin.report.folds.error < 1e-5
+    assert (
+        list(thin.report.folds.biases) == ["bias"]
+        and thin.report.folds.exact
+        and thin.report.folds.error < 1e-5
+    )
     gone = np.delete(np.arange(10), thin.plan.keep["stack"][2])
-    assert_allclose(thin.params["bias"], p["bias"] + p["back"][:, gone].sum(1), rtol=1e-4, atol=1e-5)
+    assert_allclose(
+        thin.params["bias"], p["bias"] + p["back"][:, gone].sum(1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_where_no_bias_follows_it_is_said():
     p = {"a": draw(6, 8), "c": draw(8, 4), "d": draw(4, 3), "t": draw(4)}
-    bare = lambda p, x: jnp.tanh(jax.nn.sigmoid(x @ p["a"]) @ p["c"]) @ p["d"]
+
+    def bare(p, x):
+        return jnp.tanh(jax.nn.sigmoid(x @ p["a"]) @ p["c"]) @ p["d"]
+
     lost = jp.shrink(bare, p, X, ratio=0.5, approximate="fold", where="a").report.folds
-    assert not lost.biases and len(lost.lost) == 1 and "tanh at test_fold.py" in lost.lost[0] and not lost.exact
+    assert (
+        not lost.biases
+        and len(lost.lost) == 1
+        and "tanh at test_fold.py" in lost.lost[0]
+        and not lost.exact
+    )
     assert lost.error > 1e-3
-    last = lambda p, x: jax.nn.sigmoid(x @ p["a"]) @ p["c"]
-    assert jp.shrink(last, p, X, ratio=0.5, approximate="fold").report.folds.lost == ("an output of the function",)
-    twice = lambda p, x: jnp.tanh(jax.nn.sigmoid(x @ p["a"]) @ p["c"] + p["t"]) * jnp.exp(p["t"]) @ p["d"]
+
+    def last(p, x):
+        return jax.nn.sigmoid(x @ p["a"]) @ p["c"]
+
+    assert jp.shrink(last, p, X, ratio=0.5, approximate="fold").report.folds.lost == (
+        "an output of the function",
+    )
+
+    def twice(p, x):
+        return jnp.tanh(jax.nn.sigmoid(x @ p["a"]) @ p["c"] + p["t"]) * jnp.exp(p["t"]) @ p["d"]
+
     found = jp.shrink(twice, p, X, ratio=0.5, approximate="fold", where="a").report.folds
     assert not found.biases and "t is also used by exp at test_fold.py" in found.lost[0]
-    with pytest.raises(ValueError, match="approximate='folded': give True, False, 'fold' or 'mean'"):
+    with pytest.raises(
+        ValueError, match="approximate='folded': give True, False, 'fold' or 'mean'"
+    ):
         jp.shrink(bare, p, X, ratio=0.5, approximate="folded")
 
 
 def convolved(p, x):
     """Convolution, relu, batch norm, maximum over pairs: twice; then a product."""
     for n in "ab":
-        x = jax.lax.conv_general_dilated(x, p[n]["w"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+        x = jax.lax.conv_general_dilated(
+            x, p[n]["w"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
         x = jax.nn.relu(x + p[n]["b"])
         x = (x - p[n]["mean"]) * jax.lax.rsqrt(p[n]["var"] + 1e-3) * p[n]["scale"] + p[n]["shift"]
         x = x.reshape(len(x), -1, 2, x.shape[-1]).max(2)
@@ -154,7 +217,9 @@ def test_means_are_never_worse_than_nothing_behind_norms_and_pooling():
     x = draw(64, 16, 1)
     want = convolved(p, x)
     for ratio in (0.8, 0.5):
-        mean, drop = (jp.shrink(convolved, p, x, ratio=ratio, approximate=how) for how in ("mean", True))
+        mean, drop = (
+            jp.shrink(convolved, p, x, ratio=ratio, approximate=how) for how in ("mean", True)
+        )
         off = [float(jnp.square(t.apply(t.params, x) - want).mean()) for t in (mean, drop)]
         assert off[0] < off[1]
         assert_allclose(mean.apply(mean.params, x).mean(0), want.mean(0), rtol=1e-3, atol=1e-3)

@@ -1,4 +1,6 @@
-"""Whatever wrote the function: NNX, Equinox, Haiku, linen in train mode; and the small one is trained on."""
+"""Whatever wrote the function: NNX, Equinox, Haiku, linen in train mode; and the small one is
+trained on.
+"""
 
 import equinox as eqx
 import flax.linen as nn
@@ -18,7 +20,8 @@ X = jax.random.normal(jax.random.key(0), (6, 5))
 def test_nnx_after_a_split():
     class Net(nnx.Module):
         def __init__(self, rngs):
-            self.a, self.norm = nnx.Linear(5, 12, rngs=rngs), nnx.BatchNorm(12, rngs=rngs)
+            self.a = nnx.Linear(5, 12, rngs=rngs)
+            self.norm = nnx.BatchNorm(12, rngs=rngs)
             self.b = nnx.Linear(12, 3, rngs=rngs)
 
         def __call__(self, x):
@@ -40,7 +43,10 @@ def test_nnx_after_a_split():
 def test_equinox_after_a_partition():
     net = eqx.nn.MLP(5, 3, 12, 2, key=jax.random.key(1))
     arrays, rest = eqx.partition(net, eqx.is_array)
-    f = lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x)
+
+    def f(arrays, x):
+        return jax.vmap(eqx.combine(arrays, rest))(x)
+
     thin = jp.shrink(f, arrays, X, flops=0.5)
     assert thin.params.layers[0].weight.shape[0] == thin.params.layers[1].weight.shape[1] < 12
     assert_allclose(thin.apply(thin.params, X), f(thin.plan.mask(arrays), X), rtol=1e-5, atol=1e-6)
@@ -53,14 +59,22 @@ def test_haiku_with_its_state():
 
     net = hk.transform_with_state(f)
     params, state = net.init(jax.random.key(0), X, True)
-    train = lambda v, x: net.apply(v["params"], v["state"], None, x, True)
+
+    def train(v, x):
+        return net.apply(v["params"], v["state"], None, x, True)
+
     variables = {"params": params, "state": train({"params": params, "state": state}, X)[1]}
-    evaluate = lambda v, x: net.apply(v["params"], v["state"], None, x, False)[0]
+
+    def evaluate(v, x):
+        return net.apply(v["params"], v["state"], None, x, False)[0]
+
     calls = [evaluate, lambda v, x: (lambda y, new: {"y": y, "state": new})(*train(v, x))]
     thin = jp.shrink(calls, variables, X, ratio=0.5, state="state/.*")
     assert thin.params["params"]["linear"]["w"].shape == (5, 6)
     assert thin.params["state"]["batch_norm/~/mean_ema"]["average"].shape == (1, 6)
-    assert_allclose(thin.apply(thin.params, X), evaluate(thin.plan.mask(variables), X), rtol=1e-5, atol=1e-6)
+    assert_allclose(
+        thin.apply(thin.params, X), evaluate(thin.plan.mask(variables), X), rtol=1e-5, atol=1e-6
+    )
 
 
 class Trained(nn.Module):
@@ -75,15 +89,25 @@ def test_training_goes_on_with_the_optimizers_state():
     module = Trained()
     variables = dict(module.init(jax.random.key(0), X, False))
     rngs = {"dropout": jax.random.key(3)}
-    train = lambda v, x: module.apply(v, x, True, rngs=rngs, mutable=["batch_stats"])
-    evaluate = lambda v, x: module.apply(v, x, False)
-    tx, state = optax.adam(0.1), "1/batch_stats/.*"
-    loss = lambda f: lambda v: jnp.square(f(v, X)[0] - 1).mean()
+
+    def train(v, x):
+        return module.apply(v, x, True, rngs=rngs, mutable=["batch_stats"])
+
+    def evaluate(v, x):
+        return module.apply(v, x, False)
+
+    tx = optax.adam(0.1)
+    state = "1/batch_stats/.*"
+
+    def loss(f):
+        return lambda v: jnp.square(f(v, X)[0] - 1).mean()
+
     opt = tx.init(variables)
     updates, opt = tx.update(jax.grad(loss(train))(variables), opt)
     variables = optax.apply_updates(variables, updates)
     thin = jp.shrink([train, evaluate], variables, X, ratio=0.5, state=state)
-    small, opt = thin.params, thin.cut(opt)
+    small = thin.params
+    opt = thin.cut(opt)
     assert opt[0].mu["params"]["Dense_0"]["kernel"].shape == (5, 8)
     step = thin.apply
     before = float(loss(step)(small))

@@ -1,4 +1,6 @@
-"""Random programs: whatever is cut, the result is that of the masked program, or the groups say that it is not."""
+"""Random programs: whatever is cut, the result is that of the masked program, or the groups say
+that it is not.
+"""
 
 import os
 
@@ -17,30 +19,61 @@ from jaxprune.structure.apply.small_function import narrowed
 from jaxprune.structure.choose.planner import plan_of
 from jaxprune.structure.choose.uneven import Ranked, carried
 
-B, LIMIT, MANY = 3, 40, int(os.environ.get("JAXPRUNE_FUZZ", "60"))
+B = 3
+LIMIT = 40
+MANY = int(os.environ.get("JAXPRUNE_FUZZ", "60"))
 UNARY = [jnp.tanh, jax.nn.relu, jax.nn.silu, jnp.sin, jax.nn.sigmoid, jnp.exp, jnp.square]
-HEADS = lambda n: [h for h in (2, 3, 4, 6) if n % h == 0]
 
-# name -> (widths -> widths that it can be applied to, (n, number, m) -> the new width, (p, x, y, number) -> values)
+
+def HEADS(n):
+    return [h for h in (2, 3, 4, 6) if n % h == 0]
+
+
+# name -> (widths -> widths that it can be applied to, (n, number, m) -> the new width, (p, x, y,
+# number) -> values)
 OPS = {
-    "dense": (lambda n: True, lambda n, k, m: (6, 8, 12)[k % 3], lambda p, x, y, k: x @ p["w"] + p["b"]),
+    "dense": (
+        lambda n: True,
+        lambda n, k, m: (6, 8, 12)[k % 3],
+        lambda p, x, y, k: x @ p["w"] + p["b"],
+    ),
     "add": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: x + y),
     "gate": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: x * jnp.tanh(y)),
     "scale": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: x * p["s"]),
     "unary": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: UNARY[k % len(UNARY)](x)),
-    "concat": (lambda n: True, lambda n, k, m: n + m, lambda p, x, y, k: jnp.concatenate([x, y], 1)),
+    "concat": (
+        lambda n: True,
+        lambda n, k, m: n + m,
+        lambda p, x, y, k: jnp.concatenate([x, y], 1),
+    ),
     "half": (
         lambda n: n % 2 == 0,
         lambda n, k, m: n // 2,
         lambda p, x, y, k: x[:, : x.shape[1] // 2] * x[:, x.shape[1] // 2 :],
     ),
-    "slice": (lambda n: n > 2, lambda n, k, m: 1 + k % (n - 1), lambda p, x, y, k: x[:, : 1 + k % (x.shape[1] - 1)]),
+    "slice": (
+        lambda n: n > 2,
+        lambda n, k, m: 1 + k % (n - 1),
+        lambda p, x, y, k: x[:, : 1 + k % (x.shape[1] - 1)],
+    ),
     "every": (lambda n: n % 2 == 0, lambda n, k, m: n // 2, lambda p, x, y, k: x[:, k % 2 :: 2]),
     "roll": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: jnp.roll(x, k, 1)),
     "flip": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: x[:, ::-1] if k % 4 == 0 else x),
-    "swap": (lambda n: bool(HEADS(n)), lambda n, k, m: n, lambda p, x, y, k: _swapped(x, HEADS(x.shape[1]), k)),
-    "heads": (lambda n: bool(HEADS(n)), lambda n, k, m: 4 * _pick(HEADS(n), k), lambda p, x, y, k: _mixed(x, p["h"])),
-    "repeat": (lambda n: n <= 20, lambda n, k, m: 2 * n, lambda p, x, y, k: jnp.repeat(x, 2, axis=1)),
+    "swap": (
+        lambda n: bool(HEADS(n)),
+        lambda n, k, m: n,
+        lambda p, x, y, k: _swapped(x, HEADS(x.shape[1]), k),
+    ),
+    "heads": (
+        lambda n: bool(HEADS(n)),
+        lambda n, k, m: 4 * _pick(HEADS(n), k),
+        lambda p, x, y, k: _mixed(x, p["h"]),
+    ),
+    "repeat": (
+        lambda n: n <= 20,
+        lambda n, k, m: 2 * n,
+        lambda p, x, y, k: jnp.repeat(x, 2, axis=1),
+    ),
     "tile": (lambda n: n <= 20, lambda n, k, m: 2 * n, lambda p, x, y, k: jnp.tile(x, (1, 2))),
     "pad": (lambda n: True, lambda n, k, m: n + 3, lambda p, x, y, k: jnp.pad(x, ((0, 0), (1, 2)))),
     "norm": (
@@ -53,8 +86,16 @@ OPS = {
         lambda n, k, m: n,
         lambda p, x, y, k: jax.lax.scan(lambda c, v: (c * v, c + v), x[0], x)[1],
     ),
-    "pairs": (lambda n: n <= 12, lambda n, k, m: n, lambda p, x, y, k: jnp.abs(x[:, :, None] - x[:, None, :]).mean(2)),
-    "outer": (lambda n: n <= 12, lambda n, k, m: n, lambda p, x, y, k: (x[:, :, None] * jnp.cos(x)[:, None]).mean(1)),
+    "pairs": (
+        lambda n: n <= 12,
+        lambda n, k, m: n,
+        lambda p, x, y, k: jnp.abs(x[:, :, None] - x[:, None, :]).mean(2),
+    ),
+    "outer": (
+        lambda n: n <= 12,
+        lambda n, k, m: n,
+        lambda p, x, y, k: (x[:, :, None] * jnp.cos(x)[:, None]).mean(1),
+    ),
     "stack": (
         lambda n: n <= 20,
         lambda n, k, m: 2 * n,
@@ -64,7 +105,9 @@ OPS = {
     "attend": (
         lambda n: bool(HEADS(n)),
         lambda n, k, m: n,
-        lambda p, x, y, k: _split(x, k, lambda z: jnp.einsum("bhc,chd->bhd", jnp.einsum("bhd,chd->bhc", z, z), z)),
+        lambda p, x, y, k: _split(
+            x, k, lambda z: jnp.einsum("bhc,chd->bhd", jnp.einsum("bhd,chd->bhc", z, z), z)
+        ),
     ),
     "within heads": (
         lambda n: bool(HEADS(n)),
@@ -78,8 +121,14 @@ OPS = {
     ),
     "cumsum": (lambda n: True, lambda n, k, m: n, lambda p, x, y, k: jnp.cumsum(x, k % 2)),
 }
-_pick = lambda options, k: options[k % len(options)]
-# [B, heads, dimensions]: operations that leave heads to themselves, and those that bring dimensions of several together
+
+
+def _pick(options, k):
+    return options[k % len(options)]
+
+
+# [B, heads, dimensions]: operations that leave heads to themselves, and those that bring dimensions
+# of several together
 WITHIN = [
     lambda z: z * jnp.cumsum(z.mean(2, keepdims=True), 1),
     lambda z: z / (1 + jnp.square(z).sum(2, keepdims=True)),
@@ -100,7 +149,9 @@ ACROSS = [
     lambda z: z + z.at[:, np.arange(z.shape[1]) - 1].set(z),
     lambda z: z + jax.lax.pad(z, 0.0, ((0, 0, 0), (-1, 1, 0), (0, 0, 0))),
     lambda z: z + jax.lax.reduce_window(z, 0.0, jax.lax.add, (1, 2, 1), (1, 1, 1), "SAME"),
-    lambda z: jax.lax.scan(lambda c, v: (c + v, c * v), z[:, 0], z.swapaxes(0, 1))[1].swapaxes(0, 1),
+    lambda z: jax.lax.scan(lambda c, v: (c + v, c * v), z[:, 0], z.swapaxes(0, 1))[1].swapaxes(
+        0, 1
+    ),
     lambda z: z.swapaxes(1, 2).reshape(z.shape),
     lambda z: z * jax.lax.broadcasted_iota(jnp.float32, z.shape, 2),
 ]
@@ -112,14 +163,18 @@ def _split(x, k, f):
 
 
 def _layers(x, p, k):
-    """Scanned layers, each of which gives something out; of some all share a bias, or a constant, or hidden units."""
+    """Scanned layers, each of which gives something out; of some all share a bias, or a constant,
+    or hidden units.
+    """
 
     def layer(c, w):
         y = jnp.tanh(c @ w["up"])
         y = y * (1, p["all"], np.arange(1.0, 5, dtype=np.float32), w["own"])[k % 4]
         return c + y @ w["down"], (y, c)
 
-    out, (ys, cs) = jax.lax.scan(layer, x, {name: p[name] for name in ("up", "down", "own")}, reverse=k % 3 == 0)
+    out, (ys, cs) = jax.lax.scan(
+        layer, x, {name: p[name] for name in ("up", "down", "own")}, reverse=k % 3 == 0
+    )
     ys = jnp.einsum("lbh,lhn->bn", ys * jnp.flip(ys, 0) if k % 5 == 0 else ys, p["down"])
     return out + ys + cs.sum(0)
 
@@ -140,14 +195,18 @@ def _mixed(x, w):
 @st.composite
 def programs(draw):
     """(operation, first operand, second operand, number) in turn, and the width of every value."""
-    widths, lines = [6], []
+    widths = [6]
+    lines = []
     for _ in range(draw(st.integers(3, 11))):
-        name, k = draw(st.sampled_from(list(OPS))), draw(st.integers(0, 83))
+        name = draw(st.sampled_from(list(OPS)))
+        k = draw(st.integers(0, 83))
         i = 0 if len(widths) == 1 else draw(st.integers(1, len(widths) - 1))
         name = "dense" if i == 0 else name
         fits, width, _ = OPS[name]
         like = (
-            [j for j in range(len(widths)) if widths[j] == widths[i]] if name in ("add", "gate") else range(len(widths))
+            [j for j in range(len(widths)) if widths[j] == widths[i]]
+            if name in ("add", "gate")
+            else range(len(widths))
         )
         j = draw(st.sampled_from(list(like)))
         if fits(widths[i]) and (n := width(widths[i], k, widths[j])) <= LIMIT:
@@ -158,10 +217,14 @@ def programs(draw):
 
 def params_of(lines, widths, seed):
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / max(1, shape[0]) ** 0.5, jnp.float32)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape) / max(1, shape[0]) ** 0.5, jnp.float32)
+
     made = {}
     for t, (name, i, _, k) in enumerate(lines):
-        n, out = widths[i], widths[t + 1]
+        n = widths[i]
+        out = widths[t + 1]
         if name == "dense":
             made[f"p{t}"] = {"w": draw(n, out), "b": draw(out)}
         elif name == "scale":
@@ -170,7 +233,12 @@ def params_of(lines, widths, seed):
             h = _pick(HEADS(n), k)
             made[f"p{t}"] = {"h": draw(h, n // h, 4)}
         elif name == "layers":
-            made[f"p{t}"] = {"up": draw(3, n, 4), "down": draw(3, 4, n), "own": draw(3, 4), "all": draw(4)}
+            made[f"p{t}"] = {
+                "up": draw(3, n, 4),
+                "down": draw(3, 4, n),
+                "own": draw(3, 4),
+                "all": draw(4),
+            }
     return made | {f"out{t}": draw(widths[t], 4) for t in {len(widths) - 1, len(widths) // 2}}
 
 
@@ -186,21 +254,29 @@ def function_of(lines):
 
 def cut_at_random(lines, widths, seed, uneven=False):
     """(error, whether cutting is said to be exact, whether anything was cut)."""
-    f, params = function_of(lines), params_of(lines, widths, seed)
+    f = function_of(lines)
+    params = params_of(lines, widths, seed)
     x = jax.random.normal(jax.random.key(seed), (B, 6))
-    found, rng = jp.axes(f, params, x), np.random.default_rng(seed)
+    found = jp.coupled_axes(f, params, x)
+    rng = np.random.default_rng(seed)
     over = carried(Carriers(found.leaf_axes, found.programs), found.variables) if uneven else {}
     keep = {}
     for group, v in zip(found.groups, found.variables):
         if group.size > 1 and rng.random() < 0.8:
             units = rng.random(group.size) > 0.4
             units[rng.integers(group.size)] = True
-            order = np.argsort(rng.random([*(u.size for u in over.get(v, ())), group.size]), axis=-1)
+            order = np.argsort(
+                rng.random([*(u.size for u in over.get(v, ())), group.size]), axis=-1
+            )
             keep[v] = Ranked(v, units, over.get(v, ()), order if over.get(v) else None).keep(units)
     plan = plan_of(found, Narrow(keep))
     error = compared(f, narrowed(f, plan), plan, params, (x,)).error
     cut = {v for v in keep if not Narrow(keep).mask(v).all()}
-    return error, not any(g.approximate for g, v in zip(found.groups, found.variables) if v in cut), bool(plan.keep)
+    return (
+        error,
+        not any(g.approximate for g, v in zip(found.groups, found.variables) if v in cut),
+        bool(plan.keep),
+    )
 
 
 def check(program, seed, ways):
@@ -217,7 +293,9 @@ def test_never_a_wrong_result(program, seed):
 
 @pytest.mark.slow
 @settings(
-    max_examples=int(os.environ.get("JAXPRUNE_FUZZ", "60")), deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("JAXPRUNE_FUZZ", "60")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
 @given(programs(), st.integers(0, 1 << 20))
 def test_never_a_wrong_result_in_many_programs(program, seed):
@@ -226,18 +304,24 @@ def test_never_a_wrong_result_in_many_programs(program, seed):
 
 def test_the_programs_are_worth_the_name():
     """Most have something to cut, some are approximate, and in some units differ."""
-    rng, cut, inexact, differ = np.random.default_rng(0), 0, 0, 0
+    rng = np.random.default_rng(0)
+    cut = 0
+    inexact = 0
+    differ = 0
     names = list(OPS)
     for seed in range(16):
-        widths, lines = [6, 12], [("dense", 0, 0, 2)]
+        widths = [6, 12]
+        lines = [("dense", 0, 0, 2)]
         for _ in range(6):
-            name, k = names[rng.integers(len(names))], int(rng.integers(84))
+            name = names[rng.integers(len(names))]
+            k = int(rng.integers(84))
             i = int(rng.integers(1, len(widths)))
             if OPS[name][0](widths[i]) and (n := OPS[name][1](widths[i], k, widths[i])) <= LIMIT:
                 lines.append((name, i, i, k))
                 widths.append(n)
-        f, params = function_of(lines), params_of(lines, widths, seed)
-        found = jp.axes(f, params, jnp.ones((B, 6)))
+        f = function_of(lines)
+        params = params_of(lines, widths, seed)
+        found = jp.coupled_axes(f, params, jnp.ones((B, 6)))
         cut += bool(found.groups)
         inexact += any(g.approximate for g in found.groups)
         differ += bool(carried(Carriers(found.leaf_axes, found.programs), found.variables))

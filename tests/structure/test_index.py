@@ -1,4 +1,6 @@
-"""The algebra of axes: what is unified is cut alike, whatever is cut; and it stays as fine as it can be."""
+"""The algebra of axes: what is unified is cut alike, whatever is cut; and it stays as fine as it
+can be.
+"""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -41,22 +43,33 @@ def axes_of(draw, n, depth=3):
 def kept(e, rng, others=()):
     """A random choice for all variables that may be cut."""
     free = dict.fromkeys(v for x in (e, *others) for v in variables(x) if v.why is None)
-    return {v: (rng.random(v.size) < 0.6) | (np.arange(v.size) == rng.integers(v.size)) for v in free}
+    return {
+        v: (rng.random(v.size) < 0.6) | (np.arange(v.size) == rng.integers(v.size)) for v in free
+    }
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.sampled_from([6, 12, 16, 24, 36]).flatmap(lambda n: st.tuples(*[axes_of(n)] * 3)), st.integers(0, 99))
+@given(
+    st.sampled_from([6, 12, 16, 24, 36]).flatmap(lambda n: st.tuples(*[axes_of(n)] * 3)),
+    st.integers(0, 99),
+)
 def test_what_is_unified_is_cut_alike(three, seed):
     a, b, c = three
     unify(a, b, "no")
     unify(b, c, "no")
     keep = kept(a, np.random.default_rng(seed), (b, c))
-    assert np.array_equal(mask(a, keep), mask(b, keep)) and np.array_equal(mask(b, keep), mask(c, keep))
+    assert np.array_equal(mask(a, keep), mask(b, keep)) and np.array_equal(
+        mask(b, keep), mask(c, keep)
+    )
     assert size(a) == size(b) == len(mask(a, keep))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.sampled_from([6, 12, 24]).flatmap(axes_of), st.lists(st.integers(0, 8), max_size=4), st.integers(0, 99))
+@given(
+    st.sampled_from([6, 12, 24]).flatmap(axes_of),
+    st.lists(st.integers(0, 8), max_size=4),
+    st.integers(0, 99),
+)
 def test_pieces_are_cut_as_the_whole_is(e, sizes, seed):
     sizes = [n for n in sizes if n <= size(e)]
     while sum(sizes) > size(e):
@@ -71,7 +84,8 @@ def test_pieces_are_cut_as_the_whole_is(e, sizes, seed):
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.sampled_from([6, 12, 24]).flatmap(axes_of), st.integers(0, 99))
 def test_a_mask_can_be_read_back_and_positions_tell_it(e, seed):
-    keep, back = kept(e, np.random.default_rng(seed)), {}
+    keep = kept(e, np.random.default_rng(seed))
+    back = {}
     whole = mask(e, keep)
     there = np.ones(size(e), bool)
     for v, m in keep.items():
@@ -96,22 +110,28 @@ def test_a_reshape_is_split_as_finely_as_it_can_be():
 
 
 def test_concatenations_with_other_borders_share_their_pieces():
-    a, b = concatenated([fresh(8), fresh(4)]), concatenated([fresh(6), fresh(6)])
+    a = concatenated([fresh(8), fresh(4)])
+    b = concatenated([fresh(6), fresh(6)])
     unify(a, b, "no")
     assert [v.size for v in variables(a)] == [v.size for v in variables(b)] == [6, 2, 4]
     assert all(x is y for x, y in zip(variables(a), variables(b)))
 
 
 def test_positions_of_a_factor():
-    rows, columns = fresh(2), fresh(3)
+    rows = fresh(2)
+    columns = fresh(3)
     e = concatenated([product([rows, columns]), fresh(2)])
     assert positions(e, rows)[0].tolist() == [0, 0, 0, 1, 1, 1, -1, -1]
     assert positions(e, columns)[0].tolist() == [0, 1, 2, 0, 1, 2, -1, -1]
-    assert [p.tolist() for p in positions(concatenated([rows, rows]), rows)] == [[0, 1, -1, -1], [-1, -1, 0, 1]]
+    assert [p.tolist() for p in positions(concatenated([rows, rows]), rows)] == [
+        [0, 1, -1, -1],
+        [-1, -1, 0, 1],
+    ]
 
 
 def test_what_cannot_be_is_said():
-    rows, columns = fresh(2), fresh(3)
+    rows = fresh(2)
+    columns = fresh(3)
     with pytest.raises(ValueError, match="whole rows and columns"):
         assign([product([rows, columns])], {0: np.arange(5)}, {})
     v = fresh(4)

@@ -12,9 +12,17 @@ from jaxprune.structure.time.latency import Model
 from tests.structure.test_latency import Fake
 
 RNG = np.random.default_rng(11)
-draw = lambda *shape: jnp.asarray(RNG.normal(size=shape) / shape[0] ** 0.5, jnp.float32)
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.normal(size=shape) / shape[0] ** 0.5, jnp.float32)
+
+
 X = draw(5, 6)
-flat = lambda k, n: 1e-3 * k * n
+
+
+def flat(k, n):
+    return 1e-3 * k * n
 
 
 def block(x, p):
@@ -34,7 +42,13 @@ def pair(scale=1.0, wide=8):
     return {"up": draw(6, wide), "down": scale * draw(wide, 6)}
 
 
-STREAMS = {"a": pair(0.01), "b": pair(), "c": pair(0.03), "d": pair(0.3) | {"in": pair(0.002)}, "end": draw(6, 3)}
+STREAMS = {
+    "a": pair(0.01),
+    "b": pair(),
+    "c": pair(0.03),
+    "d": pair(0.3) | {"in": pair(0.002)},
+    "end": draw(6, 3),
+}
 
 
 def scanned(p, x):
@@ -57,7 +71,9 @@ def test_times_add_up_to_those_of_the_program_that_is_left(case, only, share):
     f, params = CASES[case]
     clock = Fake(lambda k, n: 1e-3 * k * n)
     thin = jp.shrink(f, params, X, latency=share, depth=jp.Depth(only=only), timings=clock.table)
-    left = thin.plan.blocks or any(0 in axes for path, axes in thin.plan.keep.items() if path.startswith("layers"))
+    left = thin.plan.blocks or any(
+        0 in axes for path, axes in thin.plan.keep.items() if path.startswith("layers")
+    )
     assert left and thin.report.latency[1] <= share * thin.report.latency[0]
     assert thin.report.pace.predicted == pytest.approx(thin.report.latency)
     assert not (only and thin.report.groups and case == "blocks")
@@ -90,9 +106,14 @@ def test_what_is_left_out_saves_nothing_twice():
 
 
 def test_losses_are_ranked_with_losses():
-    """With normalize="none" the loss that a block costs and that of units are compared as they are."""
+    """With normalize="none" the loss that a block costs and that of units are compared as they
+    are.
+    """
     p = {"a": pair(0.1, 2), "b": pair(1.0, 2), "end": draw(6, 3)}
-    f = lambda p, x: block(block(x, p["a"]), p["b"]) @ p["end"]
+
+    def f(p, x):
+        return block(block(x, p["a"]), p["b"]) @ p["end"]
+
     units = jax.tree.map(lambda w: jnp.full(w.shape, 1e-3), p)
     how = {"score": units, "reduce": "l1", "normalize": "none", "ratio": 0.9}
     dear = jp.shrink(f, p, X, depth=jp.Depth(score={"a/up": 0.02, "b/up": 7.0}), **how)
@@ -102,18 +123,28 @@ def test_losses_are_ranked_with_losses():
 
 def test_device_widths_with_blocks():
     clock = Fake(lambda k, n: 1e-3 * (-(-k // 4) * 4) * (-(-n // 4) * 4))  # four at a time
-    thin = jp.shrink(streams, STREAMS, X, flops=0.5, round_to="device", depth=True, timings=clock.table)
+    thin = jp.shrink(
+        streams, STREAMS, X, flops=0.5, round_to="device", depth=True, timings=clock.table
+    )
     assert thin.plan.blocks and thin.report.flops[1] <= 0.5 * thin.report.flops[0]
-    assert all(thin.widths[f"{name}/up"][1] % 4 == 0 for name in "abc" if f"{name}/up" in thin.widths)
+    assert all(
+        thin.widths[f"{name}/up"][1] % 4 == 0 for name in "abc" if f"{name}/up" in thin.widths
+    )
 
 
 def test_a_block_takes_its_additions_along():
-    """All but the products takes 10 s, and all of that is in the block: without it the last product is left."""
+    """All but the products takes 10 s, and all of that is in the block: without it the last product
+    is left.
+    """
     p = {"a": pair(wide=8), "end": draw(6, 3)}
-    found = jp.axes(lambda p, x: block(x, p["a"]) @ p["end"], p, X, depth=True)
+    found = jp.coupled_axes(lambda p, x: block(x, p["a"]) @ p["end"], p, X, depth=True)
     [switch] = [settled(b.switch) for b in found.blocks]
     model = Model(
-        found.programs[0], [switch], [np.ones(1)], Fake(flat).table, 10 + flat(6, 8) + flat(8, 6) + flat(6, 3)
+        found.programs[0],
+        [switch],
+        [np.ones(1)],
+        Fake(flat).table,
+        10 + flat(6, 8) + flat(8, 6) + flat(6, 3),
     )
     assert model.total((1,)) == pytest.approx(10 + flat(6, 8) + flat(8, 6) + flat(6, 3))
     assert model.total((0,)) == pytest.approx(flat(6, 3))

@@ -1,4 +1,6 @@
-"""How many blocks go beside units: the plan whose outputs are nearest, of plans that cost the same."""
+"""How many blocks go beside units: the plan whose outputs are nearest, of plans that cost the
+same.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,10 @@ import jaxprune as jp
 from jaxprune.structure.choose.mixing import counts
 
 RNG = np.random.default_rng(3)
-draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
 
 
 def stream(p, x):
@@ -28,21 +33,32 @@ def params(scales, dead=0):
 
 
 X = draw(64, 6)
-NAMES = {"units that do nothing": (params([1, 1], dead=8), 0), "blocks that do nothing": (params([1, 0]), 1)}
+NAMES = {
+    "units that do nothing": (params([1, 1], dead=8), 0),
+    "blocks that do nothing": (params([1, 0]), 1),
+}
 
 
-@pytest.mark.parametrize("name, repaired", [(name, repaired) for name in NAMES for repaired in (True, False)])
+@pytest.mark.parametrize(
+    "name, repaired", [(name, repaired) for name in NAMES for repaired in (True, False)]
+)
 def test_what_does_nothing_goes(name, repaired):
     p, wanted = NAMES[name]
     thin = jp.shrink(stream, p, X, flops=0.54, depth=jp.Depth(repaired=repaired))
     assert len(thin.plan.blocks) == wanted
     tried = {one.deep: one.change for one in thin.report.tried}
-    assert tried[wanted] == min(tried.values()) < 1e-3 and 0 in tried  # widths alone are among what is compared
-    assert thin.report.flops[1] <= 0.54 * thin.report.flops[0] and f"{wanted} -> " in str(thin.report)
+    assert (
+        tried[wanted] == min(tried.values()) < 1e-3 and 0 in tried
+    )  # widths alone are among what is compared
+    assert thin.report.flops[1] <= 0.54 * thin.report.flops[0] and f"{wanted} -> " in str(
+        thin.report
+    )
     if repaired and wanted == 0:  # and their change is that after the repair
         alone = jp.shrink(stream, p, X, flops=0.54)
         made = jp.reconstruct(stream, p, alone.plan, [(X,)]).params
-        change = jnp.square(alone.apply(made, X) - stream(p, X)).sum() / jnp.square(stream(p, X)).sum()
+        change = (
+            jnp.square(alone.apply(made, X) - stream(p, X)).sum() / jnp.square(stream(p, X)).sum()
+        )
         np.testing.assert_allclose(tried[0], change, rtol=1e-2, atol=1e-9)
 
 
@@ -56,11 +72,21 @@ def test_widths_alone_that_miss_the_budget_are_not_compared():
 
 def test_losses_are_ranked_together_as_they_are():
     p = params([1, 0.1, 1, 1])
-    loss = lambda outputs: jnp.square(outputs - stream(p, X[:2])).mean()
+
+    def loss(outputs):
+        return jnp.square(outputs - stream(p, X[:2])).mean()
+
     score = {"blocks": [tuple(jnp.square(w) for w in pair) for pair in p["blocks"]], "head": None}
-    thin = jp.shrink(stream, p, X[:2], flops=0.6, score=score, normalize="none", depth=jp.Depth(score=loss))
+    thin = jp.shrink(
+        stream, p, X[:2], flops=0.6, score=score, normalize="none", depth=jp.Depth(score=loss)
+    )
     assert thin.report.tried == ()
 
 
 def test_powers_of_two_are_tried():
-    assert counts(0) == [0] and counts(1) == [0, 1] and counts(9) == [0, 1, 2, 4, 8, 9] and counts(8) == [0, 1, 2, 4, 8]
+    assert (
+        counts(0) == [0]
+        and counts(1) == [0, 1]
+        and counts(9) == [0, 1, 2, 4, 8, 9]
+        and counts(8) == [0, 1, 2, 4, 8]
+    )

@@ -1,4 +1,6 @@
-"""A module built anew with `thin.widths`: where it computes the same, and what is said where it does not."""
+"""A module built anew with `thin.widths`: where it computes the same, and what is said where it
+does not.
+"""
 
 import flax.linen as nn
 import jax
@@ -37,15 +39,23 @@ def test_a_network_of_smaller_widths_agrees():
     own = jax.eval_shape(rebuilt.init, jax.random.key(0), IMAGES)
     assert thin.agrees(rebuilt.apply, IMAGES, own=own) < 1e-6
     odd = jax.eval_shape(Net(a, b + 1).init, jax.random.key(0), IMAGES)
-    with pytest.raises(ValueError, match=r"Dense_1/bias: \(6,\) after the cut, \(7,\) in the rebuilt one"):
+    with pytest.raises(
+        ValueError, match=r"Dense_1/bias: \(6,\) after the cut, \(7,\) in the rebuilt one"
+    ):
         thin.agrees(Net(a, b + 1).apply, IMAGES, own=odd)
-    with pytest.raises(ValueError, match=r"params/more: nothing after the cut, \(1,\) in the rebuilt one"):
-        thin.agrees(rebuilt.apply, IMAGES, own=own | {"params": own["params"] | {"more": jnp.ones(1)}})
+    with pytest.raises(
+        ValueError, match=r"params/more: nothing after the cut, \(1,\) in the rebuilt one"
+    ):
+        thin.agrees(
+            rebuilt.apply, IMAGES, own=own | {"params": own["params"] | {"more": jnp.ones(1)}}
+        )
     with pytest.raises(ValueError, match=r"fails on the smaller params.*shape"):
         thin.agrees(Net(a, b + 1).apply, IMAGES)
     with pytest.raises(ValueError, match=r"returns \[\(2, 3\)\], and apply \[\(2, 4\)\]"):
         thin.agrees(lambda v, x: rebuilt.apply(v, x)[:, :3], IMAGES)
-    with pytest.raises(ValueError, match=r"differ first in tanh at test_rebuilt.py.*where apply has "):
+    with pytest.raises(
+        ValueError, match=r"differ first in tanh at test_rebuilt.py.*where apply has "
+    ):
         thin.agrees(lambda v, x: rebuilt.apply(v, jnp.tanh(x)), IMAGES)
     with pytest.raises(ValueError, match="differs from apply by inf"):
         thin.agrees(lambda v, x: rebuilt.apply(v, x) * np.nan, IMAGES)
@@ -70,9 +80,13 @@ def test_attention_is_scaled_by_the_root_of_the_size_it_had():
 
         return f
 
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+    def draw(i, *shape):
+        return jax.random.normal(jax.random.key(i), shape)
+
     params = {"q": draw(0, 6, 16), "k": draw(1, 6, 16), "v": draw(2, 6, 16), "o": draw(3, 16, 6)}
     thin = jp.shrink(attend(np.sqrt), params, draw(4, 5, 6), ratio=0.5, scope="group")
-    with pytest.raises(ValueError, match=r"a number is \[2.828\d*\] there, and \[4.0\] in apply, as it was"):
+    with pytest.raises(
+        ValueError, match=r"a number is \[2.828\d*\] there, and \[4.0\] in apply, as it was"
+    ):
         thin.agrees(attend(np.sqrt), draw(4, 5, 6))
     assert thin.agrees(attend(lambda n: np.sqrt(16.0)), draw(5, 3, 6)) < 1e-6

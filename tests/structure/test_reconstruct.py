@@ -1,4 +1,6 @@
-"""`reconstruct`: against a slow reference, where nothing should be lost, and what it must leave alone."""
+"""`reconstruct`: against a slow reference, where nothing should be lost, and what it must leave
+alone.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,18 @@ from jaxprune.structure.repair.rows import columns_of, inputs, outputs, weights
 from tests.reference.reconstruct import refit
 
 RNG = np.random.default_rng(5)
-draw = lambda *shape: jnp.asarray(RNG.normal(size=shape), jnp.float32)
-dot = lambda contract, batch=((), ()): lambda x, w: lax.dot_general(x, w, (contract, batch))
-flip = lambda f: lambda x, w: f(w, x)
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def dot(contract, batch=((), ())):
+    return lambda x, w: lax.dot_general(x, w, (contract, batch))
+
+
+def flip(f):
+    return lambda x, w: f(w, x)
 
 
 def conv(stride=1, padding="SAME", groups=1, dims=("NHWC", "HWIO", "NHWC"), **kw):
@@ -32,11 +43,21 @@ EQUATIONS = {
     "weight first": (flip(dot(((0,), (1,)))), (5, 4), (4, 3, 2), 0),
     "weight first, batched": (flip(dot(((2,), (1,)), ((0,), (0,)))), (3, 4, 5), (3, 2, 4), 0),
     "convolution": (conv(), (2, 5, 6, 3), (3, 3, 3, 4), 1),
-    "strided and dilated": (conv(2, ((1, 2), (0, 1)), rhs_dilation=(2, 1)), (2, 7, 6, 3), (3, 2, 3, 4), 1),
+    "strided and dilated": (
+        conv(2, ((1, 2), (0, 1)), rhs_dilation=(2, 1)),
+        (2, 7, 6, 3),
+        (3, 2, 3, 4),
+        1,
+    ),
     "transposed": (conv(1, ((0, 0), (1, 0)), lhs_dilation=(2, 2)), (2, 4, 4, 3), (2, 2, 3, 5), 1),
     "grouped": (conv(groups=3), (2, 5, 5, 6), (3, 3, 2, 9), 1),
     "depthwise": (conv(groups=4), (2, 5, 5, 4), (3, 3, 1, 8), 1),
-    "channels first": (conv(dims=("NCHW", "OIHW", "NCHW"), groups=2), (2, 4, 5, 6), (6, 2, 3, 1), 1),
+    "channels first": (
+        conv(dims=("NCHW", "OIHW", "NCHW"), groups=2),
+        (2, 4, 5, 6),
+        (6, 2, 3, 1),
+        1,
+    ),
     "odd layouts": (conv(dims=("CWNH", "WOIH", "HNWC")), (3, 5, 2, 6), (2, 4, 3, 3), 1),
 }
 
@@ -73,21 +94,30 @@ def wide(tree):
 
 def test_it_is_least_squares_layer_by_layer():
     """The slow way: each layer by itself, behind those before it, with its bias if it has one."""
-    x, ridge = draw(40, 6), 0.01
+    x = draw(40, 6)
+    ridge = 0.01
     thin = jp.shrink(net, PARAMS, x, ratio=0.5)
     fitted = jp.reconstruct(net, PARAMS, thin.plan, [(x[:20],), (x[20:],)], ridge=ridge)
-    p, q, h, g = wide(PARAMS), wide(thin.params), wide(x), wide(x)
+    p = wide(PARAMS)
+    q = wide(thin.params)
+    h = wide(x)
+    g = wide(x)
     for name in "abc":
         bias = q[name].get("bias")
         wanted = h @ p[name]["kernel"] + p[name].get("bias", 0)
         kept = thin.plan.keep.get(f"{name}/kernel", {}).get(1, np.arange(wanted.shape[1]))
         w, b = refit(g, wanted[:, kept], q[name]["kernel"], bias, ridge)
         assert_allclose(fitted.params[name]["kernel"], w, rtol=1e-3, atol=1e-4)
-        h, g = wanted, g @ w
+        h = wanted
+        g = g @ w
         if b is not None:
             assert_allclose(fitted.params[name]["bias"], b, rtol=1e-3, atol=1e-4)
-            h, g = np.maximum(h, 0), np.maximum(g + b, 0)
-    assert fitted.errors["a/kernel"][0] < 1e-6 and fitted.errors["c/kernel"][1] < fitted.errors["c/kernel"][0]
+            h = np.maximum(h, 0)
+            g = np.maximum(g + b, 0)
+    assert (
+        fitted.errors["a/kernel"][0] < 1e-6
+        and fitted.errors["c/kernel"][1] < fitted.errors["c/kernel"][0]
+    )
     assert fitted.done["b/bias"] == "fitted as the bias of b/kernel" and not fitted.left
 
 
@@ -100,7 +130,9 @@ def test_weights_alone_can_be_asked_for():
 
 
 def residual(p, x):
-    """Two blocks on a stream, the second with its bias in front of a scale, and a stream computed after the branch."""
+    """Two blocks on a stream, the second with its bias in front of a scale, and a stream computed
+    after the branch.
+    """
     x = x + (jax.nn.relu(x @ p["a"]) @ p["b"] + p["bb"])
     branch = (jax.nn.relu(x @ p["c"]) @ p["d"] - p["mean"]) * p["scale"] + p["shift"]
     return branch.reshape(-1, 2, 3) + jnp.pad(x[:, :4], ((0, 0), (1, 1))).reshape(-1, 2, 3)
@@ -112,7 +144,9 @@ def test_a_layer_that_is_added_to_a_stream_corrects_the_error_of_the_stream():
     x = draw(60, 6)
     thin = jp.shrink(residual, p, x, ratio=0.5, where="[ac]")
     fitted = jp.reconstruct(residual, p, thin.plan, [(x[:30],), (x[30:],)], ridge=0.02)
-    q, x, p = wide(thin.params), wide(x), wide(p)
+    q = wide(thin.params)
+    x = wide(x)
+    p = wide(p)
     kept = [thin.plan.keep[name][1] for name in "ac"]
     dense = x + np.maximum(x @ p["a"], 0) @ p["b"] + p["bb"]
     hidden = np.maximum(x @ q["a"], 0)  # nothing is lost of it
@@ -129,11 +163,15 @@ def test_a_layer_that_is_added_to_a_stream_corrects_the_error_of_the_stream():
         + np.pad(dense[:, :4], ((0, 0), (1, 1)))
     )
     seen = p["scale"] != 0
-    wanted = (out - np.pad(stream[:, :4], ((0, 0), (1, 1))) - p["shift"]) / np.where(seen, p["scale"], 1)
+    wanted = (out - np.pad(stream[:, :4], ((0, 0), (1, 1))) - p["shift"]) / np.where(
+        seen, p["scale"], 1
+    )
     d, minus_mean = refit(np.maximum(stream @ c, 0), wanted, q["d"], -q["mean"], 0.02)
     assert_allclose(fitted.params["d"][:, seen], d[:, seen], rtol=1e-3, atol=1e-4)
     assert_allclose(fitted.params["mean"][seen], -minus_mean[seen], rtol=1e-3, atol=1e-4)
-    assert_array_equal(fitted.params["d"][:, ~seen], thin.params["d"][:, ~seen])  # a scale of 0 hides it
+    assert_array_equal(
+        fitted.params["d"][:, ~seen], thin.params["d"][:, ~seen]
+    )  # a scale of 0 hides it
 
 
 def cell(p, h, x):
@@ -146,15 +184,26 @@ def recurrent(p, x):
     return every @ p["out"] + last @ p["end"]
 
 
-RECURRENT = {"w": draw(3, 10), "u": 0.3 * draw(10, 10), "b": draw(10), "out": draw(10, 2), "end": draw(10, 2)}
+RECURRENT = {
+    "w": draw(3, 10),
+    "u": 0.3 * draw(10, 10),
+    "b": draw(10),
+    "out": draw(10, 2),
+    "end": draw(10, 2),
+}
 
 
 def test_the_weights_of_a_recurrent_cell_are_fitted_to_all_times():
     x = draw(7, 20, 3)
     thin = jp.shrink(recurrent, RECURRENT, x, ratio=0.6)
-    fitted = jp.reconstruct(recurrent, RECURRENT, thin.plan, [(x[:, :10],), (x[:, 10:],)], ridge=0.05)
-    p, q, kept = wide(RECURRENT), wide(thin.params), thin.plan.keep["w"][1]
-    sums, inputs = [], []
+    fitted = jp.reconstruct(
+        recurrent, RECURRENT, thin.plan, [(x[:, :10],), (x[:, 10:],)], ridge=0.05
+    )
+    p = wide(RECURRENT)
+    q = wide(thin.params)
+    kept = thin.plan.keep["w"][1]
+    sums = []
+    inputs = []
     h = np.zeros((20, 10))
     for now in wide(x):
         sums.append((now @ p["w"] + h @ p["u"] + p["b"])[:, kept])
@@ -162,7 +211,8 @@ def test_the_weights_of_a_recurrent_cell_are_fitted_to_all_times():
         inputs.append(now)
 
     def states(q):
-        h, before = np.zeros((20, len(kept))), []
+        h = np.zeros((20, len(kept)))
+        before = []
         for now in inputs:
             before.append(h)
             h = np.tanh(now @ q["w"] + h @ q["u"] + q["b"])
@@ -170,13 +220,18 @@ def test_the_weights_of_a_recurrent_cell_are_fitted_to_all_times():
 
     for weight in fitted.errors if set(fitted.errors) == {"u", "w"} else list(fitted.errors)[:2]:
         before = np.concatenate(states(q))
-        rows, other = (np.concatenate(inputs), before @ q["u"])
+        rows = np.concatenate(inputs)
+        other = before @ q["u"]
         if weight == "u":
-            rows, other = before, np.concatenate(inputs) @ q["w"]
+            rows = before
+            other = np.concatenate(inputs) @ q["w"]
         q[weight], q["b"] = refit(rows, np.concatenate(sums) - other, q[weight], q["b"], 0.05)
     for name in ("w", "u", "b"):
         assert_allclose(fitted.params[name], q[name], rtol=2e-3, atol=1e-4)
-    off = lambda params: np.linalg.norm(thin.apply(params, x) - recurrent(RECURRENT, x))
+
+    def off(params):
+        return np.linalg.norm(thin.apply(params, x) - recurrent(RECURRENT, x))
+
     assert off(fitted.params) < off(thin.params)
 
 
@@ -187,17 +242,26 @@ def test_the_layers_of_a_scan_are_fitted_in_turn():
     def scanned(p, x):
         return lax.scan(layer, x, p)[0]
 
-    p, x = {"bias": draw(3, 8), "down": draw(3, 8, 4), "up": draw(3, 4, 8)}, draw(30, 4)
+    p = {"bias": draw(3, 8), "down": draw(3, 8, 4), "up": draw(3, 4, 8)}
+    x = draw(30, 4)
     thin = jp.shrink(scanned, p, x, ratio=0.5)
     fitted = jp.reconstruct(scanned, p, thin.plan, [(x,)], ridge=0.01)
-    q, dense, stream = wide(thin.params), wide(x), wide(x)
+    q = wide(thin.params)
+    dense = wide(x)
+    stream = wide(x)
     kept = thin.plan.keep["up"][2]
     for t in range(3):
         up, bias = refit(
-            stream, (dense @ wide(p["up"][t]) + wide(p["bias"][t]))[:, kept], q["up"][t], q["bias"][t], 0.01
+            stream,
+            (dense @ wide(p["up"][t]) + wide(p["bias"][t]))[:, kept],
+            q["up"][t],
+            q["bias"][t],
+            0.01,
         )
         hidden = np.maximum(stream @ up + bias, 0)
-        dense = dense + np.maximum(dense @ wide(p["up"][t]) + wide(p["bias"][t]), 0) @ wide(p["down"][t])
+        dense = dense + np.maximum(dense @ wide(p["up"][t]) + wide(p["bias"][t]), 0) @ wide(
+            p["down"][t]
+        )
         down, _ = refit(hidden, dense - stream, q["down"][t], None, 0.01)
         stream = stream + hidden @ down
         assert_allclose(fitted.params["up"][t], up, rtol=1e-3, atol=2e-4)
@@ -208,14 +272,18 @@ def test_the_layers_of_a_scan_are_fitted_in_turn():
     deep = jp.shrink(scanned, p, x, ratio=0.7, depth=first)
     assert deep.params["up"].shape == (2, 4, 8)
     fitted = jp.reconstruct(scanned, p, deep.plan, [(x,)])
-    off = lambda params: float(jnp.linalg.norm(deep.apply(params, x) - scanned(p, x)))
-    assert set(fitted.errors) == {"up[0]", "up[1]", "down[0]", "down[1]"} and off(fitted.params) < 0.9 * off(
-        deep.params
-    )
+
+    def off(params):
+        return float(jnp.linalg.norm(deep.apply(params, x) - scanned(p, x)))
+
+    assert set(fitted.errors) == {"up[0]", "up[1]", "down[0]", "down[1]"} and off(
+        fitted.params
+    ) < 0.9 * off(deep.params)
 
 
 def test_a_compressed_tree_is_repaired_under_its_masks_and_around_its_codes():
-    x, key = draw(80, 6), jax.random.key(0)
+    x = draw(80, 6)
+    key = jax.random.key(0)
     mask = jax.random.bernoulli(key, 0.5, (16, 12))
     tree = {
         "a": {"kernel": jp.quantize(2).init(PARAMS["a"]["kernel"]), "bias": PARAMS["a"]["bias"]},
@@ -223,22 +291,32 @@ def test_a_compressed_tree_is_repaired_under_its_masks_and_around_its_codes():
         "c": PARAMS["c"],
     }
     fitted = jp.reconstruct(net, PARAMS, tree, [(x[:40],), (x[40:],)], ridge=0.03)
-    p, q, made = wide(PARAMS), wide(jp.materialize(tree)), fitted.params
-    assert made["a"]["kernel"] is tree["a"]["kernel"] and "code stays: Quantized" in fitted.left["a/kernel"]
+    p = wide(PARAMS)
+    q = wide(jp.materialize(tree))
+    made = fitted.params
+    assert (
+        made["a"]["kernel"] is tree["a"]["kernel"]
+        and "code stays: Quantized" in fitted.left["a/kernel"]
+    )
     first = wide(x) @ p["a"]["kernel"] + p["a"]["bias"]
     bias = q["a"]["bias"] + (first - wide(x) @ q["a"]["kernel"] - q["a"]["bias"]).mean(0)
     assert_allclose(made["a"]["bias"], bias, rtol=1e-4, atol=1e-5)
     hidden = np.maximum(wide(x) @ q["a"]["kernel"] + bias, 0)
     second = np.maximum(first, 0) @ p["b"]["kernel"] + p["b"]["bias"]
     w, b = refit(hidden, second, q["b"]["kernel"], q["b"]["bias"], 0.03, np.asarray(mask))
-    assert isinstance(made["b"]["kernel"], jp.Masked) and bool((made["b"]["kernel"].mask == mask).all())
+    assert isinstance(made["b"]["kernel"], jp.Masked) and bool(
+        (made["b"]["kernel"].mask == mask).all()
+    )
     assert_allclose(jp.materialize(made["b"]["kernel"]), w, rtol=1e-3, atol=1e-4)
     assert_allclose(made["b"]["bias"], b, rtol=1e-3, atol=1e-4)
     assert (
         fitted.done["b/kernel"] == "kept weights fitted under their mask"
         and fitted.done["c/kernel"] == "weights fitted"
     )
-    off = lambda tree: float(jnp.linalg.norm(net(jp.materialize(tree), x) - net(PARAMS, x)))
+
+    def off(tree):
+        return float(jnp.linalg.norm(net(jp.materialize(tree), x) - net(PARAMS, x)))
+
     assert off(made) < 0.6 * off(tree)
 
 
@@ -254,26 +332,38 @@ def test_where_nothing_is_lost_the_dense_function_comes_back():
 
 
 def test_what_others_can_say_is_not_lost():
-    """Channels that repeat others, in a convolution inside a jit, rematerialised: the whole network comes back."""
+    """Channels that repeat others, in a convolution inside a jit, rematerialised: the whole network
+    comes back.
+    """
     half = draw(3, 3, 3, 4)
     params = {"up": jnp.concatenate([half, half], 3), "down": draw(3, 3, 8, 5)}
     layer = jax.checkpoint(jax.jit(lambda w, x: jax.nn.relu(conv()(x, w))))
-    f = lambda p, x: conv(2)(layer(p["up"], x), p["down"])
+
+    def f(p, x):
+        return conv(2)(layer(p["up"], x), p["down"])
+
     x = draw(4, 8, 8, 3)
     score = {"up": jnp.where(jnp.arange(8) < 4, 1.0, 0.5) * jnp.ones((3, 3, 3, 8)), "down": None}
     thin = jp.shrink(f, params, x, ratio=0.5, score=score)
     fitted = jp.reconstruct(f, params, thin.plan, [(x,)], ridge=0.0)
     assert_allclose(thin.apply(fitted.params, x), f(params, x), rtol=1e-3, atol=1e-3)
     assert_allclose(
-        fitted.params["down"], params["down"][..., :4, :] + params["down"][..., 4:, :], rtol=1e-2, atol=1e-3
+        fitted.params["down"],
+        params["down"][..., :4, :] + params["down"][..., 4:, :],
+        rtol=1e-2,
+        atol=1e-3,
     )
 
 
 def test_what_is_left_alone_is_named():
     def f(p, x):
         x, _ = lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, p["layers"])
-        x = lax.fori_loop(0, jnp.argmax(x[0] * 0) + 2, lambda i, x: jnp.tanh(x @ p["loop"]), x @ p["tied"])
-        return jax.nn.relu(x @ p["up"]) @ p["down"] + (x @ p["tied"].T)[:, :2] @ p["end"].astype(jnp.float32)
+        x = lax.fori_loop(
+            0, jnp.argmax(x[0] * 0) + 2, lambda i, x: jnp.tanh(x @ p["loop"]), x @ p["tied"]
+        )
+        return jax.nn.relu(x @ p["up"]) @ p["down"] + (x @ p["tied"].T)[:, :2] @ p["end"].astype(
+            jnp.float32
+        )
 
     end = draw(2, 2).astype(jnp.bfloat16)
     params = {
@@ -288,8 +378,14 @@ def test_what_is_left_alone_is_named():
     thin = jp.shrink(f, params, x, ratio=0.5, keep={"tied": 1.0, "loop": 1.0})
     fitted = jp.reconstruct(f, params, thin.plan, [(x,)])
     assert set(fitted.errors) == {"layers[0]", "layers[1]", "up", "down", "end"}
-    assert fitted.left == {"tied": "it is used by dot_general, dot_general", "loop": "it is used by while"}
-    assert "not fitted: it is used by while" in str(fitted) and fitted.params["end"].dtype == jnp.bfloat16
+    assert fitted.left == {
+        "tied": "it is used by dot_general, dot_general",
+        "loop": "it is used by while",
+    }
+    assert (
+        "not fitted: it is used by while" in str(fitted)
+        and fitted.params["end"].dtype == jnp.bfloat16
+    )
     assert_array_equal(fitted.params["tied"], params["tied"])
     whole = np.linalg.norm(thin.apply(thin.params, x) - f(params, x))
     assert np.linalg.norm(thin.apply(fitted.params, x) - f(params, x)) < 0.9 * whole
@@ -298,18 +394,29 @@ def test_what_is_left_alone_is_named():
 BATCH = draw(8, 6)
 WRONG = {
     "no batches": (lambda plan: jp.reconstruct(net, PARAMS, plan, []), "there are none"),
-    "shapes": (lambda plan: jp.reconstruct(net, PARAMS, plan, [(BATCH,), (BATCH[:3],)]), "batches of one shape"),
+    "shapes": (
+        lambda plan: jp.reconstruct(net, PARAMS, plan, [(BATCH,), (BATCH[:3],)]),
+        "batches of one shape",
+    ),
     "ridge": (lambda plan: jp.reconstruct(net, PARAMS, plan, [(BATCH,)], ridge=-1.0), "ridge=-1.0"),
     "no ridge": (
-        lambda plan: jp.reconstruct(net, PARAMS, plan, [(float("nan") * BATCH,)], ridge=float("nan")),
+        lambda plan: jp.reconstruct(
+            net, PARAMS, plan, [(float("nan") * BATCH,)], ridge=float("nan")
+        ),
         "ridge=nan",
     ),
-    "NaN": (lambda plan: jp.reconstruct(net, PARAMS, plan, [(float("nan") * BATCH,)]), "a/kernel: .* NaN or Inf"),
+    "NaN": (
+        lambda plan: jp.reconstruct(net, PARAMS, plan, [(float("nan") * BATCH,)]),
+        "a/kernel: .* NaN or Inf",
+    ),
     "singular": (
         lambda plan: jp.reconstruct(net, PARAMS, plan, [(BATCH.at[:, 0].set(0),)], ridge=0.0),
         "a/kernel: .*ridge above 0",
     ),
-    "plan": (lambda plan: jp.reconstruct(net, PARAMS | {"d": BATCH}, plan, [(BATCH,)]), "another model"),
+    "plan": (
+        lambda plan: jp.reconstruct(net, PARAMS | {"d": BATCH}, plan, [(BATCH,)]),
+        "another model",
+    ),
 }
 
 
@@ -330,20 +437,29 @@ def test_behind_a_block_that_is_left_out_layers_are_fitted_to_what_they_gave_wit
     fitted = jp.reconstruct(stream, STREAM, thin.plan, [(x[:25],), (x[25:],)], ridge=0.0)
     assert list(fitted.errors) == ["c", "d", "h"] and fitted.params["a"] is None and not fitted.left
     middle = x + np.maximum(x @ STREAM["a"], 0) @ STREAM["b"]
-    up = np.linalg.lstsq(x, middle @ STREAM["c"])[0]  # the block passed by: x itself is what comes in
+    up = np.linalg.lstsq(x, middle @ STREAM["c"])[
+        0
+    ]  # the block passed by: x itself is what comes in
     assert_allclose(fitted.params["c"], up, atol=1e-4)
     hidden = np.maximum(x @ up, 0)
-    end = middle + np.maximum(middle @ STREAM["c"], 0) @ STREAM["d"]  # x is what the stream has instead of `middle`
+    end = (
+        middle + np.maximum(middle @ STREAM["c"], 0) @ STREAM["d"]
+    )  # x is what the stream has instead of `middle`
     down = np.linalg.lstsq(hidden, end - x)[0]
     assert_allclose(fitted.params["d"], down, atol=1e-3)
     wanted = stream(STREAM, x)
     assert_allclose(fitted.params["h"], np.linalg.lstsq(x + hidden @ down, wanted)[0], atol=1e-3)
-    off = lambda p: float(jnp.linalg.norm(thin.apply(p, x) - wanted))
+
+    def off(p):
+        return float(jnp.linalg.norm(thin.apply(p, x) - wanted))
+
     assert off(fitted.params) < 0.7 * off(thin.params)
 
 
 def test_blocks_and_widths_at_once_and_one_after_the_other():
-    first = jp.shrink(stream, STREAM, BATCH, ratio=0.5, depth=jp.Depth(score={"a": 0.0}, only=True)).plan
+    first = jp.shrink(
+        stream, STREAM, BATCH, ratio=0.5, depth=jp.Depth(score={"a": 0.0}, only=True)
+    ).plan
     plan = first._replace(keep={"c": {1: np.arange(4)}, "d": {0: np.arange(4)}})
     both = jp.shrink(stream, STREAM, BATCH, plan=plan)
     assert both.plan.blocks and both.params["c"].shape == (6, 4)
@@ -364,7 +480,9 @@ def test_bad_input(case):
 
 
 def without_operands(p, x):
-    """Equations that take nothing: an iota, a jit without arguments, an empty array, a random key from a constant."""
+    """Equations that take nothing: an iota, a jit without arguments, an empty array, a random key
+    from a constant.
+    """
     positions = jax.jit(lambda: jnp.arange(3.0))()[:, None]
     mask = lax.broadcasted_iota(jnp.int32, (3, 3), 0) >= lax.broadcasted_iota(jnp.int32, (3, 3), 1)
     noise = jax.random.normal(jax.random.key(0), (3, 1))
@@ -374,15 +492,25 @@ def without_operands(p, x):
 
 
 def test_equations_without_operands_are_evaluated_by_all_who_evaluate():
-    p, x = {"a": jnp.eye(4) * jnp.arange(1.0, 5.0), "w": draw(4, 2)}, draw(3, 4)
+    p = {"a": jnp.eye(4) * jnp.arange(1.0, 5.0), "w": draw(4, 2)}
+    x = draw(3, 4)
     thin = jp.shrink(without_operands, p, x, ratio=0.5)
     fitted = jp.reconstruct(without_operands, p, thin.plan, [(x,), (x + 1,)])
     assert fitted.params["w"].shape == (2, 2) and np.isfinite(fitted.params["w"]).all()
     assert fitted.errors["w"][1] < fitted.errors["w"][0]
-    assert jp.shrink(without_operands, p, x, ratio=0.5, approximate="mean").params["w"].shape == (2, 2)
+    assert jp.shrink(without_operands, p, x, ratio=0.5, approximate="mean").params["w"].shape == (
+        2,
+        2,
+    )
     assert jp.input_rms(without_operands, p, [(x,)])["w"].shape == (4, 2)
-    tapped = lambda p, x: without_operands(p, jp.tap(x, "x"))
+
+    def tapped(p, x):
+        return without_operands(p, jp.tap(x, "x"))
+
     assert_allclose(jp.reap(tapped, "x")(p, x)[0], without_operands(p, x), rtol=1e-6)
-    normed = lambda p, x: (without_operands(p, x) - p["mean"]) / jnp.sqrt(p["var"]) * jnp.arange(1.0, 3.0)
+
+    def normed(p, x):
+        return (without_operands(p, x) - p["mean"]) / jnp.sqrt(p["var"]) * jnp.arange(1.0, 3.0)
+
     p |= {"mean": draw(2), "var": jnp.ones(2)}
     assert jp.fold_batch_norm(normed, p, x).error < 1e-4

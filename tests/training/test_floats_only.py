@@ -1,4 +1,5 @@
-"""The loop that one writes first, on trees of codes: floats move, masks and integers stay, before and after a file."""
+"""The loop that one writes first, on trees of codes: floats move, masks and integers stay, before
+and after a file."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,10 @@ def standard_promotion():
         yield
 
 
-PARAMS = {"a": {"kernel": normal((16, 8), 1)}, "b": {"kernel": normal((8, 12), 2), "bias": jnp.ones(12)}}
+PARAMS = {
+    "a": {"kernel": normal((16, 8), 1)},
+    "b": {"kernel": normal((8, 12), 2), "bias": jnp.ones(12)},
+}
 CODES = {
     "pruned": jp.prune(0.5),
     "clusters": jp.cluster(k=5),
@@ -45,7 +49,9 @@ FLOATS_ONLY = RAW | {
     "lars": optax.lars(0.1, weight_decay=0.5),
     "lion": optax.lion(0.1, weight_decay=0.5),
     "adafactor": optax.adafactor(0.1, min_dim_size_to_factor=4),
-    "masked": optax.masked(optax.adamw(0.1, weight_decay=0.5), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+    "masked": optax.masked(
+        optax.adamw(0.1, weight_decay=0.5), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
+    ),
 }
 
 
@@ -94,14 +100,17 @@ def test_float8_codes_stay_too():
 
 
 def test_the_whole_tree_and_its_free_part_train_alike():
-    tree, optimizer = CODES["pruned clusters"].init(PARAMS), optax.adam(0.1)
+    tree = CODES["pruned clusters"].init(PARAMS)
+    optimizer = optax.adam(0.1)
     free, fixed = jp.partition(tree)
     state = optimizer.init(free)
     for _ in range(3):
         _, gradient = jp.value_and_grad(loss)(jp.combine(free, fixed))
         updates, state = optimizer.update(gradient, state, free)
         free = optax.apply_updates(free, updates)
-    for x, y in zip(jax.tree.leaves(jp.combine(free, fixed)), jax.tree.leaves(trained(tree, optimizer))):
+    for x, y in zip(
+        jax.tree.leaves(jp.combine(free, fixed)), jax.tree.leaves(trained(tree, optimizer))
+    ):
         np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
@@ -118,7 +127,8 @@ def test_a_compiled_step_keeps_its_types_and_scans():
     start = tree, optimizer.init(tree)
     (last, _), values = jax.lax.scan(step, start, None, length=3)
     assert values[2] < values[0]
-    compiled, carry = compiled_once(jax.jit(step)), start
+    compiled = compiled_once(jax.jit(step))
+    carry = start
     for _ in range(3):
         carry, _ = compiled(carry, None)
     for x, y in zip(jax.tree.leaves(carry[0]), jax.tree.leaves(last)):
@@ -132,7 +142,8 @@ def test_without_params_it_says_what_it_needs():
         optimizer.update(jp.value_and_grad(loss)(tree)[1], optimizer.init(tree))
 
 
-# --- what a mask hides -----------------------------------------------------------------------------------------------
+# --- what a mask hides
+# ---------------------------------------------------------------------------------------
 
 SCHEDULE = jp.prune(lambda step: 0.25 + 0.05 * step)
 HIDING = {
@@ -165,7 +176,10 @@ def test_an_update_hides_zeros_too():
     tree = SCHEDULE.update(SCHEDULE.init(PARAMS, step=0), step=8)
     compiled = jax.jit(lambda t: SCHEDULE.update(t, step=8))(SCHEDULE.init(PARAMS, step=0))
     for code in (tree["a"]["kernel"], compiled["a"]["kernel"]):
-        assert not np.any(np.asarray(code.values)[~np.asarray(code.mask)]) and np.mean(np.asarray(code.mask)) < 0.5
+        assert (
+            not np.any(np.asarray(code.values)[~np.asarray(code.mask)])
+            and np.mean(np.asarray(code.mask)) < 0.5
+        )
 
 
 @pytest.mark.parametrize("name", codes())
@@ -173,13 +187,17 @@ def test_what_a_file_does_not_hold_is_zero(name, tmp_path):
     """Codes that somebody made by hand: their fingerprint is that of the file."""
     tree = {"x": codes()[name]}
     jp.save(tmp_path / "x", tree)
-    assert jp.distill.fingerprint(zero_hidden(tree, host=True)) == jp.distill.fingerprint(jp.load(tmp_path / "x"))
+    assert jp.distill.fingerprint(zero_hidden(tree, host=True)) == jp.distill.fingerprint(
+        jp.load(tmp_path / "x")
+    )
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars", "adafactor"])
 def test_norms_are_the_same_before_and_after_a_file(name, tmp_path):
     tree = jp.prune(0.9).init(PARAMS)
     jp.save(tmp_path / "x", tree)
-    before, after = (trained(t, jp.floats_only(FLOATS_ONLY[name])) for t in (tree, jp.load(tmp_path / "x")))
+    before, after = (
+        trained(t, jp.floats_only(FLOATS_ONLY[name])) for t in (tree, jp.load(tmp_path / "x"))
+    )
     for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after)):
         np.testing.assert_array_equal(x, y)

@@ -23,12 +23,13 @@ def f(p, x):
     return jnp.concatenate([y, y**2], 1) @ p["b"]["kernel"]
 
 
-GROUPS = jp.axes(f, PARAMS, X).groups
+GROUPS = jp.coupled_axes(f, PARAMS, X).groups
 
 
 def norms(p):
     """Of each unit: a column of a, two rows of b; biases do not count."""
-    a, b = p["a"]["kernel"], p["b"]["kernel"]
+    a = p["a"]["kernel"]
+    b = p["b"]["kernel"]
     return jnp.sqrt((a**2).sum(0) + (b[:6] ** 2).sum(1) + (b[6:] ** 2).sum(1))
 
 
@@ -65,14 +66,21 @@ def test_units_of_nothing_and_equal_units_have_finite_gradients():
 @pytest.mark.parametrize("kind, strength", [("lasso", 0.1), ("sparse", 0.03)])
 def test_a_network_trained_with_it_loses_less_when_it_is_cut(kind, strength):
     target = f(PARAMS, X)
-    loss = lambda f: lambda p: jnp.square(f(p, X) - target).mean()
+
+    def loss(f):
+        return lambda p: jnp.square(f(p, X) - target).mean()
+
     wide = {"a": {"kernel": jnp.tile(PARAMS["a"]["kernel"], (1, 2)), "bias": jnp.ones(12)}}
-    wide["b"] = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(24, 3)), jnp.float32) / 3}
-    groups = jp.axes(f, wide, X).groups
+    wide["b"] = {
+        "kernel": jnp.asarray(np.random.default_rng(1).normal(size=(24, 3)), jnp.float32) / 3
+    }
+    groups = jp.coupled_axes(f, wide, X).groups
 
     def lost(penalty):
-        p, tx = wide, optax.chain(penalty, optax.sgd(0.05))
-        state, grad = tx.init(p), jax.grad(loss(f))
+        p = wide
+        tx = optax.chain(penalty, optax.sgd(0.05))
+        state = tx.init(p)
+        grad = jax.grad(loss(f))
 
         @jax.jit
         def step(p, state):
@@ -98,4 +106,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="needs the params"):
         tx.update(PARAMS, tx.init(PARAMS))
     with pytest.raises(ValueError, match="matches nothing"):
-        jp.group_penalty(GROUPS, 1.0, where=jp.where.path("u")).update(PARAMS, tx.init(PARAMS), PARAMS)
+        jp.group_penalty(GROUPS, 1.0, where=jp.where.path("u")).update(
+            PARAMS, tx.init(PARAMS), PARAMS
+        )

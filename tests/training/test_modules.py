@@ -1,4 +1,5 @@
-"""Gradient transformations pass over what is no array: the activation of an Equinox module, texts, numbers."""
+"""Gradient transformations pass over what is no array: the activation of an Equinox module, texts,
+numbers."""
 
 import equinox as eqx
 import jax
@@ -18,7 +19,9 @@ def loss(module):
     return jnp.mean(jax.vmap(module)(X) ** 2)
 
 
-GROUPS = jp.axes(lambda arrays, x: jax.vmap(eqx.combine(arrays, STATIC))(x), ARRAYS, X).groups
+GROUPS = jp.coupled_axes(
+    lambda arrays, x: jax.vmap(eqx.combine(arrays, STATIC))(x), ARRAYS, X
+).groups
 TRANSFORMS = {
     "project": jp.project(jp.prune(0.5)),
     "project on other steps": jp.project(jp.prune(0.5), every=2),
@@ -45,7 +48,9 @@ def test_a_module_with_an_activation_trains_as_its_arrays_do(name):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name not in ("chain", "floats_only")])
+@pytest.mark.parametrize(
+    "name", [name for name in TRANSFORMS if name not in ("chain", "floats_only")]
+)
 def test_updates_that_hold_functions_and_texts_come_back_with_them(name):
     params = {"module": MODULE, "name": "a layer", "steps": 3, "act": jax.nn.relu, "none": None}
     zeros = jax.tree.map(lambda x: jnp.zeros_like(x) if eqx.is_array(x) else x, params)
@@ -60,7 +65,9 @@ def test_updates_that_hold_functions_and_texts_come_back_with_them(name):
 def test_a_module_goes_straight_through():
     seen = jp.straight_through(jp.quantize(bits=4))(MODULE)
     assert seen.activation is MODULE.activation
-    assert jax.tree.leaves(eqx.filter_grad(lambda m: loss(jp.straight_through(jp.quantize(bits=4))(m)))(MODULE))
+    assert jax.tree.leaves(
+        eqx.filter_grad(lambda m: loss(jp.straight_through(jp.quantize(bits=4))(m)))(MODULE)
+    )
 
 
 def test_projected_weights_are_those_of_the_code():

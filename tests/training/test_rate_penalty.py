@@ -8,7 +8,8 @@ import jaxprune as jp
 from jaxprune.training.rate_penalty import odds, slope
 from tests.helpers import compiled_once
 
-EPS, BITS = 0.02, 6.0
+EPS = 0.02
+BITS = 6.0
 
 
 def reference(w, width=EPS, bits=BITS):
@@ -18,7 +19,8 @@ def reference(w, width=EPS, bits=BITS):
     out = np.zeros((rows, columns))
     for i in range(rows):
         for j in range(columns):
-            row, column = (there[i].sum() + 0.3) / (columns + 1), (there[:, j].sum() + 0.3) / (rows + 1)
+            row = (there[i].sum() + 0.3) / (columns + 1)
+            column = (there[:, j].sum() + 0.3) / (rows + 1)
             p = min(max(row * column / ((there.sum() + 1) / there.size), 1e-5), 0.9)
             x = w.reshape(rows, columns)[i, j]
             out[i, j] = np.sign(x) * (np.log2((1 - p) / p) + bits) / ((abs(x) + width) * np.log(2))
@@ -35,7 +37,10 @@ def test_the_slope_is_that_of_the_formula(shape):
 def test_the_slope_is_the_gradient_of_the_rate():
     w = 0.1 * jax.random.normal(jax.random.key(0), (6, 5))
     price = odds(jnp.abs(w) / (jnp.abs(w) + EPS)) + BITS
-    rate = lambda w: jnp.sum(price * jnp.log2(1 + jnp.abs(w) / EPS))
+
+    def rate(w):
+        return jnp.sum(price * jnp.log2(1 + jnp.abs(w) / EPS))
+
     np.testing.assert_allclose(slope(w, EPS, BITS), jax.grad(rate)(w), rtol=1e-5)
 
 
@@ -58,7 +63,10 @@ def test_it_adds_to_the_gradient_of_chosen_leaves_alone():
 
 
 def test_codes_are_left_alone():
-    params = {"a": jp.prune(0.5).init({"a": jnp.arange(1.0, 9).reshape(2, 4)})["a"], "b": {"kernel": jnp.ones((2, 2))}}
+    params = {
+        "a": jp.prune(0.5).init({"a": jnp.arange(1.0, 9).reshape(2, 4)})["a"],
+        "b": {"kernel": jnp.ones((2, 2))},
+    }
     grads = jax.tree.map(jnp.zeros_like, params)
     added = jp.rate_penalty(1.0).update(grads, jp.rate_penalty(1.0).init(params), params)[0]
     assert not np.any(added["a"].values) and np.all(added["b"]["kernel"] > 0)
@@ -88,10 +96,14 @@ def test_training_with_it_drives_useless_weights_below_the_width():
     truth[:3, :2] = 2 + np.abs(draw.normal(size=(3, 2)))
     y = x @ truth + draw.normal(size=(256, 4)).astype(np.float32)
     w = jnp.asarray(draw.normal(size=(16, 4)) * 0.3, jnp.float32)
-    loss = lambda w: jnp.mean((x @ w - y) ** 2)
+
+    def loss(w):
+        return jnp.mean((x @ w - y) ** 2)
 
     def trained(strength):
-        tx = optax.chain(jp.rate_penalty(optax.linear_schedule(0.0, strength, 300)), optax.adam(1e-2))
+        tx = optax.chain(
+            jp.rate_penalty(optax.linear_schedule(0.0, strength, 300)), optax.adam(1e-2)
+        )
 
         def step(_, carry):
             updates, state = tx.update(jax.grad(loss)(carry[0]), carry[1], carry[0])
@@ -112,7 +124,12 @@ def test_training_with_it_drives_useless_weights_below_the_width():
         (lambda: jp.rate_penalty(float("nan")), "strength=.*number >= 0"),
         (lambda: jp.rate_penalty(1.0, width=0.0), "width=0.0"),
         (lambda: jp.rate_penalty(1.0, where=jp.where.path("x")).init({"w": jnp.ones((2, 2))}), "w"),
-        (lambda: jp.rate_penalty(1.0).update(jnp.ones(2), jp.rate_penalty(1.0).init(jnp.ones(2))), "needs the params"),
+        (
+            lambda: jp.rate_penalty(1.0).update(
+                jnp.ones(2), jp.rate_penalty(1.0).init(jnp.ones(2))
+            ),
+            "needs the params",
+        ),
     ],
 )
 def test_bad_inputs(make, words):

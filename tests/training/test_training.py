@@ -25,8 +25,12 @@ def standard_promotion():
 
 
 def problem():
-    x, w = normal((64, 12)), normal((12, 8), 1)
-    loss = lambda p: jnp.mean((x @ p["kernel"] + p["bias"] - x @ w) ** 2)
+    x = normal((64, 12))
+    w = normal((12, 8), 1)
+
+    def loss(p):
+        return jnp.mean((x @ p["kernel"] + p["bias"] - x @ w) ** 2)
+
     return {"kernel": normal((12, 8), 2), "bias": jnp.zeros(8)}, loss
 
 
@@ -43,7 +47,8 @@ def test_train_the_code(code):
         updates, state = tx.update(grads, state, free)
         return optax.apply_updates(free, updates), state, value
 
-    state, values = tx.init(free), []
+    state = tx.init(free)
+    values = []
     for _ in range(60):
         free, state, value = step(free, state)
         values.append(float(value))
@@ -59,7 +64,10 @@ def test_straight_through_has_the_values_of_the_code_and_the_gradient_of_the_ide
     hard = jp.materialize(jax.jit(CODES[code].init)(params))
     np.testing.assert_array_equal(bits(jax.jit(f)(params)["kernel"]), bits(hard["kernel"]))
     np.testing.assert_allclose(
-        jax.grad(lambda p: loss(f(p)))(params)["kernel"], jax.grad(loss)(hard)["kernel"], rtol=1e-4, atol=1e-5
+        jax.grad(lambda p: loss(f(p)))(params)["kernel"],
+        jax.grad(loss)(hard)["kernel"],
+        rtol=1e-4,
+        atol=1e-5,
     )
 
 
@@ -68,7 +76,10 @@ def test_project_lands_on_the_code(code):
     params, loss = problem()
     tx = optax.chain(optax.sgd(0.05), jp.project(CODES[code]))
     state = tx.init(params)
-    moved = lambda p, u: (optax.apply_updates(p, u[0]), u[1])
+
+    def moved(p, u):
+        return (optax.apply_updates(p, u[0]), u[1])
+
     step = compiled_once(jax.jit(lambda p, s: moved(p, tx.update(jax.grad(loss)(p), s, p))))
     for _ in range(5):
         params, state = step(params, state)
@@ -79,7 +90,8 @@ def test_project_lands_on_the_code(code):
 def test_project_every_other_step():
     tx = jp.project(jp.prune(0.5), every=2)
     params = {"kernel": normal((4, 4))}
-    state, zeros = tx.init(params), []
+    state = tx.init(params)
+    zeros = []
     for _ in range(4):
         updates, state = tx.update({"kernel": jnp.full((4, 4), 0.01)}, state, params)
         zeros.append(int(jnp.sum(optax.apply_updates(params, updates)["kernel"] == 0)))
@@ -90,8 +102,12 @@ def test_project_every_other_step():
 def test_attract_pulls_weights_to_the_code(code):
     params, _ = problem()
     tx = optax.chain(jp.attract(CODES[code], mu=lambda t: 0.5 + 0.0 * t), optax.sgd(0.5))
-    gap = lambda p: float(jnp.sum((jp.materialize(CODES[code].init(p))["kernel"] - p["kernel"]) ** 2))
-    state, before = tx.init(params), gap(params)
+
+    def gap(p):
+        return float(jnp.sum((jp.materialize(CODES[code].init(p))["kernel"] - p["kernel"]) ** 2))
+
+    state = tx.init(params)
+    before = gap(params)
     for _ in range(20):
         updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
         params = optax.apply_updates(params, updates)
@@ -108,10 +124,17 @@ OPTIMIZERS = {
 }
 WRAPPERS = {
     "chain": lambda tx: optax.chain(tx, jp.keep_pruned()),
-    "MultiSteps": lambda tx: optax.MultiSteps(optax.chain(tx, jp.keep_pruned()), 2).gradient_transformation(),
-    "masked": lambda tx: optax.masked(optax.chain(tx, jp.keep_pruned()), {"kernel": True, "bias": False}),
+    "MultiSteps": lambda tx: optax.MultiSteps(
+        optax.chain(tx, jp.keep_pruned()), 2
+    ).gradient_transformation(),
+    "masked": lambda tx: optax.masked(
+        optax.chain(tx, jp.keep_pruned()), {"kernel": True, "bias": False}
+    ),
     "multi_transform": lambda tx: optax.multi_transform(
-        {"k": optax.chain(tx, jp.keep_pruned()), "b": optax.chain(optax.sgd(0.1), jp.keep_pruned())},
+        {
+            "k": optax.chain(tx, jp.keep_pruned()),
+            "b": optax.chain(optax.sgd(0.1), jp.keep_pruned()),
+        },
         {"kernel": "k", "bias": "b"},
     ),
     "inject_hyperparams": lambda tx: optax.inject_hyperparams(
@@ -142,14 +165,18 @@ def train(tx, steps=4):
 def test_zeros_stay_under_every_optimizer(name):
     start, params, gone = train(WRAPPERS["chain"](OPTIMIZERS[name]()))
     kernel = np.asarray(params["kernel"])
-    assert np.all(bits(kernel[gone]) == 0) and not np.allclose(kernel[~gone], np.asarray(start["kernel"])[~gone])
+    assert np.all(bits(kernel[gone]) == 0) and not np.allclose(
+        kernel[~gone], np.asarray(start["kernel"])[~gone]
+    )
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_zeros_stay_in_every_wrapper(name):
     start, params, gone = train(WRAPPERS[name](optax.adam(0.1)))
     kernel = np.asarray(params["kernel"])
-    assert np.all(bits(kernel[gone]) == 0) and np.all(kernel[~gone] != np.asarray(start["kernel"])[~gone])
+    assert np.all(bits(kernel[gone]) == 0) and np.all(
+        kernel[~gone] != np.asarray(start["kernel"])[~gone]
+    )
 
 
 def test_keep_pruned_serves_nnx_optimizers():
@@ -169,8 +196,13 @@ def test_keep_pruned_takes_a_mask_leaves_zero_leaves_free_and_refuses_nonsense()
     params = {"kernel": jnp.zeros((2, 2)), "head": {"kernel": jnp.array([[0.0, 1.0]])}}
     tx = jp.keep_pruned()
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
-    assert updates["kernel"].tolist() == [[1, 1], [1, 1]] and updates["head"]["kernel"].tolist() == [[0, 1]]
-    masks = {"kernel": jnp.array([[True, False], [True, True]]), "head": {"kernel": jnp.array([[True, True]])}}
+    assert updates["kernel"].tolist() == [[1, 1], [1, 1]] and updates["head"][
+        "kernel"
+    ].tolist() == [[0, 1]]
+    masks = {
+        "kernel": jnp.array([[True, False], [True, True]]),
+        "head": {"kernel": jnp.array([[True, True]])},
+    }
     tx = jp.keep_pruned(masks)
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
     assert updates["kernel"].tolist() == [[1, 0], [1, 1]]

@@ -1,6 +1,8 @@
-"""What all commands share: --json, --force, errors as one message, signals, and what an output may be.
+"""What all commands share: --json, --force, errors as one message, signals, and what an output may
+be.
 
-Exit codes: 0 success; 1 a difference or damage; 2 a bad input or option; 130 stopped by Ctrl-C, 143 by SIGTERM.
+Exit codes: 0 success; 1 a difference or damage; 2 a bad input or option; 130 stopped by Ctrl-C, 143
+by SIGTERM.
 """
 
 import contextlib
@@ -46,7 +48,9 @@ STOPPED = 130
 
 
 @contextlib.contextmanager
-def plain_errors(stopped: str = "stopped: nothing was written", out: Path | None = None) -> Iterator[None]:
+def plain_errors(
+    stopped: str = "stopped: nothing was written", out: Path | None = None
+) -> Iterator[None]:
     """An error that the user can fix is one message and exit code 2; any other keeps its traceback.
 
     Args:
@@ -60,7 +64,8 @@ def plain_errors(stopped: str = "stopped: nothing was written", out: Path | None
         print(stopped, file=sys.stderr)
         raise typer.Exit(e.exit_code) from None
     except BrokenPipeError:
-        # The reader of the output has closed the pipe. Python would report it again when it closes stdout.
+        # The reader of the output has closed the pipe. Python would report it again when it closes
+        # stdout.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
@@ -102,7 +107,8 @@ def _remove_half_written(out: Path | None) -> None:
 def bytes_of(text: str | None, option: str) -> int | None:
     """A size that was typed, in bytes; None where none was.
 
-    >>> bytes_of("2GiB", "--max-memory"), bytes_of("1.5 kB", "--max-memory"), bytes_of("300", "--max-memory")
+    >>> bytes_of("2GiB", "--max-memory"), bytes_of("1.5 kB", "--max-memory"), bytes_of("300",
+    ...     "--max-memory")
     (2147483648, 1500, 300)
     """
     if text is None:
@@ -142,13 +148,16 @@ def check_target(out: Path, inputs: dict[str, Path], force: bool = False) -> Non
             other_name = "" if path == out else f" ({path})"
             raise ValueError(f"{out} {relation} {name}{other_name}: choose another name")
     if out.is_dir():
-        raise ValueError(f"{out} is a folder, and is not replaced: remove it, or choose another name")
+        raise ValueError(
+            f"{out} is a folder, and is not replaced: remove it, or choose another name"
+        )
     if os.path.lexists(out) and not force:
         raise ValueError(f"{out} exists. Add --force to replace it, or choose another name")
 
 
 def _overlap(out: Path, source: Path) -> str:
-    """How an output overlaps an input, by whatever links and names both are reached; "" when it does not."""
+    """How an output overlaps an input, by whatever links and names both are reached; "" when it
+    does not."""
     if not source.exists():
         return ""
     if out.exists() and out.samefile(source):
@@ -164,7 +173,8 @@ def _overlap(out: Path, source: Path) -> str:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path`, which need not exist, lies in a folder. Asks the file system: names may differ in case alone."""
+    """Whether `path`, which need not exist, lies in a folder. Asks the file system: names may
+    differ in case alone."""
     if not folder.is_dir():
         return False
     parents = Path(os.path.realpath(path)).parents

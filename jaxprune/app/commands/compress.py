@@ -18,11 +18,19 @@ from jaxprune.app.commands.common import (
 
 
 def compress(
-    checkpoint: Annotated[Path, typer.Argument(metavar="IN", help="A checkpoint: a file or a folder.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The compressed file, as model.jpz.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="IN", help="A checkpoint: a file or a folder.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT", help="The compressed file, as model.jpz.")
+    ],
     recipe: Annotated[Path, typer.Option("--recipe", "-r", help="The rules, a TOML file.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read OUT back and check every array.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; write nothing.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read OUT back and check every array.")
+    ] = False,
     in_memory: Annotated[
         bool, typer.Option("--in-memory", help="Hold all arrays in memory, which some rules need.")
     ] = False,
@@ -84,14 +92,17 @@ def _write(source: Any, todo: Any, out: Path, in_memory: bool, verify: bool) -> 
     return report
 
 
-def _verify(source: Any, todo: Any, out: Path, fingerprints: dict[str, bytes], dense: int) -> dict[str, Any]:
+def _verify(
+    source: Any, todo: Any, out: Path, fingerprints: dict[str, bytes], dense: int
+) -> dict[str, Any]:
     from jaxprune.app.files.compress import read_back
     from jaxprune.app.progress import Bytes
     from jaxprune.report.differences import together
 
     with Bytes("verify", dense) as tick:
         rows, damaged = read_back(source, out, fingerprints, tick)
-    # Kept leaves are equal, and one large array among them would make any loss look small: they are counted apart.
+    # Kept leaves are equal, and one large array among them would make any loss look small: they are
+    # counted apart.
     changed_paths = {leaf.path for leaf in todo.leaves if todo.compresses(leaf)}
     compressed = [row for row in rows if row.path in changed_paths]
     kept = [row for row in rows if row.path not in changed_paths]

@@ -1,8 +1,8 @@
 """Signals of a command: Ctrl-C, SIGTERM and SIGHUP end it at once, and leave nothing half written.
 
-A KeyboardInterrupt is raised between any two steps of Python: in a callback of the garbage collector it is lost, and in
-the middle of JAX or Orbax it leaves threads that crash while Python shuts down. So the handler itself removes what is
-half written, and ends the process.
+A KeyboardInterrupt is raised between any two steps of Python: in a callback of the garbage
+collector it is lost, and in the middle of JAX or Orbax it leaves threads that crash while Python
+shuts down. So the handler itself removes what is half written, and ends the process.
 """
 
 import contextlib
@@ -31,7 +31,8 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def ends_at_once(message: str, clean_up: Callable[[], Any]) -> Iterator[None]:
-    """Within it, a signal calls `clean_up`, prints a message and ends the process with 128 + its number.
+    """Within it, a signal calls `clean_up`, prints a message and ends the process with 128 + its
+    number.
 
     Signals that are ignored (as under nohup) stay so, and nothing changes outside the main thread.
     """
@@ -57,7 +58,9 @@ def ends_at_once(message: str, clean_up: Callable[[], Any]) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A line on stderr, past the buffer that the code which a signal interrupts may be writing to."""
+    """A line on stderr, past the buffer that the code which a signal interrupts may be writing
+    to.
+    """
     start = "\r" + SHOW_CURSOR if sys.stderr is not None and sys.stderr.isatty() else ""
     with contextlib.suppress(OSError):
         os.write(2, f"{start}{text}\n".encode())

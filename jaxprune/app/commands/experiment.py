@@ -10,18 +10,25 @@ from jaxprune.app.commands.common import Json, is_inside, plain_errors, print_js
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the config, as train.batch=32. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the config, as train.batch=32. Repeatable.",
+    ),
 ]
 
 
 def run(
     config: Annotated[Path, typer.Argument(help="The experiment: a TOML file.")],
     set: Set = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; train nothing.")
+    ] = False,
     runs: Annotated[Path, typer.Option(help="The folder of all run folders.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Run an experiment. A stopped run resumes from its last checkpoint; a finished one prints its results."""
+    """Run an experiment. A stopped run resumes from its last checkpoint; a finished one prints its
+    results."""
     with plain_errors("stopped: the same command goes on from the last checkpoint"):
         from jaxprune.app.experiments.config import grid, load_config, run_name
 
@@ -41,10 +48,12 @@ def run(
 
 
 def _check_folder(folder: Path, config: Path) -> None:
-    """Refuses a run folder that holds the config: a run writes files there and removes its checkpoints."""
+    """Refuses a run folder that holds the config: a run writes files there and removes its
+    checkpoints."""
     if folder.is_dir() and is_inside(config, folder):
         raise ValueError(
-            f"{config} lies in {folder}, where the run writes its results: move it, or give another --runs"
+            f"{config} lies in {folder}, where the run writes its results: move it, or give "
+            f"another --runs"
         )
 
 

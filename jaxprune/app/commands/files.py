@@ -22,7 +22,8 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A compressed file or any checkpoint.")],
     as_json: Json = False,
 ) -> None:
-    """List a checkpoint's arrays and sizes; of a compressed file, its stored and predicted bytes too."""
+    """List a checkpoint's arrays and sizes; of a compressed file, its stored and predicted bytes
+    too."""
     with plain_errors():
         from jaxprune.app.experiments.tables import console
         from jaxprune.storage.checkpoints.formats import open_checkpoint
@@ -76,25 +77,42 @@ def restore(
     file: Annotated[Path, typer.Argument(help="A compressed file or any checkpoint.")],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="OUT", help="*.safetensors, *.npz or *.msgpack; a new folder is Orbax's."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT",
+            help="*.safetensors, *.npz or *.msgpack; a new folder is Orbax's.",
+        ),
     ],
     shard_size: Annotated[
         str | None,
-        typer.Option("--shard-size", metavar="SIZE", help="Write a folder of safetensors shards of this size, as 5GB."),
+        typer.Option(
+            "--shard-size",
+            metavar="SIZE",
+            help="Write a folder of safetensors shards of this size, as 5GB.",
+        ),
     ] = None,
     max_memory: MaxMemory = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write the dense arrays of a compressed file as a checkpoint, with their names, layout and dtypes."""
+    """Write the dense arrays of a compressed file as a checkpoint, with their names, layout and
+    dtypes."""
     with plain_errors(f"stopped: {out} is as it was", out):
         from jaxprune.app.progress import Bytes
-        from jaxprune.storage.checkpoints.formats import format_of, open_checkpoint, write_checkpoint
+        from jaxprune.storage.checkpoints.formats import (
+            format_of,
+            open_checkpoint,
+            write_checkpoint,
+        )
 
         check_target(out, {"the checkpoint": file}, force)
         shard_bytes = bytes_of(shard_size, "--shard-size")
         if shard_bytes is None and not format_of(out):
-            print("Orbax writes a folder from one tree: all arrays are held in memory at once", file=sys.stderr)
+            print(
+                "Orbax writes a folder from one tree: all arrays are held in memory at once",
+                file=sys.stderr,
+            )
         max_bytes = bytes_of(max_memory, "--max-memory")
         with open_checkpoint(file, max_bytes) as source, Bytes("restore", source.nbytes) as tick:
 
@@ -111,7 +129,10 @@ def restore(
         else:
             for note in notes:
                 print(note)
-            print(f"{out}: {report['leaves']} arrays, {report['dense_bytes']:,} bytes, in {tick.seconds:.1f} s")
+            print(
+                f"{out}: {report['leaves']} arrays, {report['dense_bytes']:,} bytes, in "
+                f"{tick.seconds:.1f} s"
+            )
 
 
 def diff(

@@ -1,8 +1,8 @@
 """Checkpoints of a run: the whole state of a phase, so that a killed run goes on to the same bits.
 
-Orbax stores the leaves by number; the structure comes from running the phase's `init` again, which is deterministic.
-So a code needs no serialiser here, and one whose shapes depend on the weights (`energy`, `similarity`) is no special
-case.
+Orbax stores the leaves by number; the structure comes from running the phase's `init` again, which
+is deterministic. So a code needs no serialiser here, and one whose shapes depend on the weights
+(`energy`, `similarity`) is no special case.
 """
 
 import shutil
@@ -26,7 +26,9 @@ class Checkpoints:
         self._store = ocp.StandardCheckpointer()
 
     def save(self, phase: int, epoch: int, state: Any) -> None:
-        """Writes the state of a phase after an epoch, then drops its older ones; orbax renames when it is whole."""
+        """Writes the state of a phase after an epoch, then drops its older ones; orbax renames when
+        it is whole.
+        """
         old = self._epochs(phase)
         self._store.save(self._path(phase, epoch), _arrays(state), force=True)
         self._store.wait_until_finished()
@@ -44,10 +46,16 @@ class Checkpoints:
             specs = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in _arrays(like).items()}
             found = self._store.restore(path, specs)
         except Exception as e:  # orbax raises what its parts raise
-            message = f"{path} cannot be read ({type(e).__name__}: {e}). Delete it to start the phase again"
+            message = (
+                f"{path} cannot be read ({type(e).__name__}: {e}). Delete it to start the phase "
+                f"again"
+            )
             raise ValueError(message) from e
+
         # What was on the device goes back there: a file tells NumPy's arrays from JAX's.
-        put = lambda x, was: jnp.asarray(x) if isinstance(was, jax.Array) else x
+        def put(x, was):
+            return jnp.asarray(x) if isinstance(was, jax.Array) else x
+
         return epochs[-1], jax.tree.map(put, unnumbered(found, like), like)
 
     def close(self) -> None:

@@ -1,9 +1,12 @@
-"""An experiment: phases over (apply, params, data), each of which compresses the tree it gets and trains the code.
+"""An experiment: phases over (apply, params, data), each of which compresses the tree it gets and
+trains the code.
 
-    params -> phase 1 -> tree -> phase 2 -> … -> a file -> the tree loaded from it, whose accuracy is the one reported
+    params -> phase 1 -> tree -> phase 2 -> … -> a file -> the tree loaded from it, whose accuracy
+    is the one reported
 
-The validation split chooses epochs; the test split reports and never chooses. A run lives in `runs/<name>-<hash>`: its
-config, checkpoints while it works, then the compressed models, plots and, last, results.json, which marks it finished.
+The validation split chooses epochs; the test split reports and never chooses. A run lives in
+`runs/<name>-<hash>`: its config, checkpoints while it works, then the compressed models, plots and,
+last, results.json, which marks it finished.
 """
 
 import shutil
@@ -32,7 +35,9 @@ from jaxprune.storage.files import load, save
 
 
 class Trees(NamedTuple):
-    """What the plots of weights are drawn from: the dense params, and the tree loaded from the file."""
+    """What the plots of weights are drawn from: the dense params, and the tree loaded from the
+    file.
+    """
 
     dense: Any
     final: Any
@@ -70,9 +75,13 @@ def run(config: Config, runs: Path, signals: Signals | None = None) -> tuple[dic
 
 
 def plan(config: Config, folder: Path) -> list[dict[str, Any]]:
-    """What --dry-run shows: each phase with its rules' leaves and the sizes it would give, from untrained weights."""
-    lab, seed = make_lab(config, folder, Progress(0)), seeds_of(config)[0]
-    tree, rows = lab.model.init(seed_key(seed)), []
+    """What --dry-run shows: each phase with its rules' leaves and the sizes it would give, from
+    untrained weights.
+    """
+    lab = make_lab(config, folder, Progress(0))
+    seed = seeds_of(config)[0]
+    tree = lab.model.init(seed_key(seed))
+    rows = []
     for i, (phase, prog) in enumerate(zip(config.phase, lab.programs)):
         matches = describe(phase.rule, tree)
         key = phase_key(seed, i)
@@ -80,8 +89,15 @@ def plan(config: Config, folder: Path) -> list[dict[str, Any]]:
         # The schedule's target is known without training: one update at the ramp's end.
         tree = prog.compression.update(tree, step=prog.ramp, key=key) if prog.ramp else tree
         size = out.sizes(tree)
-        rules = [{"rule": to_toml([m.rule]).splitlines()[1:], "leaves": list(m.paths)} for m in matches]
-        row = {"name": phase.name, "epochs": phase.epochs, "steps": phase.epochs * prog.steps, "rules": rules}
+        rules = [
+            {"rule": to_toml([m.rule]).splitlines()[1:], "leaves": list(m.paths)} for m in matches
+        ]
+        row = {
+            "name": phase.name,
+            "epochs": phase.epochs,
+            "steps": phase.epochs * prog.steps,
+            "rules": rules,
+        }
         rows.append(row | {"bytes": size, "ratio": size["dense"] / size["stored"]})
     return rows
 
@@ -89,7 +105,8 @@ def plan(config: Config, folder: Path) -> list[dict[str, Any]]:
 def _run_seed(lab: Lab, index: int, seed: int) -> tuple[dict[str, Any], Trees]:
     """All phases for one seed, then the file."""
     tree = lab.model.init(seed_key(seed))
-    dense, records = tree, []
+    dense = tree
+    records = []
     store = Checkpoints(lab.folder / "checkpoints" / f"seed-{seed}")
     try:
         for i in range(len(lab.programs)):
@@ -101,11 +118,17 @@ def _run_seed(lab: Lab, index: int, seed: int) -> tuple[dict[str, Any], Trees]:
     return _finish(lab, index, seed, records, Trees(dense, tree))
 
 
-def _finish(lab: Lab, index: int, seed: int, phases: list[Any], trees: Trees) -> tuple[dict[str, Any], Trees]:
+def _finish(
+    lab: Lab, index: int, seed: int, phases: list[Any], trees: Trees
+) -> tuple[dict[str, Any], Trees]:
     """Writes the file, reads it back, and reports what was read."""
     name = "model.jpz" if index == 0 else f"model-{seed}.jpz"
     path = lab.folder / name
-    save(path, trees.final, metadata={"name": lab.config.name, "seed": seed, "recipe": _recipe(lab.config)})
+    save(
+        path,
+        trees.final,
+        metadata={"name": lab.config.name, "seed": seed, "recipe": _recipe(lab.config)},
+    )
     final = load(path)
     figures = {
         "seed": seed,
@@ -117,7 +140,9 @@ def _finish(lab: Lab, index: int, seed: int, phases: list[Any], trees: Trees) ->
         "deep_compression": _deep_compression(final),
     }
     kept = figures["final"]["density"]
-    figures["baselines"] = _baselines(lab, trees.dense, kept, seed) if lab.config.baselines and kept < 1 else {}
+    figures["baselines"] = (
+        _baselines(lab, trees.dense, kept, seed) if lab.config.baselines and kept < 1 else {}
+    )
     return figures, Trees(trees.dense, final)
 
 
@@ -125,14 +150,20 @@ def _of_file(lab: Lab, path: Path, tree: Any) -> dict[str, Any]:
     """The figures of a loaded tree, `stored` being the size of its file."""
     found = lab.figures(tree)
     stored = path.stat().st_size
-    changed = {"bytes": found["bytes"] | {"stored": stored}, "ratio": found["bytes"]["dense"] / stored}
+    changed = {
+        "bytes": found["bytes"] | {"stored": stored},
+        "ratio": found["bytes"]["dense"] / stored,
+    }
     return found | changed | {"leaves": out.leaf_figures(tree)}
 
 
 def _flops(lab: Lab, dense: Any, final: Any) -> dict[str, int]:
     """Of one example: all of them, and without the products with a zero weight."""
     x = jax.ShapeDtypeStruct((1, *lab.model.example), lab.data.train[0].dtype)
-    return {"dense": flops(lab.model.apply, dense, x), "final": sparse_flops(lab.model.apply, final, x)}
+    return {
+        "dense": flops(lab.model.apply, dense, x),
+        "final": sparse_flops(lab.model.apply, final, x),
+    }
 
 
 def _deep_compression(tree: Any) -> dict[str, float] | None:
@@ -151,11 +182,15 @@ def _recipe(config: Config) -> dict[str, str]:
 
 
 def _baselines(lab: Lab, dense: Any, kept: float, seed: int) -> dict[str, Any]:
-    """The dense network pruned in one shot to the same density, without retraining: what a method must beat."""
+    """The dense network pruned in one shot to the same density, without retraining: what a method
+    must beat.
+    """
     noise = np.random.default_rng(seed)
     trees = {
         "magnitude": prune(1 - kept, allocate=allocate.global_).init(dense),
-        "random": prune(1 - kept, score=jax.tree.map(lambda x: noise.random(x.shape, np.float32), dense)).init(dense),
+        "random": prune(
+            1 - kept, score=jax.tree.map(lambda x: noise.random(x.shape, np.float32), dense)
+        ).init(dense),
     }
     return {name: {"test": lab.score(tree, lab.data.test)} for name, tree in trees.items()}
 
@@ -169,7 +204,8 @@ def _gather(lab: Lab, seeds: list[dict[str, Any]]) -> dict[str, Any]:
 def _draw(results: dict[str, Any], trees: Trees, folder: Path) -> None:
     from jaxprune.app.experiments import figures
 
-    dense, final = materialize(trees.dense), materialize(trees.final)
+    dense = materialize(trees.dense)
+    final = materialize(trees.final)
     draw: dict[str, Callable[[BinaryIO], None]] = {
         "weights.png": lambda file: figures.weights(file, dense, final),
         "accuracy.png": lambda file: figures.accuracy(file, results),

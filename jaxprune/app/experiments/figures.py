@@ -1,4 +1,6 @@
-"""Plots of a run, as PNG: weights before and after, accuracy against size, each layer's density and bits."""
+"""Plots of a run, as PNG: weights before and after, accuracy against size, each layer's density and
+bits.
+"""
 
 from typing import Any, BinaryIO
 
@@ -9,11 +11,15 @@ from jaxprune.app.experiments.results import mean_and_std
 from jaxprune.core.leaves import where
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 
-INK, BEFORE, AFTER = "#333333", "#9aa5b1", "#1f6feb"
+INK = "#333333"
+BEFORE = "#9aa5b1"
+AFTER = "#1f6feb"
 
 
 def weights(file: BinaryIO, dense: Any, final: Any) -> None:
-    """Histograms of each weight leaf before and after; exact zeros are counted in the title, not drawn."""
+    """Histograms of each weight leaf before and after; exact zeros are counted in the title, not
+    drawn.
+    """
     pairs = [(p, a, b) for (p, a), (_, b) in zip(_leaves(dense), _leaves(final), strict=True)]
     fig, axes = _grid(len(pairs))
     for ax, (name, before, after) in zip(axes, pairs):
@@ -22,31 +28,56 @@ def weights(file: BinaryIO, dense: Any, final: Any) -> None:
         ax.hist(before, bins, color=BEFORE, alpha=0.6, label="dense")
         ax.hist(kept, bins, color=AFTER, alpha=0.85, label="final, not 0")
         ax.set_yscale("log")
-        ax.set_title(f"{name}: {before.size:,} weights, {1 - kept.size / before.size:.1%} zero", fontsize=9, color=INK)
+        ax.set_title(
+            f"{name}: {before.size:,} weights, {1 - kept.size / before.size:.1%} zero",
+            fontsize=9,
+            color=INK,
+        )
         ax.set_xlabel("weight")
     axes[0].set_ylabel("weights in a bin")
-    axes[0].legend(fontsize=8, frameon=False, loc="upper right")  # the search for the best place warns when it is slow
+    axes[0].legend(
+        fontsize=8, frameon=False, loc="upper right"
+    )  # the search for the best place warns when it is slow
     _write(fig, file)
 
 
 def accuracy(file: BinaryIO, results: dict[str, Any]) -> None:
-    """Test accuracy against compression ratio after each phase; bars are one standard deviation over seeds."""
+    """Test accuracy against compression ratio after each phase; bars are one standard deviation
+    over seeds.
+    """
     from matplotlib import colormaps
 
     seeds = results["seeds"]
     fig, (ax,) = _grid(1, (7.4, 4.2))
-    rows = [(p["name"], [s["phases"][i]["after"] for s in seeds]) for i, p in enumerate(seeds[0]["phases"])]
+    rows = [
+        (p["name"], [s["phases"][i]["after"] for s in seeds])
+        for i, p in enumerate(seeds[0]["phases"])
+    ]
     rows.append(("the file", [s["final"] for s in seeds]))
-    of = lambda f: [mean_and_std([f(r) for r in found]) for _, found in rows]
-    x, y = of(lambda r: r["ratio"]), of(lambda r: 100 * r["test"]["accuracy"])
+
+    def of(f):
+        return [mean_and_std([f(r) for r in found]) for _, found in rows]
+
+    x = of(lambda r: r["ratio"])
+    y = of(lambda r: 100 * r["test"]["accuracy"])
     ax.plot([m["mean"] for m in x], [m["mean"] for m in y], color=BEFORE, zorder=1)
     for k, (name, _) in enumerate(rows):
         bars = {"xerr": x[k]["std"], "yerr": y[k]["std"]} if len(seeds) > 1 else {}
-        look = {"fmt": "o", "color": colormaps["viridis"](0.9 * k / max(1, len(rows) - 1)), "capsize": 3}
-        ax.errorbar(x[k]["mean"], y[k]["mean"], **bars, **look, label=f"{name}: {x[k]['mean']:.1f}x")
+        look = {
+            "fmt": "o",
+            "color": colormaps["viridis"](0.9 * k / max(1, len(rows) - 1)),
+            "capsize": 3,
+        }
+        ax.errorbar(
+            x[k]["mean"], y[k]["mean"], **bars, **look, label=f"{name}: {x[k]['mean']:.1f}x"
+        )
     _ratios(ax)
     ax.set_ylabel("test accuracy, %")
-    ax.set_title(f"{results['name']}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}", fontsize=10, color=INK)
+    ax.set_title(
+        f"{results['name']}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}",
+        fontsize=10,
+        color=INK,
+    )
     ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _write(fig, file)
 
@@ -92,7 +123,8 @@ def _leaves(params: Any) -> list[tuple[str, np.ndarray]]:
 
 
 def _range(*arrays: np.ndarray) -> tuple[float, float]:
-    low, high = min(a.min(initial=0.0) for a in arrays), max(a.max(initial=0.0) for a in arrays)
+    low = min(a.min(initial=0.0) for a in arrays)
+    high = max(a.max(initial=0.0) for a in arrays)
     return (low, high) if low < high else (low - 1, high + 1)
 
 

@@ -18,7 +18,8 @@ def toml_value(text: str) -> Any:
 
 
 def assign(raw: Any, key: str, value: Any, source: str, to: Any) -> None:
-    """Sets a dotted key; items of a list go by name, or by number from 1, as phase.prune.rule.1.cluster.
+    """Sets a dotted key; items of a list go by name, or by number from 1, as
+    phase.prune.rule.1.cluster.
 
     Args:
       raw: nested dicts and lists, changed in place.
@@ -44,7 +45,9 @@ def _enter(raw: Any, part: str, place: str, key: str, source: str, to: Any) -> t
     _known(part, place, key, source, to)
     inside = raw.setdefault(part, {})
     if not isinstance(inside, (dict, list)):
-        raise ValueError(f"{source}: {part!r} is {inside!r}, not a table: set it as a whole, as {part}={{ ... }}")
+        raise ValueError(
+            f"{source}: {part!r} is {inside!r}, not a table: set it as a whole, as {part}={{ ... }}"
+        )
     return inside, f"{place}.{part}"
 
 
@@ -58,14 +61,23 @@ def _index(items: list[Any], part: str, source: str) -> int:
     names = [x.get("name") for x in items if isinstance(x, dict)]
     if re.fullmatch(r"[0-9]{1,9}", part):
         if part in names:
-            raise ValueError(f"{source}: {part} is the name of an item here, and the number of one: rename it")
+            raise ValueError(
+                f"{source}: {part} is the name of an item here, and the number of one: rename it"
+            )
         if int(part) == 0:
-            raise ValueError(f"{source}: items are counted from 1, as in the plan: there is no item 0, the first is 1")
+            raise ValueError(
+                f"{source}: items are counted from 1, as in the plan: there is no item 0, the "
+                f"first is 1"
+            )
         if int(part) > len(items):
             raise ValueError(f"{source}: there is no item {part}, only {len(items)}")
         return int(part) - 1
     if names.count(part) > 1:
-        raise ValueError(f"{source}: {names.count(part)} items here are named {part!r}: give a number, from 1 on")
+        raise ValueError(
+            f"{source}: {names.count(part)} items here are named {part!r}: give a number, from 1 on"
+        )
     if part in names:
         return names.index(part)
-    raise ValueError(f"{source}: nothing here is named {part!r}{closest(part, [n for n in names if n])}")
+    raise ValueError(
+        f"{source}: nothing here is named {part!r}{closest(part, [n for n in names if n])}"
+    )

@@ -1,9 +1,10 @@
-"""One phase of one seed: compress, train, checkpoint, measure; a killed one goes on from its newest checkpoint.
+"""One phase of one seed: compress, train, checkpoint, measure; a killed one goes on from its newest
+checkpoint.
 
     begin -> (epoch -> evaluate -> choose -> checkpoint)* -> the chosen tree and its record
 
-The record is what results.json tells of the phase. It is written just before the checkpoint beside it: it may know more
-epochs than the checkpoint, which cuts them, and never fewer.
+The record is what results.json tells of the phase. It is written just before the checkpoint beside
+it: it may know more epochs than the checkpoint, which cuts them, and never fewer.
 """
 
 import dataclasses
@@ -57,7 +58,9 @@ class Running:
         return self.lab.programs[self.index]
 
 
-def run_phase(lab: Lab, store: Checkpoints, index: int, seed: int, tree: Any, dense: Any) -> tuple[Any, dict[str, Any]]:
+def run_phase(
+    lab: Lab, store: Checkpoints, index: int, seed: int, tree: Any, dense: Any
+) -> tuple[Any, dict[str, Any]]:
     """Runs a phase on a tree; `dense` is the network that it may learn from.
 
     Returns:
@@ -117,10 +120,19 @@ def _resume(now: Running) -> Running:
 def _begin(now: Running) -> Running:
     trains = now.phase.epochs > 0
     before = now.lab.figures(now.state.tree) if trains else None
-    now.record = {"name": now.phase.name, "seconds": 0.0, "before": before, "after": None, "epochs": []}
+    now.record = {
+        "name": now.phase.name,
+        "seconds": 0.0,
+        "before": before,
+        "after": None,
+        "epochs": [],
+    }
     if trains and not now.program.ramp:
-        # The code before training is a candidate too: a phase that tunes never gives on what validates worse.
-        now.state = choose(now.program, now.state, 0, *now.lab.evaluate(now.state.tree, now.lab.data.validation))
+        # The code before training is a candidate too: a phase that tunes never gives on what
+        # validates worse.
+        now.state = choose(
+            now.program, now.state, 0, *now.lab.evaluate(now.state.tree, now.lab.data.validation)
+        )
     return now
 
 
@@ -129,8 +141,9 @@ def _train_one_epoch(now: Running) -> None:
     loss, accuracy = now.lab.evaluate(state.tree, now.lab.data.validation)
     if not math.isfinite(loss):
         raise ValueError(
-            f"seed {now.seed}, phase {now.phase.name!r}, epoch {now.epoch + 1}: the validation loss is {loss}. Lower "
-            f"learning_rate, or look at what the phase does to the weights; the last checkpoint is from before"
+            f"seed {now.seed}, phase {now.phase.name!r}, epoch {now.epoch + 1}: the validation "
+            f"loss is {loss}. Lower learning_rate, or look at what the phase does to the weights; "
+            "the last checkpoint is from before"
         )
     now.epoch += 1
     now.state = choose(now.program, state, now.epoch, loss, accuracy)

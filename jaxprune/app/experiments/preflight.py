@@ -1,8 +1,9 @@
-"""What of a run can be known before its first step, checked: batches against examples, and each phase's rules against
-the leaves that it will find.
+"""What of a run can be known before its first step, checked: batches against examples, and each
+phase's rules against the leaves that it will find.
 
-The tree is followed through the phases by its shapes alone (`jax.eval_shape`). A rule whose code depends on the
-weights (a threshold, an energy, a similarity, a step) has no shapes to follow: from there on, only paths are checked.
+The tree is followed through the phases by its shapes alone (`jax.eval_shape`). A rule whose code
+depends on the weights (a threshold, an energy, a similarity, a step) has no shapes to follow: from
+there on, only paths are checked.
 """
 
 from typing import Any
@@ -25,8 +26,8 @@ def check_batches(config: Config, examples: int) -> None:
         batch = settings_of(config, phase).batch
         if phase.epochs and batch > examples:
             raise ValueError(
-                f"phase {phase.name!r}: batch = {batch}, and the training split has {examples} examples: set "
-                f"train.batch to {examples} at most"
+                f"phase {phase.name!r}: batch = {batch}, and the training split has {examples} "
+                f"examples: set train.batch to {examples} at most"
             )
 
 
@@ -41,7 +42,8 @@ def check_rules(config: Config, programs: tuple[Program, ...], params: Any) -> N
     Raises:
       ValueError: the phase, and what its rule cannot do.
     """
-    tree, known = params, True
+    tree = params
+    known = True
     for phase, program in zip(config.phase, programs):
         if not phase.rule:
             continue

@@ -1,4 +1,6 @@
-"""What a run leaves behind: results.json, its figures and where they came from. docs/results.md lists every key."""
+"""What a run leaves behind: results.json, its figures and where they came from. docs/results.md
+lists every key.
+"""
 
 import hashlib
 import importlib.metadata
@@ -22,7 +24,16 @@ from jaxprune.storage.atomic import replacing
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 SCHEMA = 1
-KEYS = ("name", "ratio", "accuracy", "bytes", "flops", "deep_compression", "std", "seeds")  # that the tables read
+KEYS = (
+    "name",
+    "ratio",
+    "accuracy",
+    "bytes",
+    "flops",
+    "deep_compression",
+    "std",
+    "seeds",
+)  # that the tables read
 SIZES = ("dense", "nonzero", "stored", "entropy")
 
 
@@ -33,7 +44,9 @@ def sizes(tree: Any) -> dict[str, int]:
 
 
 def leaf_figures(tree: Any) -> list[dict[str, Any]]:
-    """For each leaf of the user's tree: its type, weights, density, and bits a weight at fixed length."""
+    """For each leaf of the user's tree: its type, weights, density, and bits a weight at fixed
+    length.
+    """
     return [_leaf(s.path, s.value) for s in slots(tree, is_code)]
 
 
@@ -49,28 +62,37 @@ def _leaf(path: str, code: Any) -> dict[str, Any]:
 
 
 def density(tree: Any) -> float:
-    """The fraction of weights that are not zero, over the leaves that are codes; 1 where there are none."""
+    """The fraction of weights that are not zero, over the leaves that are codes; 1 where there are
+    none.
+    """
     codes = [np.asarray(materialize(s.value)) for s in slots(tree, is_code) if is_code(s.value)]
     return sum(np.count_nonzero(w) for w in codes) / sum(w.size for w in codes) if codes else 1.0
 
 
 def mean_and_std(values: Sequence[float]) -> dict[str, float]:
     """Mean and sample standard deviation over seeds (0 for one seed)."""
-    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+    }
 
 
 def summarise(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     """The top-level figures: means over seeds, and in `std` their standard deviations."""
     pick = {
         "ratio": lambda s: s["final"]["ratio"],
-        "accuracy": {name: (lambda s, n=name: s[n]["test"]["accuracy"]) for name in ("dense", "final")},
+        "accuracy": {
+            name: (lambda s, n=name: s[n]["test"]["accuracy"]) for name in ("dense", "final")
+        },
         "bytes": {name: (lambda s, n=name: s["final"]["bytes"][n]) for name in SIZES},
         "flops": {name: (lambda s, n=name: s["flops"][n]) for name in ("dense", "final")},
     }
     if all(s["deep_compression"] for s in seeds):
         both = {name: (lambda s, n=name: s["deep_compression"][n]) for name in ("fixed", "huffman")}
         pick["deep_compression"] = both
-    return {"deep_compression": None} | _over(pick, seeds, "mean") | {"std": _over(pick, seeds, "std")}
+    return (
+        {"deep_compression": None} | _over(pick, seeds, "mean") | {"std": _over(pick, seeds, "std")}
+    )
 
 
 def _over(pick: Any, seeds: list[dict[str, Any]], which: str) -> Any:
@@ -83,14 +105,24 @@ def environment() -> dict[str, Any]:
     """Versions, commit and machine."""
     versions = {"python": platform.python_version(), "jaxprune": jaxprune.__version__}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"versions": versions, "git": git_commit(), "cpu": cpu(), "device": jax.devices()[0].device_kind}
+    return {
+        "versions": versions,
+        "git": git_commit(),
+        "cpu": cpu(),
+        "device": jax.devices()[0].device_kind,
+    }
 
 
 def git_commit() -> str | None:
-    """The commit of the working directory, "-dirty" when files differ from it; None outside a repository."""
+    """The commit of the working directory, "-dirty" when files differ from it; None outside a
+    repository.
+    """
     try:
         how: Any = {"capture_output": True, "text": True, "check": True, "timeout": 10}
-        run = lambda *args: subprocess.run(["git", *args], **how).stdout.strip()
+
+        def run(*args):
+            return subprocess.run(["git", *args], **how).stdout.strip()
+
         return run("rev-parse", "HEAD") + ("-dirty" if run("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -135,9 +167,13 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is not whole JSON ({one_line(e)}). Delete it to run again") from None
+        raise ValueError(
+            f"{path} is not whole JSON ({one_line(e)}). Delete it to run again"
+        ) from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object. Delete it to run again")
+        raise ValueError(
+            f"{path} holds a JSON {type(value).__name__}, not an object. Delete it to run again"
+        )
     return value
 
 
@@ -156,5 +192,7 @@ def read_results(path: Path) -> dict[str, Any]:
         )
     missing = [key for key in KEYS if key not in results]
     if missing or not results["seeds"]:
-        raise ValueError(f"{path} lacks {', '.join(missing) or 'an entry in seeds'}. Delete it to run again")
+        raise ValueError(
+            f"{path} lacks {', '.join(missing) or 'an entry in seeds'}. Delete it to run again"
+        )
     return results

@@ -20,9 +20,10 @@ class Train(Settings, frozen=True):
       learning_rate: at the start of a phase; the optimizer starts afresh in each.
       weight_decay: of arrays with two axes or more.
       schedule: of the learning rate; "cosine" falls to 0 over the phase.
-      select: which epoch a phase gives on: the "best" on the validation split (after the ramp), or the "last".
-      inner: the loop over steps: "scan" compiles an epoch, "loop" a step; "auto" loops where there is a convolution,
-        which XLA:CPU runs about ten times slower inside a compiled loop.
+      select: which epoch a phase gives on: the "best" on the validation split (after the ramp), or
+        the "last".
+      inner: the loop over steps: "scan" compiles an epoch, "loop" a step; "auto" loops where there
+        is a convolution, which XLA:CPU runs about ten times slower inside a compiled loop.
       checkpoint_every: epochs between checkpoints.
     """
 
@@ -38,7 +39,8 @@ class Train(Settings, frozen=True):
 
 
 class RatePenalty(Settings, frozen=True):
-    """`jp.rate_penalty` on the kernels, as `rate_penalty = 5e-7` or a table; its strength rises over part of the phase.
+    """`jp.rate_penalty` on the kernels, as `rate_penalty = 5e-7` or a table; its strength rises
+    over part of the phase.
 
     Attributes:
       strength, width, value_bits: of `jp.rate_penalty`.
@@ -52,7 +54,8 @@ class RatePenalty(Settings, frozen=True):
 
 
 class Distill(Settings, frozen=True):
-    """Learning from the dense network, `distill = 4.0` (the temperature) or a table; Hinton et al., arXiv:1503.02531.
+    """Learning from the dense network, `distill = 4.0` (the temperature) or a table; Hinton et al.,
+    arXiv:1503.02531.
 
     Attributes:
       temperature: T, which softens both networks' outputs.
@@ -69,7 +72,8 @@ class Phase(Settings, frozen=True):
     Attributes:
       name: unique in the config.
       epochs: 0 compresses and trains nothing.
-      ramp: fraction of the phase over which the cubic schedule raises the sparsity; 0 prunes at once.
+      ramp: fraction of the phase over which the cubic schedule raises the sparsity; 0 prunes at
+        once.
       update_every: steps between two updates of the masks on the ramp.
       rate_penalty: what the loss pays for bits; of leaves that are not compressed yet.
       distill: learn from the network as it was before the first rule or rate_penalty too.

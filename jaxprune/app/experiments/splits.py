@@ -1,7 +1,9 @@
-"""The data of a run, checked whole before the first step: what its factory made, and whether the model can learn it.
+"""The data of a run, checked whole before the first step: what its factory made, and whether the
+model can learn it.
 
-Each thing that would make a table of a run wrong without an error (labels that are no class, a NaN, inputs and labels
-of different lengths, a batch larger than the data) is one line that names the split, the value and the fix.
+Each thing that would make a table of a run wrong without an error (labels that are no class, a NaN,
+inputs and labels of different lengths, a batch larger than the data) is one line that names the
+split, the value and the fix.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 NAMES = ("train", "validation", "test")
-HOW = "give an object with train, validation and test, each a pair (x, y) of arrays, as a NamedTuple of three pairs"
+HOW = (
+    "give an object with train, validation and test, each a pair (x, y) of arrays, as a "
+    "NamedTuple of three pairs"
+)
 
 
 class Splits(NamedTuple):
@@ -33,13 +38,13 @@ def splits_of(made: Any) -> Splits:
     """What a data factory made, as checked splits.
 
     Args:
-      made: an object with the attributes train, validation and test, each a pair (x, y): x floats or integers
-        (examples, *shape), y integers (examples, *positions).
+      made: an object with the attributes train, validation and test, each a pair (x, y): x floats
+        or integers (examples, *shape), y integers (examples, *positions).
 
     Raises:
-      ValueError: another type; a split that is missing, empty, or whose x and y differ in length; x or y that are no
-        arrays of numbers; float64 inputs; NaN or infinite inputs; labels that are text, floats, one-hot or negative;
-        splits whose examples differ in shape or dtype.
+      ValueError: another type; a split that is missing, empty, or whose x and y differ in length; x
+        or y that are no arrays of numbers; float64 inputs; NaN or infinite inputs; labels that are
+        text, floats, one-hot or negative; splits whose examples differ in shape or dtype.
     """
     if isinstance(made, Mapping):
         raise ValueError(f"it makes a {type(made).__name__} with {list(made)}: {HOW}")
@@ -52,11 +57,14 @@ def splits_of(made: Any) -> Splits:
         other_x, other_y = getattr(splits, name)
         if (other_x.shape[1:], other_x.dtype) != (x.shape[1:], x.dtype):
             raise ValueError(
-                f"x of {name} is {other_x.dtype} of examples {other_x.shape[1:]}, and that of train {x.dtype} of "
-                f"{x.shape[1:]}: all splits are seen by one model"
+                f"x of {name} is {other_x.dtype} of examples {other_x.shape[1:]}, and that of "
+                f"train {x.dtype} of {x.shape[1:]}: all splits are seen by one model"
             )
         if other_y.shape[1:] != y.shape[1:]:
-            raise ValueError(f"y of {name} has labels of shape {other_y.shape[1:]}, and that of train {y.shape[1:]}")
+            raise ValueError(
+                f"y of {name} has labels of shape {other_y.shape[1:]}, and that of train "
+                f"{y.shape[1:]}"
+            )
     return splits
 
 
@@ -68,16 +76,23 @@ def check_outputs(logits: Any, splits: Splits) -> None:
       splits: of the run.
 
     Raises:
-      ValueError: outputs that are no logits, one class, labels of another shape, a label that is no class.
+      ValueError: outputs that are no logits, one class, labels of another shape, a label that is no
+        class.
     """
     if not hasattr(logits, "shape"):
         raise ValueError(
-            f"the model gives a {type(logits).__name__}: it must give one array of logits (batch, classes)"
+            f"the model gives a {type(logits).__name__}: it must give one array of logits (batch, "
+            f"classes)"
         )
     labels = splits.train[1]
-    if not jnp.issubdtype(logits.dtype, jnp.floating) or logits.shape[1:-1] != labels.shape[1:] or logits.ndim < 2:
+    if (
+        not jnp.issubdtype(logits.dtype, jnp.floating)
+        or logits.shape[1:-1] != labels.shape[1:]
+        or logits.ndim < 2
+    ):
         raise ValueError(
-            f"the model gives {logits.dtype}{list(logits.shape)} for a batch of {logits.shape[0] if logits.ndim else 1}"
+            f"the model gives {logits.dtype}{list(logits.shape)} for a batch of "
+            f"{logits.shape[0] if logits.ndim else 1}"
             f", and an example has labels of shape {labels.shape[1:]}: logits are floats (batch, "
             f"{'*positions, ' if labels.ndim > 1 else ''}classes)"
         )
@@ -91,18 +106,24 @@ def check_outputs(logits: Any, splits: Splits) -> None:
             )
     if classes < 2:
         raise ValueError(
-            "the model gives 1 output: its softmax is always 1. Give one output a class, two for yes or no"
+            "the model gives 1 output: its softmax is always 1. Give one output a class, two for "
+            "yes or no"
         )
 
 
 def _pair(pair: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """x and y of a split."""
     if isinstance(pair, Mapping) or not isinstance(pair, tuple | list) or len(pair) != 2:
-        what = f"{type(pair).__name__}{f' of {len(pair)}' if isinstance(pair, tuple | list) else ''}"
+        what = (
+            f"{type(pair).__name__}{f' of {len(pair)}' if isinstance(pair, tuple | list) else ''}"
+        )
         raise ValueError(f"{name} is a {what}: {HOW}")
     x, y = (_array(part, f"{letter} of {name}") for part, letter in zip(pair, "xy"))
     if not len(x) or len(x) != len(y):
-        raise ValueError(f"{name} has {len(x)} inputs and {len(y)} labels: give one label an input, and one at least")
+        raise ValueError(
+            f"{name} has {len(x)} inputs and {len(y)} labels: give one label an input, and one at "
+            f"least"
+        )
     _check_inputs(x, f"x of {name}")
     _check_labels(y, f"y of {name}")
     return x, y
@@ -111,9 +132,13 @@ def _pair(pair: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _array(value: Any, what: str) -> np.ndarray:
     """An array with a first axis of examples, without a copy where it is one."""
     if isinstance(value, np.ma.MaskedArray):
-        raise ValueError(f"{what} is a masked array: fill it, as x.filled(0), or leave those examples out")
+        raise ValueError(
+            f"{what} is a masked array: fill it, as x.filled(0), or leave those examples out"
+        )
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-        raise ValueError(f"{what} is a {type(value).__name__}: give a NumPy array, as np.asarray(…)")
+        raise ValueError(
+            f"{what} is a {type(value).__name__}: give a NumPy array, as np.asarray(…)"
+        )
     if not value.shape:
         raise ValueError(f"{what} is one number: give an array whose first axis is of examples")
     return np.asarray(value)
@@ -125,13 +150,18 @@ def _check_inputs(x: np.ndarray, what: str) -> None:
         raise ValueError(f"{what} has the dtype {x.dtype}: give floats, or integers (tokens)")
     if x.dtype.itemsize == 8 and not jax.config.read("jax_enable_x64"):
         narrow = "np.float32" if floats else "np.int32"
-        raise ValueError(f"{what} is {x.dtype}, which JAX would make smaller: give x.astype({narrow})")
-    if floats and not np.isfinite(np.sum(x, dtype=np.float64)):  # the sum is cheap; only a bad one is looked at
+        raise ValueError(
+            f"{what} is {x.dtype}, which JAX would make smaller: give x.astype({narrow})"
+        )
+    if floats and not np.isfinite(
+        np.sum(x, dtype=np.float64)
+    ):  # the sum is cheap; only a bad one is looked at
         bad = np.argwhere(~np.isfinite(x))
         if len(bad):
             first = bad[0].tolist()
             raise ValueError(
-                f"{what} has {len(bad)} values that are NaN or infinite, the first at {first}: correct or drop them"
+                f"{what} has {len(bad)} values that are NaN or infinite, the first at {first}: "
+                f"correct or drop them"
             )
 
 
@@ -139,12 +169,18 @@ def _check_labels(y: np.ndarray, what: str) -> None:
     if not np.issubdtype(y.dtype, np.integer):
         fix = f"y is {y.dtype}: give classes as integers"
         if y.dtype.kind in "OSU":
-            fix = f"y is text or objects ({y.dtype}): give integers, as np.unique(y, return_inverse=True)[1]"
+            fix = (
+                f"y is text or objects ({y.dtype}): give integers, as np.unique(y, "
+                f"return_inverse=True)[1]"
+            )
         elif y.ndim > 1 and _is_one_hot(y):
             fix = "y is one-hot: give y.argmax(-1)"
         raise ValueError(f"{what}: {fix}")
     if y.min() < 0:
-        raise ValueError(f"{what} has the label {int(y.min())}: a class is >= 0. Leave examples without a label out")
+        raise ValueError(
+            f"{what} has the label {int(y.min())}: a class is >= 0. Leave examples without a label "
+            f"out"
+        )
     if y.ndim > 1 and y.shape[-1] > 1 and _is_one_hot(y):
         raise ValueError(f"{what} is one-hot, of shape {y.shape}: give y.argmax(-1)")
 

@@ -41,7 +41,8 @@ def fitted_table(
     width: int,
     optional: Sequence[str] = (),
 ) -> Any:
-    """A table that fits: text wraps, columns that matter less are left out, and no number is ever cut.
+    """A table that fits: text wraps, columns that matter less are left out, and no number is ever
+    cut.
 
     Args:
       columns: name -> whether it holds numbers.
@@ -60,7 +61,9 @@ def fitted_table(
         table.caption_justify = "left"
     for name, is_number in columns.items():
         if name not in left_out:
-            table.add_column(name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
+            table.add_column(
+                name, justify="right" if is_number else "left", overflow="fold", no_wrap=is_number
+            )
 
     def add(cells: list[str]) -> None:
         table.add_row(*(Text(cell) for name, cell in zip(columns, cells) if name not in left_out))
@@ -73,7 +76,9 @@ def fitted_table(
     return table
 
 
-def _left_out(columns: dict[str, bool], rows: list[list[str]], width: int, optional: Sequence[str]) -> list[str]:
+def _left_out(
+    columns: dict[str, bool], rows: list[list[str]], width: int, optional: Sequence[str]
+) -> list[str]:
     """The columns without which the others fit."""
     longest = [max([len(name), *(len(row[i]) for row in rows)]) for i, name in enumerate(columns)]
     # A space on either side and a line; text may wrap, but not to less than a few letters.
@@ -91,29 +96,37 @@ def _left_out(columns: dict[str, bool], rows: list[list[str]], width: int, optio
 
 
 def phase_table(results: dict[str, Any], width: int = WIDTH) -> Any:
-    """One row before and one after each phase; a phase that encodes and trains nothing has only the second."""
+    """One row before and one after each phase; a phase that encodes and trains nothing has only the
+    second.
+    """
     seeds = results["seeds"]
     many = f", mean ± std of {len(seeds)} seeds" if len(seeds) > 1 else ""
     columns = {"phase": False} | dict.fromkeys(("loss", "accuracy %", *SIZES, "ratio"), True)
     rows = []
     for i, phase in enumerate(seeds[0]["phases"]):
         if phase["before"] is not None:
-            rows.append([f"{phase['name']}, before", *_cells([s["phases"][i]["before"] for s in seeds])])
+            rows.append(
+                [f"{phase['name']}, before", *_cells([s["phases"][i]["before"] for s in seeds])]
+            )
         rows.append([f"{phase['name']}", *_cells([s["phases"][i]["after"] for s in seeds])])
     closing = [["the file", *_cells([s["final"] for s in seeds])]]
     title = f"{results['name']}: test split{many}"
-    return fitted_table(title, columns, rows, closing, width, ("nonzero", "entropy", "dense", "loss"))
+    return fitted_table(
+        title, columns, rows, closing, width, ("nonzero", "entropy", "dense", "loss")
+    )
 
 
 def closing_lines(results: dict[str, Any]) -> list[str]:
     """The claim in words, the paper's count, the baselines."""
-    accuracy, std = results["accuracy"], results["std"]["accuracy"]
+    accuracy = results["accuracy"]
+    std = results["std"]["accuracy"]
     lost = 100 * (accuracy["dense"] - accuracy["final"])
     operations = results["flops"]
     lines = [
-        f"{results['ratio']:.1f}x smaller on disk; accuracy {accuracy['dense']:.2%} -> {accuracy['final']:.2%}"
-        f" ({-lost:+.2f} points, std {100 * std['final']:.2f})",
-        f"{operations['dense']:,.0f} -> {operations['final']:,.0f} FLOPs an example, were zeros free",
+        f"{results['ratio']:.1f}x smaller on disk; accuracy {accuracy['dense']:.2%} -> "
+        f"{accuracy['final']:.2%} ({-lost:+.2f} points, std {100 * std['final']:.2f})",
+        f"{operations['dense']:,.0f} -> {operations['final']:,.0f} FLOPs an example, were zeros "
+        f"free",
     ]
     if coded := results["deep_compression"]:
         both = f"{coded['fixed']:.1f}x at fixed width, {coded['huffman']:.1f}x with Huffman codes"
@@ -130,7 +143,9 @@ def seeds_with_baselines(results: dict[str, Any]) -> list[str]:
 
 
 def _cells(rows: list[dict[str, Any]]) -> list[str]:
-    of = lambda f: mean_and_std([f(r) for r in rows])
+    def of(f):
+        return mean_and_std([f(r) for r in rows])
+
     accuracy = of(lambda r: 100 * r["test"]["accuracy"])
     shown = f"{accuracy['mean']:.2f}" + (f" ± {accuracy['std']:.2f}" if len(rows) > 1 else "")
     cells = [f"{of(lambda r: r['test']['loss'])['mean']:.4f}", shown]
@@ -154,11 +169,19 @@ def size_text(n: float) -> str:
 
 def plan_table(rows: list[dict[str, Any]], width: int = WIDTH) -> Any:
     """What --dry-run shows: phases, and the leaves each rule takes."""
-    columns = {"phase": False, "epochs": True, "rule": False, "leaves": False, "stored": True, "ratio": True}
+    columns = {
+        "phase": False,
+        "epochs": True,
+        "rule": False,
+        "leaves": False,
+        "stored": True,
+        "ratio": True,
+    }
     cells = []
     for row in rows:
         rules = row["rules"] or [{"rule": ["(train only)"], "leaves": []}]
-        size, ratio = size_text(row["bytes"]["stored"]), f"{row['ratio']:.1f}x"
+        size = size_text(row["bytes"]["stored"])
+        ratio = f"{row['ratio']:.1f}x"
         for i, rule in enumerate(rules):
             ends = [row["name"], str(row["epochs"]), size, ratio] if i == 0 else [""] * 4
             leaves = ", ".join(rule["leaves"]) or "-"

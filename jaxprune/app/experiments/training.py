@@ -1,10 +1,13 @@
-"""Training a code: the gradient of loss ∘ materialize over the float leaves, with optax, for one phase.
+"""Training a code: the gradient of loss ∘ materialize over the float leaves, with optax, for one
+phase.
 
-    free, fixed = partition(tree);   free ← free + optimizer(∂ loss(materialize(free, fixed)) / ∂ free)
+    free, fixed = partition(tree);   free ← free + optimizer(∂ loss(materialize(free, fixed)) / ∂
+                                     free)
 
-An epoch is one compiled loop where the model has dense layers only (on a CPU about ten times faster than a step at a
-time), and a Python loop over one compiled step where it convolves (XLA:CPU runs a convolution ten times slower inside
-a compiled loop). The order of the data comes from explicit keys alone, so an epoch can be run again to the same bits.
+An epoch is one compiled loop where the model has dense layers only (on a CPU about ten times faster
+than a step at a time), and a Python loop over one compiled step where it convolves (XLA:CPU runs a
+convolution ten times slower inside a compiled loop). The order of the data comes from explicit keys
+alone, so an epoch can be run again to the same bits.
 """
 
 import dataclasses
@@ -18,7 +21,14 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from jaxprune.app.experiments.settings import Distill, Phase, RatePenalty, Train, distill_of, penalty_of
+from jaxprune.app.experiments.settings import (
+    Distill,
+    Phase,
+    RatePenalty,
+    Train,
+    distill_of,
+    penalty_of,
+)
 from jaxprune.app.recipes.recipe import recipe
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression
@@ -87,7 +97,9 @@ def program(apply: Apply, phase: Phase, train: Train, examples: int, convolves: 
       examples: size of the training split.
       convolves: whether the model has a convolution.
     """
-    batch = min(train.batch, examples)  # a phase without epochs may have a batch that no epoch could fill
+    batch = min(
+        train.batch, examples
+    )  # a phase without epochs may have a batch that no epoch could fill
     steps = examples // batch
     ramp = round(phase.ramp * phase.epochs * steps)
     rise = (lambda s: cubic(s, 0, ramp)) if ramp else None
@@ -104,7 +116,9 @@ def program(apply: Apply, phase: Phase, train: Train, examples: int, convolves: 
 
     def epoch(state: State, data: Any, key: Array, number: int) -> State:
         order = _shuffled(key, np.int32(number), examples)
-        tree, opt, done = state.tree, state.optimizer, 0
+        tree = state.tree
+        opt = state.optimizer
+        done = 0
         for stop, updates in segments(number, steps, ramp, phase.update_every):
             tree, opt = advance(tree, opt, data, order, done, stop)
             tree = update(tree, np.int32(number * steps + stop), key) if updates else tree
@@ -117,7 +131,8 @@ def program(apply: Apply, phase: Phase, train: Train, examples: int, convolves: 
 def segments(number: int, steps: int, ramp: int, every: int) -> list[tuple[int, bool]]:
     """Where an epoch pauses: (step within the epoch, whether the codes are updated there).
 
-    Updates come every `every` steps on the ramp, and at its end: the schedule always reaches its target.
+    Updates come every `every` steps on the ramp, and at its end: the schedule always reaches its
+    target.
 
     Example:
       >>> from jaxprune.app.experiments.training import segments
@@ -125,16 +140,25 @@ def segments(number: int, steps: int, ramp: int, every: int) -> list[tuple[int, 
       ([(50, True), (100, True)], [(30, True), (100, False)])
     """
     first = number * steps
-    due = lambda t: t == ramp or (t < ramp and t % every == 0)
+
+    def due(t):
+        return t == ramp or (t < ramp and t % every == 0)
+
     stops = [t for t in range(1, steps + 1) if due(first + t)]
     return [(t, True) for t in stops] + ([] if steps in stops else [(steps, False)])
 
 
 def choose(program: Program, state: State, epochs_done: int, loss: float, accuracy: float) -> State:
-    """The state with the epoch taken as best, if it is: up to the first one after the ramp, the newest is."""
+    """The state with the epoch taken as best, if it is: up to the first one after the ramp, the
+    newest is.
+    """
     score = _score(accuracy, loss)
     on_the_way = (epochs_done - 1) * program.steps < program.ramp
-    if program.select == "last" or on_the_way or tuple(map(float, score)) >= tuple(map(float, state.score)):
+    if (
+        program.select == "last"
+        or on_the_way
+        or tuple(map(float, score)) >= tuple(map(float, state.score))
+    ):
         return state._replace(best=state.tree, score=score)
     return state
 
@@ -144,21 +168,36 @@ def make_optimizer(train: Train, steps: int) -> optax.GradientTransformation:
     rate: Any = train.learning_rate
     if train.schedule == "cosine":
         rate = optax.cosine_decay_schedule(train.learning_rate, steps)
-    # Biases, codebooks and scales do not decay: pulling shared values to zero is not what a decay of weights means.
-    decay = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
+
+    # Biases, codebooks and scales do not decay: pulling shared values to zero is not what a decay
+    # of weights means.
+    def decay(tree):
+        return jax.tree.map(lambda x: x.ndim > 1, tree)
+
     if train.optimizer == "adam":
-        adamw = lambda: optax.adamw(rate, weight_decay=train.weight_decay, mask=decay)
+
+        def adamw():
+            return optax.adamw(rate, weight_decay=train.weight_decay, mask=decay)
+
         return adamw() if train.weight_decay else optax.adam(rate)
     sgd = optax.sgd(rate, momentum=0.9)
-    return optax.chain(optax.add_decayed_weights(train.weight_decay, decay), sgd) if train.weight_decay else sgd
+    return (
+        optax.chain(optax.add_decayed_weights(train.weight_decay, decay), sgd)
+        if train.weight_decay
+        else sgd
+    )
 
 
-def _paying(optimizer: optax.GradientTransformation, penalty: RatePenalty | None, steps: int) -> Any:
+def _paying(
+    optimizer: optax.GradientTransformation, penalty: RatePenalty | None, steps: int
+) -> Any:
     """The optimizer with a price on bits before it."""
     if penalty is None:
         return optimizer
     rise = optax.linear_schedule(0.0, penalty.strength, max(1, round(penalty.ramp * steps)))
-    return optax.chain(rate_penalty(rise, width=penalty.width, value_bits=penalty.value_bits), optimizer)
+    return optax.chain(
+        rate_penalty(rise, width=penalty.width, value_bits=penalty.value_bits), optimizer
+    )
 
 
 def cross_entropy(logits: Array, y: Array) -> Array:
@@ -167,7 +206,9 @@ def cross_entropy(logits: Array, y: Array) -> Array:
 
 
 def _loss(distill: Distill | None) -> Callable[..., Array]:
-    """(logits, y) -> cross-entropy, or (logits, y, the teacher's logits) -> that of Hinton et al."""
+    """(logits, y) -> cross-entropy, or (logits, y, the teacher's logits) -> that of Hinton et
+    al.
+    """
     if distill is None:
         return cross_entropy
     soft = partial(soft_and_hard, alpha=distill.weight, temperature=distill.temperature)
@@ -176,7 +217,8 @@ def _loss(distill: Distill | None) -> Callable[..., Array]:
 
 def logits_of(apply: Apply, tree: Any, x: Array, batch: int = 1000) -> Array:
     """The outputs for all examples."""
-    params, run = materialize(tree), jax.jit(apply)
+    params = materialize(tree)
+    run = jax.jit(apply)
     return jnp.concatenate([run(params, x[i : i + batch]) for i in range(0, len(x), batch)])
 
 
@@ -209,22 +251,38 @@ def _score(accuracy: float, loss: float) -> Score:
 
 
 def _advance(
-    apply: Apply, optimizer: optax.GradientTransformation, batch: int, compiled: bool, loss: Callable[..., Array]
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    batch: int,
+    compiled: bool,
+    loss: Callable[..., Array],
 ) -> Callable[..., Any]:
-    """(tree, optimizer state, data, order, start, stop) -> tree and state after the steps [start, stop)."""
+    """(tree, optimizer state, data, order, start, stop) -> tree and state after the steps [start,
+    stop).
+    """
     slope = value_and_grad(lambda params, x, *y: loss(apply(params, x), *y))
 
-    def step(i: Any, carry: tuple[Any, Any], fixed: Any, data: Any, order: Array) -> tuple[Any, Any]:
+    def step(
+        i: Any, carry: tuple[Any, Any], fixed: Any, data: Any, order: Array
+    ) -> tuple[Any, Any]:
         free, opt = carry
         chosen = lax.dynamic_slice_in_dim(order, i * batch, batch)
-        _, grads = slope(combine(free, fixed), *(jnp.take(a, chosen, axis=0, mode="clip") for a in data))
+        _, grads = slope(
+            combine(free, fixed), *(jnp.take(a, chosen, axis=0, mode="clip") for a in data)
+        )
         return updated(optimizer, grads, opt, free)
 
     one = jax.jit(step)
     # The bounds are traced: segments of every length share one compilation.
-    many = jax.jit(lambda start, stop, carry, *rest: lax.fori_loop(start, stop, lambda i, c: step(i, c, *rest), carry))
+    many = jax.jit(
+        lambda start, stop, carry, *rest: lax.fori_loop(
+            start, stop, lambda i, c: step(i, c, *rest), carry
+        )
+    )
 
-    def advance(tree: Any, opt: Any, data: Any, order: Array, start: int, stop: int) -> tuple[Any, Any]:
+    def advance(
+        tree: Any, opt: Any, data: Any, order: Array, start: int, stop: int
+    ) -> tuple[Any, Any]:
         free, fixed = partition(tree)
         carry = (free, opt)
         if compiled:

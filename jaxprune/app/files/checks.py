@@ -1,4 +1,6 @@
-"""Checking a file from end to end: header, manifest, and for each leaf the checksum, the streams and the values."""
+"""Checking a file from end to end: header, manifest, and for each leaf the checksum, the streams
+and the values.
+"""
 
 import os
 from typing import Any, NamedTuple
@@ -27,11 +29,17 @@ class Checked(NamedTuple):
 
     def __str__(self) -> str:
         if not self.damaged:
-            return f"{self.file}: all {self.leaves} leaves are fine; {self.data:,} bytes of data checked and decoded"
+            return (
+                f"{self.file}: all {self.leaves} leaves are fine; {self.data:,} bytes of data "
+                f"checked and decoded"
+            )
         if "" in self.damaged:
             return f"{self.file}: DAMAGED, no leaf can be read: {self.damaged['']}"
         rest = self.leaves - len(self.damaged)
-        lines = [f"{self.file}: {len(self.damaged)} of {self.leaves} leaves are DAMAGED, the other {rest} are fine:"]
+        lines = [
+            f"{self.file}: {len(self.damaged)} of {self.leaves} leaves are DAMAGED, the other "
+            f"{rest} are fine:"
+        ]
         return "\n".join([*lines, *(f"  {reason}" for reason in self.damaged.values())])
 
 
@@ -40,16 +48,19 @@ def check(path: Any, max_bytes: int | None = None) -> Checked:
 
     Args:
       path: the file.
-      max_bytes: the most that decoding one leaf may take; by default `limits.allowance` of the file's size.
+      max_bytes: the most that decoding one leaf may take; by default `limits.allowance` of the
+        file's size.
 
     Raises:
       OSError: it cannot be opened.
-      ValueError: it is no file of `save`, whole or damaged; a leaf that would take more than `max_bytes`.
+      ValueError: it is no file of `save`, whole or damaged; a leaf that would take more than
+        `max_bytes`.
     """
     name = os.fspath(path)
     if not _is_ours(path):
         raise ValueError(
-            f"{name}: not a jaxprune file. What is verified is what `jaxprune compress` or `jp.save` wrote"
+            f"{name}: not a jaxprune file. What is verified is what `jaxprune compress` or "
+            f"`jp.save` wrote"
         )
     with manifest.open_regular(path) as file:
         try:
@@ -61,7 +72,9 @@ def check(path: Any, max_bytes: int | None = None) -> Checked:
             max_bytes = limits.allowance(os.path.getsize(path))
         for leaf, _ in leaves(contents.tree):
             # A file that asks for too much is refused as a whole, before any of it is decoded.
-            limits.afford(f"{name}: leaf {quoted(leaf.path)} takes", memory.decoded(leaf), max_bytes)
+            limits.afford(
+                f"{name}: leaf {quoted(leaf.path)} takes", memory.decoded(leaf), max_bytes
+            )
         decoder = Decoder(file, contents)
         damaged = {}
         with Bytes("verify", contents.data) as tick:

@@ -30,7 +30,8 @@ def _leaf(path: str, a: Checkpoint, b: Checkpoint) -> Difference:
 
 
 def total_of_different(rows: list[Difference]) -> Difference:
-    """The leaves that differ, as one: equal leaves, however large, would hide what became of the others."""
+    """The leaves that differ, as one: equal leaves, however large, would hide what became of the
+    others."""
     total = together("total", [row for row in rows if not row.same])
     return total._replace(other_bits=sum(row.other_bits for row in rows))
 

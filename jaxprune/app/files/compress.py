@@ -1,8 +1,8 @@
 """Compressing a checkpoint leaf by leaf: read, encode, write, forget.
 
-Memory is that of the largest leaf and of its encoder, whatever the size of the checkpoint. A budget that leaves share
-by magnitude is found from histograms, in readings of its own; rules that need all their leaves at once want
-`in_memory`.
+Memory is that of the largest leaf and of its encoder, whatever the size of the checkpoint. A budget
+that leaves share by magnitude is found from histograms, in readings of its own; rules that need all
+their leaves at once want `in_memory`.
 """
 
 import gc
@@ -85,12 +85,14 @@ def compress(
 
 
 def _free_arrays() -> None:
-    """Frees the leaf that was read: JAX drops a buffer of NumPy's at its next call, or when Python collects garbage."""
+    """Frees the leaf that was read: JAX drops a buffer of NumPy's at its next call, or when Python
+    collects garbage."""
     gc.collect(0)
 
 
 def encode_leaf(checkpoint: Checkpoint, plan: Plan, leaf: Planned, allocation: Any) -> Any:
-    """One leaf as its rule writes it; `allocation` is the rule's, where its leaves share a budget."""
+    """One leaf as its rule writes it; `allocation` is the rule's, where its leaves share a
+    budget."""
     with wide(leaf.tensor):
         rule = None if leaf.rule is None else plan.rules[leaf.rule]
         array: Any = read(checkpoint, plan, leaf)
@@ -99,7 +101,9 @@ def encode_leaf(checkpoint: Checkpoint, plan: Plan, leaf: Planned, allocation: A
         if not rule.verbs.keys() <= BY_BLOCKS:
             array = _to_jax(array)
         layout = {re.escape(leaf.path): leaf.axes}
-        compression = at(taken_by(plan.rules, leaf.rule), one(rule, allocate=allocation, layout=layout))
+        compression = at(
+            taken_by(plan.rules, leaf.rule), one(rule, allocate=allocation, layout=layout)
+        )
         tree = compression.init(nested(leaf.tensor.keys, array), key=jax.random.key(SEED))
         return jax.tree.map(_to_jax, pick(tree, leaf.tensor.keys))
 
@@ -122,7 +126,9 @@ def encode_tree(checkpoint: Checkpoint, plan: Plan, tick: Tick) -> Any:
 
 def read(checkpoint: Checkpoint, plan: Plan, leaf: Planned) -> np.ndarray:
     """The leaf in JAX's order of axes."""
-    return layouts.read_as_jax(checkpoint.read, leaf.path, plan.layout, checkpoint.tensors[leaf.path])
+    return layouts.read_as_jax(
+        checkpoint.read, leaf.path, plan.layout, checkpoint.tensors[leaf.path]
+    )
 
 
 def _to_jax(x: Any) -> Any:
@@ -143,11 +149,13 @@ def checkpoint_metadata(checkpoint: Checkpoint, plan: Plan) -> dict[str, Any]:
     return {"checkpoint": origin} if origin else {}
 
 
-# --- budgets that leaves share ---------------------------------------------------------------------------------------
+# --- budgets that leaves share
+# ---------------------------------------------------------------------------------------
 
 
 def shared_budgets(checkpoint: Checkpoint, plan: Plan) -> dict[int, Any]:
-    """For each rule that spreads one sparsity over its leaves, the allocation that gives each its number."""
+    """For each rule that spreads one sparsity over its leaves, the allocation that gives each its
+    number."""
     allocations = {}
     for i, rule in enumerate(plan.rules):
         if isinstance(rule.prune, Prune) and rule.prune.allocate != "uniform":
@@ -164,9 +172,13 @@ def _fixed_allocation(num_removed: dict[str, int]) -> Any:
     return allocation
 
 
-def _num_removed(checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], settings: Prune) -> dict[str, int]:
+def _num_removed(
+    checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], settings: Prune
+) -> dict[str, int]:
     """How many weights of each leaf a rule prunes."""
-    shapes = {leaf.path: jax.ShapeDtypeStruct(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves}
+    shapes = {
+        leaf.path: jax.ShapeDtypeStruct(leaf.tensor.shape, leaf.tensor.dtype) for leaf in leaves
+    }
     assert settings.sparsity is not None
     if settings.allocate == "erk":
         return allocate.erk(shapes, None, settings.sparsity)
@@ -177,7 +189,8 @@ def _num_removed(checkpoint: Checkpoint, plan: Plan, leaves: list[Planned], sett
     return dict(zip(shapes, counts))
 
 
-# --- fingerprints ----------------------------------------------------------------------------------------------------
+# --- fingerprints
+# ---------------------------------------------------------------------------------------
 
 
 def digest(x: np.ndarray) -> bytes:
@@ -203,7 +216,8 @@ def _code_at(tree: Any, leaf: Planned) -> Any:
 def read_back(
     checkpoint: Checkpoint, out: Any, fingerprints: Fingerprints, tick: Tick
 ) -> tuple[list[Difference], list[str]]:
-    """How each leaf of a written file differs from the checkpoint, and the paths of the damaged ones."""
+    """How each leaf of a written file differs from the checkpoint, and the paths of the damaged
+    ones."""
     rows = []
     damaged = []
     # Without a limit: what this process wrote asks for no more memory than it held.

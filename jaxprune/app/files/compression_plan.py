@@ -1,11 +1,14 @@
-"""What a recipe does to a checkpoint, before anything is read: the rule of each leaf and the bytes to expect.
+"""What a recipe does to a checkpoint, before anything is read: the rule of each leaf and the bytes
+to expect.
 
 Predicted is the fixed-length code of each leaf, its mask by its entropy:
 
-    n H(s) + (1 − s) n b + codebooks, scales and factors          s: sparsity;  b: bits of an index, an integer, a float
+    n H(s) + (1 − s) n b + codebooks, scales and factors          s: sparsity;  b: bits of an index,
+        an integer, a float
 
-An entropy coder comes below it where values are not spread evenly. Budgets that depend on the weights (a threshold,
-an energy, a similarity) have no prediction, nor has `entropy_quantize`, whose integers have no fixed length.
+An entropy coder comes below it where values are not spread evenly. Budgets that depend on the
+weights (a threshold, an energy, a similarity) have no prediction, nor has `entropy_quantize`, whose
+integers have no fixed length.
 """
 
 import math
@@ -16,7 +19,16 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune.app.recipes.recipe import check, matched, one, taken_by, taker
-from jaxprune.app.recipes.rules import Cluster, EntropyQuantize, Factorize, Prune, Recipe, Rule, Share, words
+from jaxprune.app.recipes.rules import (
+    Cluster,
+    EntropyQuantize,
+    Factorize,
+    Prune,
+    Recipe,
+    Rule,
+    Share,
+    words,
+)
 from jaxprune.core.arrays import Common, Masked, dtype_bits, fill_codebooks, is_code
 from jaxprune.core.combinators import at
 from jaxprune.core.leaves.layout import Axes, axes_of
@@ -28,8 +40,9 @@ from jaxprune.storage.streaming import nested
 
 
 class Planned(NamedTuple):
-    """One leaf: its tensor in JAX's order of axes, the rule that takes it (from 0, or None), the bytes to expect, and
-    which axes of a kernel are its outputs."""
+    """One leaf: its tensor in JAX's order of axes, the rule that takes it (from 0, or None), the
+    bytes to expect, and which axes of a kernel are its outputs.
+    """
 
     path: str
     tensor: Tensor
@@ -62,7 +75,9 @@ class Plan(NamedTuple):
 
     @property
     def axes(self) -> dict[str, Axes]:
-        """The axes of every leaf by its path, as a `layout` of what the rules work on: arrays in JAX's order."""
+        """The axes of every leaf by its path, as a `layout` of what the rules work on: arrays in
+        JAX's order.
+        """
         return {re.escape(leaf.path): leaf.axes for leaf in self.leaves}
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +102,8 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """The plan of a recipe for a checkpoint.
 
     Raises:
-      ValueError: a rule that takes no leaf, or that cannot work on one of its leaves; a checkpoint without arrays.
+      ValueError: a rule that takes no leaf, or that cannot work on one of its leaves; a checkpoint
+        without arrays.
     """
     if not checkpoint.tensors:
         raise ValueError("the checkpoint holds no arrays")
@@ -105,13 +121,16 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         key = rule, turned.shape, turned.dtype.name, axes[path]
         if key not in known:
             known[key] = predicted(turned, rules, rule, {re.escape(path): axes[path]})
-        leaves.append(Planned(path, turned, rule, _words(rules, rule, path), known[key], axes[path]))
+        leaves.append(
+            Planned(path, turned, rule, _words(rules, rule, path), known[key], axes[path])
+        )
     whole = next(filter(None, map(needs_tree, rules)), "")
     return Plan(rules, layout, recipe.layout is None, tuple(leaves), whole)
 
 
 def axes_of_all(tensors: Mapping[str, Tensor], layout: str, given: str | None) -> dict[str, Axes]:
-    """What the axes of every array are, once it has JAX's order: by the layout that is given, or by names and biases.
+    """What the axes of every array are, once it has JAX's order: by the layout that is given, or by
+    names and biases.
 
     Args:
       tensors: by path, as they are in the checkpoint.
@@ -138,7 +157,9 @@ def _words(rules: tuple[Rule, ...], rule: int | None, path: str) -> str:
 
 def needs_tree(rule: Rule) -> str:
     """Why a rule needs all its leaves at once; "" when it does not."""
-    p, e, name = rule.prune, rule.entropy_quantize, f"the rule where = {rule.where!r}"
+    p = rule.prune
+    e = rule.entropy_quantize
+    name = f"the rule where = {rule.where!r}"
     if isinstance(rule.cluster, Cluster) and rule.cluster.scope == "tree":
         return f'{name} has one codebook for all its leaves (scope = "tree")'
     if isinstance(e, EntropyQuantize) and e.step is None:
@@ -146,7 +167,9 @@ def needs_tree(rule: Rule) -> str:
         return f"{name} has one step for all its leaves (entropy_quantize, {target})"
     if isinstance(p, Prune) and p.pattern and p.pattern.startswith("channel"):
         return f"{name} prunes channels, and with them the biases beside the kernels"
-    if isinstance(p, Prune) and (p.allocate == "lamp" or (p.allocate != "uniform" and not by_weight(p))):
+    if isinstance(p, Prune) and (
+        p.allocate == "lamp" or (p.allocate != "uniform" and not by_weight(p))
+    ):
         return f'{name} shares its budget among leaves (allocate = "{p.allocate}")'
     return ""
 
@@ -156,11 +179,16 @@ def by_weight(p: Prune) -> bool:
     return p.pattern is None and p.score == "magnitude"
 
 
-# --- predictions -----------------------------------------------------------------------------------------------------
+# --- predictions
+# ---------------------------------------------------------------------------------------
 
 
-def predicted(tensor: Tensor, rules: tuple[Rule, ...], rule: int | None, layout: Any = None) -> int | None:
-    """Bytes of a leaf's fixed-length code; None where they depend on the weights. A rule that cannot work raises."""
+def predicted(
+    tensor: Tensor, rules: tuple[Rule, ...], rule: int | None, layout: Any = None
+) -> int | None:
+    """Bytes of a leaf's fixed-length code; None where they depend on the weights. A rule that
+    cannot work raises.
+    """
     if rule is None or rules[rule].keep:
         return tensor.nbytes
     if depends_on_weights(rules[rule]):
@@ -193,7 +221,10 @@ def _code(tensor: Tensor, rules: tuple[Rule, ...], rule: int, layout: Any) -> An
     """The code that the rule would make, without its numbers."""
     with wide(tensor):
         like = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
-        make = at(taken_by(rules, rule), one(rules[rule], allocate=_evenly(sparsity(rules[rule])), layout=layout)).init
+        make = at(
+            taken_by(rules, rule),
+            one(rules[rule], allocate=_evenly(sparsity(rules[rule])), layout=layout),
+        ).init
         tree = jax.eval_shape(lambda x: make(nested(tensor.keys, x), key=jax.random.key(0)), like)
     if isinstance(tree, Common):
         tree = fill_codebooks(tree.tree, tree.codebook)
@@ -209,7 +240,9 @@ def pick(tree: Any, keys: tuple[str, ...]) -> Any:
 
 def _evenly(s: float) -> Any:
     """An allocation by sizes alone."""
-    return lambda params, units, _: {key: round(s * x.size) for key, x in (params if units is None else units).items()}
+    return lambda params, units, _: {
+        key: round(s * x.size) for key, x in (params if units is None else units).items()
+    }
 
 
 def _bits(code: Any, s: float) -> float | None:
@@ -224,7 +257,9 @@ def _bits(code: Any, s: float) -> float | None:
 def _plain_bits(x: Any, kept: int | None) -> float | None:
     if not is_code(x):
         return (math.prod(x.shape) if kept is None else kept) * dtype_bits(x.dtype)
-    hidden = any(isinstance(getattr(x, name), Masked) for name in x.fields())  # how many are kept is not known
+    hidden = any(
+        isinstance(getattr(x, name), Masked) for name in x.fields()
+    )  # how many are kept is not known
     return None if hidden else x.nbits(kept)
 
 

@@ -1,8 +1,11 @@
-"""The fixed-length code of each leaf of a file, to compare its stored bytes with; from the manifest alone.
+"""The fixed-length code of each leaf of a file, to compare its stored bytes with; from the manifest
+alone.
 
-    n b + codebooks, scales and factors, + n for a mask        b: bits of an index, an integer, a float
+    n b + codebooks, scales and factors, + n for a mask        b: bits of an index, an integer, a
+        float
 
-A manifest does not say how many entries a mask keeps, so all n are counted: `nbits` of the code, were nothing pruned.
+A manifest does not say how many entries a mask keeps, so all n are counted: `nbits` of the code,
+were nothing pruned.
 """
 
 import math
@@ -27,7 +30,10 @@ def fixed_bytes(path: Any) -> dict[str, int]:
     """
     with manifest.open_regular(path) as file:
         found = manifest.contents(file)
-    k = lambda group: None if group is None else math.prod((shared(group) or ((),))[0])
+
+    def k(group):
+        return None if group is None else math.prod((shared(group) or ((),))[0])
+
     return {leaf.path: -(-_bits(leaf.node, k(group)) // 8) for leaf, group in leaves(found.tree)}
 
 

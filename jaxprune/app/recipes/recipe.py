@@ -1,9 +1,9 @@
 """Recipes: the compression that rules stand for, and which leaves each rule takes.
 
-The first rule that matches a leaf takes it; leaves of integers, bools and other numbers that are no floats are passed
-over by rules that change leaves. Within a rule the verbs work in one order: prune, factorize, share,
-cluster, quantize, entropy_quantize, codebook_bits. A rule that takes nothing, an unknown key and a verb without its
-budget are errors.
+The first rule that matches a leaf takes it; leaves of integers, bools and other numbers that are no
+floats are passed over by rules that change leaves. Within a rule the verbs work in one order:
+prune, factorize, share, cluster, quantize, entropy_quantize, codebook_bits. A rule that takes
+nothing, an unknown key and a verb without its budget are errors.
 """
 
 import re
@@ -44,27 +44,32 @@ def recipe(rules: Any, *, schedule: Schedule | None = None, layout: Any = None) 
 
     Args:
       rules: a list of dicts, TOML text with [[rule]] tables, or the path of a TOML file.
-      schedule: sparsity -> (step -> sparsity), to make the pruning gradual: `lambda s: jp.schedules.cubic(s, 0, 1000)`.
-      layout: which axes are the outputs, as in `jp.quantize`: "jax" (last), "torch" (first), or a dict of path regex ->
-        axis; names and biases tell by default.
+      schedule: sparsity -> (step -> sparsity), to make the pruning gradual: `lambda s:
+        jp.schedules.cubic(s, 0, 1000)`.
+      layout: which axes are the outputs, as in `jp.quantize`: "jax" (last), "torch" (first), or a
+        dict of path regex -> axis; names and biases tell by default.
 
     Returns:
-      A `Compression`. `init` checks that every rule takes a leaf. The first rule that matches a leaf takes it.
+      A `Compression`. `init` checks that every rule takes a leaf. The first rule that matches a
+      leaf takes it.
 
     Raises:
-      ValueError: for an unknown key (with the nearest), a rule that takes nothing (with the nearest paths), a verb
-        without its budget.
+      ValueError: for an unknown key (with the nearest), a rule that takes nothing (with the nearest
+        paths), a verb without its budget.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> rules = [{"where": "out/.*", "keep": True}, {"where": "(.*/)?kernel", "prune": 0.5}]
-      >>> tree = jp.recipe(rules).init({"out": {"kernel": jnp.ones((2, 2))}, "dense": {"kernel": jnp.ones((2, 2))}})
+      >>> tree = jp.recipe(rules).init({"out": {"kernel": jnp.ones((2, 2))},
+      ...     "dense": {"kernel": jnp.ones((2, 2))}})
       >>> type(tree["out"]["kernel"]).__name__, type(tree["dense"]["kernel"]).__name__
       ('ArrayImpl', 'Masked')
     """
     parsed = parse(rules)
     working = [(i, rule) for i, rule in enumerate(parsed) if rule.verbs]
-    whole = chain(*(at(taken_by(parsed, i), one(rule, schedule, layout=layout)) for i, rule in working))
+    whole = chain(
+        *(at(taken_by(parsed, i), one(rule, schedule, layout=layout)) for i, rule in working)
+    )
 
     def init(params: Any, **extra: Any) -> Any:
         describe(parsed, params)
@@ -73,8 +78,12 @@ def recipe(rules: Any, *, schedule: Schedule | None = None, layout: Any = None) 
     return Compression(init, whole.update)
 
 
-def one(rule: Rule, schedule: Schedule | None = None, allocate: Any = None, layout: Any = None) -> Compression:
-    """The compression of one rule, before it knows its leaves; `allocate` stands in for the rule's own."""
+def one(
+    rule: Rule, schedule: Schedule | None = None, allocate: Any = None, layout: Any = None
+) -> Compression:
+    """The compression of one rule, before it knows its leaves; `allocate` stands in for the rule's
+    own.
+    """
     make = {
         "prune": lambda p: _prune(p, schedule, allocate, layout),
         "factorize": lambda f: factorize(**_given(f, "rank"), layout=layout),
@@ -84,7 +93,11 @@ def one(rule: Rule, schedule: Schedule | None = None, allocate: Any = None, layo
         "entropy_quantize": lambda e: entropy_quantize(**_given(e, "step")),
         "codebook_bits": lambda b: quantize(bits=b),
     }
-    return chain(*(_placed(verb, make[verb](value)) for verb, value in rule.verbs.items())) if rule.verbs else identity
+    return (
+        chain(*(_placed(verb, make[verb](value)) for verb, value in rule.verbs.items()))
+        if rule.verbs
+        else identity
+    )
 
 
 def parse(rules: Any) -> tuple[Rule, ...]:
@@ -116,7 +129,8 @@ def describe(rules: Any, params: Any) -> tuple[Match, ...]:
     Example:
       >>> import jax.numpy as jnp
       >>> from jaxprune.app.recipes.recipe import describe
-      >>> describe([{"where": "a|b", "cluster": 2}], {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})[0].paths
+      >>> describe([{"where": "a|b", "cluster": 2}],
+      ...     {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})[0].paths
       ('a', 'b')
     """
     return matched(parse(rules), {slot.path: holds_floats(slot) for slot in _leaf_slots(params)})
@@ -134,7 +148,9 @@ def matched(parsed: Sequence[Rule], leaves: Mapping[str, bool]) -> tuple[Match, 
     for i, rule in enumerate(parsed):
         paths = tuple(path for path, taken in takers.items() if taken == i)
         if not paths:
-            raise ValueError(f"rule {i + 1} (where = {rule.where!r}) {_why_none(parsed, rule, leaves)}")
+            raise ValueError(
+                f"rule {i + 1} (where = {rule.where!r}) {_why_none(parsed, rule, leaves)}"
+            )
         matches.append(Match(rule, paths))
     return tuple(matches)
 
@@ -145,13 +161,21 @@ def leaf_paths(params: Any) -> list[str]:
 
 
 def _leaf_slots(params: Any) -> list[Slot]:
-    whole = lambda code: not isinstance(code, Common)  # which holds a tree of leaves
+    # which holds a tree of leaves
+    def whole(code):
+        return not isinstance(code, Common)
+
     return [slot for slot in slots(params, whole) if slot.open]
 
 
 def taker(rules: Sequence[Rule], path: str, floats: bool = True) -> int | None:
-    """The index of the first rule that matches a path; one that changes leaves passes over integers and the like."""
-    return next((i for i, r in enumerate(rules) if (floats or not r.verbs) and re.fullmatch(r.where, path)), None)
+    """The index of the first rule that matches a path; one that changes leaves passes over integers
+    and the like.
+    """
+    return next(
+        (i for i, r in enumerate(rules) if (floats or not r.verbs) and re.fullmatch(r.where, path)),
+        None,
+    )
 
 
 def taken_by(rules: Sequence[Rule], i: int) -> Where:
@@ -175,7 +199,9 @@ def _given(settings: Any, short: str) -> dict[str, Any]:
     return msgspec.structs.asdict(settings) if isinstance(settings, Settings) else {short: settings}
 
 
-def _prune(settings: float | Prune, schedule: Schedule | None, allocate: Any, layout: Any) -> Compression:
+def _prune(
+    settings: float | Prune, schedule: Schedule | None, allocate: Any, layout: Any
+) -> Compression:
     p = settings if isinstance(settings, Prune) else Prune(sparsity=settings)
     if p.sparsity is not None:
         fraction("prune (sparsity = {})", p.sparsity)
@@ -192,10 +218,17 @@ def _prune(settings: float | Prune, schedule: Schedule | None, allocate: Any, la
 def _why_none(rules: Sequence[Rule], rule: Rule, leaves: Mapping[str, bool]) -> str:
     alike = [path for path in leaves if re.fullmatch(rule.where, path)]
     if not alike:
-        return f"matches no leaf: a rule must match the whole path. Nearest: {nearest(rule.where, list(leaves))}"
+        return (
+            f"matches no leaf: a rule must match the whole path. Nearest: "
+            f"{nearest(rule.where, list(leaves))}"
+        )
     takers = [taker(rules, path, leaves[path]) for path in alike]
     first = next((taken for taken in takers if taken is not None), None)
     if first is None:
         more = f" and {len(alike) - 1} more" if len(alike) > 1 else ""
-        return f"matches only leaves that hold no floats, as {alike[0]!r}{more}: give them keep = true"
-    return f"takes no leaf: rule {first + 1} takes all of them first. Put it before, or leave it out"
+        return (
+            f"matches only leaves that hold no floats, as {alike[0]!r}{more}: give them keep = true"
+        )
+    return (
+        f"takes no leaf: rule {first + 1} takes all of them first. Put it before, or leave it out"
+    )

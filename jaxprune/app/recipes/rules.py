@@ -61,7 +61,9 @@ class Quantize(Settings, frozen=True):
 
 
 class EntropyQuantize(Settings, frozen=True):
-    """`entropy_quantize = { step = 0.01 }`, or { sqnr = 25 }, or { bits_per_weight = 3 }, of all the rule's leaves."""
+    """`entropy_quantize = { step = 0.01 }`, or { sqnr = 25 }, or { bits_per_weight = 3 }, of all
+    the rule's leaves.
+    """
 
     step: float | None = None
     sqnr: float | None = None
@@ -95,7 +97,9 @@ class Rule(Settings, frozen=True):
 
 
 class Recipe(Settings, frozen=True):
-    """A file of rules; `layout` is the order of axes in the checkpoints that it is for (trees in memory have JAX's)."""
+    """A file of rules; `layout` is the order of axes in the checkpoints that it is for (trees in
+    memory have JAX's).
+    """
 
     rule: tuple[Rule, ...]
     layout: Literal["jax", "torch"] | None = None
@@ -108,13 +112,19 @@ def read_recipe(path: Path) -> Recipe:
 
 def read(rules: Any) -> tuple[Rule, ...]:
     """Rules from a list of dicts (or `Rule`s), TOML text, or the path of a TOML file."""
-    if isinstance(rules, Path) or (isinstance(rules, str) and "\n" not in rules and rules.endswith(".toml")):
+    if isinstance(rules, Path) or (
+        isinstance(rules, str) and "\n" not in rules and rules.endswith(".toml")
+    ):
         return read_recipe(Path(rules)).rule
     if isinstance(rules, str | Mapping):
         return convert(
-            parse_toml(rules, "the recipe") if isinstance(rules, str) else dict(rules), Recipe, "the recipe"
+            parse_toml(rules, "the recipe") if isinstance(rules, str) else dict(rules),
+            Recipe,
+            "the recipe",
         ).rule
-    return tuple(r if isinstance(r, Rule) else convert(r, Rule, f"rule {i + 1}") for i, r in enumerate(rules))
+    return tuple(
+        r if isinstance(r, Rule) else convert(r, Rule, f"rule {i + 1}") for i, r in enumerate(rules)
+    )
 
 
 def to_toml(rules: Any) -> str:
@@ -128,7 +138,9 @@ def to_toml(rules: Any) -> str:
       prune = { sparsity = 0.9, allocate = "global" }
     """
     tables = [msgspec.to_builtins(rule) for rule in read(rules)]
-    return "\n\n".join("\n".join(["[[rule]]", *(f"{k} = {_value(v)}" for k, v in t.items())]) for t in tables)
+    return "\n\n".join(
+        "\n".join(["[[rule]]", *(f"{k} = {_value(v)}" for k, v in t.items())]) for t in tables
+    )
 
 
 def words(rule: Rule) -> str:

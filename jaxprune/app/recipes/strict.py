@@ -1,4 +1,6 @@
-"""Strict settings: TOML and dicts into frozen structs; an unknown key is an error that names the nearest one."""
+"""Strict settings: TOML and dicts into frozen structs; an unknown key is an error that names the
+nearest one.
+"""
 
 import difflib
 import re
@@ -17,8 +19,12 @@ from jaxprune.storage.format.words import FormatError
 MAX_TEXT = 1 << 24  # bytes of a recipe, a config or a file of results
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """A table of a config: frozen; unknown keys are refused; what equals its default is not written."""
+class Settings(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
+    """A table of a config: frozen; unknown keys are refused; what equals its default is not
+    written.
+    """
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -26,7 +32,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         text = read_text(path)
     except FileNotFoundError:
-        near = closest(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
+        near = closest(
+            path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        )
         raise ValueError(f"{path} does not exist{near}") from None
     return parse_toml(text, str(path))
 
@@ -95,7 +103,10 @@ def convert(raw: Any, to: Any, source: str) -> Any:
 def closest(name: str, names: Any) -> str:
     """'. Did you mean …?' with the nearest of the names, or nothing when there are none."""
     names = list(names)
-    ratio = lambda other: difflib.SequenceMatcher(None, name, other).ratio()
+
+    def ratio(other):
+        return difflib.SequenceMatcher(None, name, other).ratio()
+
     return f". Did you mean {max(names, key=ratio)!r}?" if names else ""
 
 
@@ -103,18 +114,28 @@ def _explain(message: str, to: Any) -> str:
     unknown = re.match(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?", message)
     word = re.match(r"Invalid enum value '(.*)' - at `\$\.(.*)`", message)
     if word and words_at(to, word[2]):
-        return f"{_numbered(word[2])} = {word[1]!r}: choose one of {nearest(word[1], words_at(to, word[2]), 20)}"
+        return (
+            f"{_numbered(word[2])} = {word[1]!r}: choose one of "
+            f"{nearest(word[1], words_at(to, word[2]), 20)}"
+        )
     if not unknown:
-        text = message.replace("`$.", "`").replace("Object missing", "missing").replace(" - at `$`", "")
+        text = (
+            message.replace("`$.", "`")
+            .replace("Object missing", "missing")
+            .replace(" - at `$`", "")
+        )
         return _numbered(text)
-    name, place = unknown[1], (unknown[2] or "").lstrip(".")
+    name = unknown[1]
+    place = (unknown[2] or "").lstrip(".")
     known = fields_at(to, place)
     where = f" in {_numbered(place)}" if place else ""
     return f"unknown key {name!r}{where}{closest(name, known)} Known: {', '.join(known)}"
 
 
 def _numbered(place: str) -> str:
-    """A place like `phase[0].rule[1].prune` as `phase 1, rule 2, prune`: tables are counted from 1, as in plans."""
+    """A place like `phase[0].rule[1].prune` as `phase 1, rule 2, prune`: tables are counted from 1,
+    as in plans.
+    """
     place = re.sub(r"(phase|rule)\[(\d+)\]", lambda match: f"{match[1]} {int(match[2]) + 1}", place)
     return re.sub(r"((?:phase|rule) \d+)\.", r"\1, ", place)
 
@@ -129,7 +150,12 @@ def words_at(to: Any, place: str) -> list[str]:
     """The words that are allowed at a place like `phase[0].rule[1].prune.allocate`."""
     kind = _type_at(to, place)
     kinds = [kind, *typing.get_args(kind)]
-    return [word for one in kinds if typing.get_origin(one) is typing.Literal for word in typing.get_args(one)]
+    return [
+        word
+        for one in kinds
+        if typing.get_origin(one) is typing.Literal
+        for word in typing.get_args(one)
+    ]
 
 
 def _type_at(to: Any, place: str) -> Any:
@@ -143,6 +169,10 @@ def _type_at(to: Any, place: str) -> Any:
 
 def _structs(to: Any) -> list[Any]:
     """The structs inside a type: of `tuple[Rule, ...]` and `Rule | None`, Rule."""
-    if isinstance(to, type) and not isinstance(to, types.GenericAlias) and issubclass(to, msgspec.Struct):
+    if (
+        isinstance(to, type)
+        and not isinstance(to, types.GenericAlias)
+        and issubclass(to, msgspec.Struct)
+    ):
         return [to]
     return [s for inner in typing.get_args(to) for s in _structs(inner)]

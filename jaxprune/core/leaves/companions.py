@@ -1,4 +1,5 @@
-"""What goes with a removed unit: its entry in the bias beside the kernel, and in the batch norm right behind it.
+"""What goes with a removed unit: its entry in the bias beside the kernel, and in the batch norm
+right behind it.
 
 A unit whose weights are zero still gives its bias, and a batch norm of zeros gives beta − mean ·
 gamma / sigma. So the bias's entry is zeroed, whatever its shape ((out,), (layers, out), (heads,
@@ -27,7 +28,8 @@ COLLECTIONS = ("params", "batch_stats")  # of linen; they are no modules
 
 
 def units_of(slot: Slot, entries: Array, reduce: Any, layout: Any = None) -> Array:
-    """`entries`, shaped as the weight at `slot`, reduced over everything but the axes that tell its units apart.
+    """`entries`, shaped as the weight at `slot`, reduced over everything but the axes that tell its
+    units apart.
 
     Args:
       slot: of the weight.
@@ -44,7 +46,8 @@ def units_of(slot: Slot, entries: Array, reduce: Any, layout: Any = None) -> Arr
 
 
 def bias_of(weight: Slot, others: Iterable[Slot], layout: Any = None) -> Slot | None:
-    """The bias beside a weight: a float leaf of the same module, named as one, with an entry for each unit."""
+    """The bias beside a weight: a float leaf of the same module, named as one, with an entry for
+    each unit."""
     module = weight.path.rpartition("/")[0]
     size = _count(weight, axes_of(weight.place, layout).units)
     for other in others:
@@ -57,9 +60,11 @@ def bias_of(weight: Slot, others: Iterable[Slot], layout: Any = None) -> Slot | 
 
 
 def norm_of(weight: Slot, others: list[Slot], layout: Any = None) -> list[Slot]:
-    """Scale and bias of the batch norm behind a weight; empty where it is not plain which one that is."""
+    """Scale and bias of the batch norm behind a weight; empty where it is not plain which one that
+    is."""
     axes = axes_of(weight.place, layout)
-    outputs, block = _count(weight, axes.outputs), _block(weight.path)
+    outputs = _count(weight, axes.outputs)
+    block = _block(weight.path)
     if axes.stacked:
         return []
     inside = [other for other in others if _block(other.path) == block and is_float(other.value)]
@@ -91,7 +96,8 @@ def _block(path: str) -> tuple[str, ...]:
 
 
 def _is_batch_norm(path: str) -> bool:
-    """Whether a leaf is the scale or the bias of a batch norm: its mean and variance are no params."""
+    """Whether a leaf is the scale or the bias of a batch norm: its mean and variance are no
+    params."""
     module = _module(path)
     name = parts(path)[-1]
     learned = name in ("scale", "bias", "offset", "weight", "gamma", "beta")

@@ -1,4 +1,5 @@
-"""Paths as text: keys joined by "/", such that different keys never have one path, and a path gives its keys back.
+"""Paths as text: keys joined by "/", such that different keys never have one path, and a path gives
+its keys back.
 
 Plain strings: nothing here needs JAX or NumPy, so files that are read without JAX have the same
 paths.

@@ -1,7 +1,10 @@
-"""Which axes of a weight are its outputs: one function for trees in memory, for files and for the command line.
+"""Which axes of a weight are its outputs: one function for trees in memory, for files and for the
+command line.
 
-    outputs last     kernel, w, and any other name       I O      W I O      H W I O       Flax, Haiku, plain dicts
-    outputs first    weight, in_proj_weight, weight_ih   O I      O I W      O I H W       PyTorch, Equinox
+    outputs last     kernel, w, and any other name       I O      W I O      H W I O       Flax,
+        Haiku, plain dicts
+    outputs first    weight, in_proj_weight, weight_ih   O I      O I W      O I H W       PyTorch,
+        Equinox
 
 A bias beside the weight has the shape of the outputs, so it decides where names mislead: transposed
 convolutions (H W O I in Haiku, I O H W in PyTorch), GPT-2's `Conv1D` (I O under the name `weight`),
@@ -46,7 +49,8 @@ class Axes(NamedTuple):
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """The axes along which a scale is not shared: those of the units, and where nothing tells, the finer choice."""
+        """The axes along which a scale is not shared: those of the units, and where nothing tells,
+        the finer choice."""
         return tuple(sorted({*self.stacked, *self.unsure, *self.outputs}))
 
     @property
@@ -73,7 +77,8 @@ def _listed(axes: tuple[int, ...]) -> str:
 
 
 def check_layout(layout: Any, call: str) -> None:
-    """Refuses a layout that is neither None, a word of `LAYOUTS`, nor axes by path; `call` is whose argument it is."""
+    """Refuses a layout that is neither None, a word of `LAYOUTS`, nor axes by path; `call` is whose
+    argument it is."""
     if isinstance(layout, Mapping):
         for rule in layout:
             compiled("layout", rule)
@@ -94,7 +99,8 @@ def axes_of(place: Place, layout: Any = None) -> Axes:
 
     Example:
       >>> from jaxprune.core.leaves.names import Place
-      >>> axes_of(Place("dense/kernel", (64, 8))).outputs, axes_of(Place("layer.weight", (8, 64))).outputs
+      >>> axes_of(Place("dense/kernel", (64, 8))).outputs, axes_of(Place("layer.weight",
+      ...     (8, 64))).outputs
       ((-1,), (-2,))
       >>> print(axes_of(Place("layers/mlp/kernel", (4, 64, 8))))
       outputs on axis -1, a stack or a window on -3
@@ -126,7 +132,8 @@ def axes_of(place: Place, layout: Any = None) -> Axes:
 
 
 def _given(place: Place, axes: int | tuple[int, ...]) -> Axes:
-    """The axes that the user names as outputs; the others are inputs, the last one next to the window."""
+    """The axes that the user names as outputs; the others are inputs, the last one next to the
+    window."""
     rank = len(place.shape)
     outputs = (axes,) if isinstance(axes, int) else tuple(axes)
     if any(not -rank <= axis < rank for axis in outputs):
@@ -195,7 +202,8 @@ Roles = tuple[
 
 
 def _bias(place: Place, stack: int | None) -> Shape:
-    """The shape of the bias beside a weight, without its axes of length 1 and that of the stack; () for none."""
+    """The shape of the bias beside a weight, without its axes of length 1 and that of the stack; ()
+    for none."""
     own = place.name
     if not PART_OF_KERNEL.fullmatch(own):
         return ()
@@ -241,7 +249,8 @@ def _last(place: Place, shape: Shape, bias: Shape, inside_stack: bool) -> Roles:
 
 
 def _split(place: Place, shape: Shape) -> Roles | None:
-    """The roles of (in, heads, dim), which is told from (layers, in, out) by the number of heads being small."""
+    """The roles of (in, heads, dim), which is told from (layers, in, out) by the number of heads
+    being small."""
     if not _splits_heads(place) or shape[-3] < shape[-2]:
         return None
     return (-2, -1), (-3,), tuple(range(-len(shape), -3)), ()
@@ -264,7 +273,8 @@ def _transposed() -> Roles:
 
 def _by_wide_bias(place: Place, shape: Shape, bias: Shape) -> Roles:
     """A bias with several axes: of one output each, or of stacked layers."""
-    rank, wide = len(shape), len(bias)
+    rank = len(shape)
+    wide = len(bias)
     suffix = bias == shape[rank - wide :] and wide < rank
     layers = wide < rank and bias[:-1] == shape[: wide - 1] and bias[-1] == shape[-1]
     dense = bool(DENSE & set(words_of(place.module)))

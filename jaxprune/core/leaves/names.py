@@ -1,4 +1,5 @@
-"""What the name of a leaf, and the names around it, say of its kind: kernel, bias, norm, embedding, statistic.
+"""What the name of a leaf, and the names around it, say of its kind: kernel, bias, norm, embedding,
+statistic.
 
 Plain strings and shapes: nothing here needs JAX, so a file's tensors are judged by the same words
 as a tree's leaves.
@@ -15,7 +16,8 @@ Shape = tuple[int, ...]
 
 
 def parts(path: str) -> list[str]:
-    r"""The names in a path, the leaf's last. Haiku's keys have slashes of their own, PyTorch's have dots.
+    r"""The names in a path, the leaf's last. Haiku's keys have slashes of their own, PyTorch's have
+    dots.
 
     >>> parts(r"mlp\/~\/linear_0/w"), parts("h.0.attn.weight")
     (['mlp', 'linear_0', 'w'], ['h', '0', 'attn', 'weight'])
@@ -65,7 +67,8 @@ NORM = re.compile(
 def is_norm(name: str) -> bool:
     """Whether a module is named like a normalisation. `WeightNorm`, which holds a layer, is none.
 
-    >>> [is_norm(name) for name in ("ln_1", "BatchNorm_0", "final_layernorm", "key_ln", "bn2", "norm_proj", "linear")]
+    >>> [is_norm(name) for name in ("ln_1", "BatchNorm_0", "final_layernorm", "key_ln", "bn2",
+    ...     "norm_proj", "linear")]
     [True, True, True, True, True, False, False]
     """
     words = words_of(name)
@@ -75,7 +78,8 @@ def is_norm(name: str) -> bool:
 
 
 def is_embedding(name: str) -> bool:
-    """Whether a leaf is named like a table of vectors, or like what is learned for each position."""
+    """Whether a leaf is named like a table of vectors, or like what is learned for each
+    position."""
     name = name.lower()
     if "patch" in name or MATRIX.fullmatch(name):
         return False  # patches are embedded by a convolution
@@ -160,7 +164,8 @@ class Surroundings:
         return held
 
     def stacked_axis(self, path: str) -> int | None:
-        """The axis on which a scan has stacked the layers that a leaf belongs to; None where nothing tells.
+        """The axis on which a scan has stacked the layers that a leaf belongs to; None where
+        nothing tells.
 
         What tells are norms and biases with one axis too many, and that all leaves of a common
         ancestor have an axis of this length there: 0 as `nn.scan` puts it, or 1 as MaxText does.
@@ -177,7 +182,8 @@ class Surroundings:
         """ancestor -> the axis on which everything below it is stacked."""
         below: dict[tuple[str, ...], list[tuple[list[str], Shape]]] = {}
         for path, leaf in zip(self.paths, self.leaves):
-            names, shape = parts(path), self._shape_of(leaf)
+            names = parts(path)
+            shape = self._shape_of(leaf)
             for depth in range(1, len(names)):
                 below.setdefault(tuple(names[:depth]), []).append((names, shape))
         found = {ancestor: _common_stack(leaves) for ancestor, leaves in below.items()}
@@ -185,7 +191,8 @@ class Surroundings:
 
     @cached_property
     def has_conv1d(self) -> bool:
-        """Whether GPT-2's `Conv1D`, whose weights are (in, out), is what `c_attn` and its kin are in this tree.
+        """Whether GPT-2's `Conv1D`, whose weights are (in, out), is what `c_attn` and its kin are
+        in this tree.
 
         Others write such layers as `nn.Linear`, (out, in), under the same names: c_attn and c_fc
         have more outputs than inputs, which tells.
@@ -231,7 +238,8 @@ def why_no_weight(place: Place) -> str:
     """Why a float leaf is not a weight to be compressed by default; "" when it is one."""
     if len(place.shape) < 2:
         return f"{len(place.shape)}-D"
-    name, module = place.name, place.module
+    name = place.name
+    module = place.module
     if (
         BIAS.fullmatch(name)
         or GAIN.fullmatch(name)
@@ -260,7 +268,8 @@ def why_no_weight(place: Place) -> str:
 
 
 def _is_table(place: Place) -> bool:
-    """A table of embeddings whose own name is that of any weight: its class or its module's name tells."""
+    """A table of embeddings whose own name is that of any weight: its class or its module's name
+    tells."""
     holder = place.owner or place.module
     if (
         place.name != "weight"
@@ -299,9 +308,11 @@ def kernel_beside(place: Place) -> str:
 
 
 def fits_as_bias(bias: Shape, kernel: Shape) -> bool:
-    """Whether an array is shaped as the bias of a kernel: its last axes, (L, out) of a stack, or (C, 1, 1).
+    """Whether an array is shaped as the bias of a kernel: its last axes, (L, out) of a stack, or
+    (C, 1, 1).
 
-    >>> fits_as_bias((4, 8), (3, 4, 8)), fits_as_bias((3, 8), (3, 4, 8)), fits_as_bias((4, 1, 1), (4, 3, 5, 5))
+    >>> fits_as_bias((4, 8), (3, 4, 8)), fits_as_bias((3, 8), (3, 4, 8)), fits_as_bias((4, 1, 1),
+    ...     (4, 3, 5, 5))
     (True, True, True)
     """
     lengths = tuple(n for n in bias if n > 1)

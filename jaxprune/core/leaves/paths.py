@@ -1,4 +1,5 @@
-"""Paths: what a leaf is called, everywhere that leaves have names, and the class of the module that holds it."""
+"""Paths: what a leaf is called, everywhere that leaves have names, and the class of the module that
+holds it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,8 @@ def leaf_path(keys: Keys) -> str:
 def flatten_with_path(
     tree: Any, is_leaf: Callable[[Any], bool] | None = None
 ) -> tuple[list[tuple[Keys, Any]], Any]:
-    """`jax.tree_util.tree_flatten_with_path` without the `value` of NNX variables: a box is no part of a name.
+    """`jax.tree_util.tree_flatten_with_path` without the `value` of NNX variables: a box is no part
+    of a name.
 
     Example:
       >>> from flax import nnx
@@ -55,7 +57,8 @@ def map_with_path(
 
 
 def owners(flat: list[tuple[Keys, Any]], treedef: Any) -> list[str]:
-    """The name of the class of the module that holds each leaf; "" where that is a dict, a list or a tuple."""
+    """The name of the class of the module that holds each leaf; "" where that is a dict, a list or
+    a tuple."""
     if not any(isinstance(key, GetAttrKey) for keys, _ in flat for key in keys[-2:]):
         return [""] * len(flat)
     return [module.__name__ if module is not None else "" for _, module in _holders(treedef)]
@@ -74,7 +77,8 @@ def _ends_in_value(keys: Keys) -> bool:
 
 
 def _holders(treedef: Any) -> list[tuple[type | None, type | None]]:
-    """For each leaf the class of the node right above it, and of the module that holds it (not a box, not a dict)."""
+    """For each leaf the class of the node right above it, and of the module that holds it (not a
+    box, not a dict)."""
     found: list[tuple[type | None, type | None]] = []
     _collect(treedef, None, None, found)
     return found

@@ -1,9 +1,8 @@
-"""Which leaves a compression works on: predicates on one slot of the tree, joined by `&`, `|` and `~`.
+"""Which leaves a compression works on: predicates on a slot of the tree, joined by `&`, `|`, `~`.
 
 A slot is a place that holds weights: a leaf of the user's tree, or a field of a code that stands
 there. Its path is the leaf's, so a later stage of a chain uses the same rule. Fields that are not
-weights again (codebooks, scales) are reached only by a rule
-that names them: `field("codebook")`.
+weights again (codebooks, scales) are reached only by a rule that names them: `field("codebook")`.
 """
 
 import dataclasses
@@ -49,12 +48,17 @@ class Slot(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Unique in its tree: the path, and after a "." the fields that do not just hide the leaf under a mask."""
-        return ".".join((self.path, *(f for f in self.fields if f != "values")))
+        """Unique in its tree: the path, and after a "." the fields of codes on the way.
+
+        `values` is left out: a mask over a leaf does not change its key.
+        """
+        fields = [name for name in self.fields if name != "values"]
+        return ".".join([self.path, *fields])
 
     def __str__(self) -> str:
-        what = f"{getattr(self.value, 'dtype', type(self.value).__name__)}{list(getattr(self.value, 'shape', ()))}"
-        return f"{self.key or '(the array itself)'}: {what}"
+        kind = getattr(self.value, "dtype", type(self.value).__name__)
+        shape = list(getattr(self.value, "shape", ()))
+        return f"{self.key or '(the array itself)'}: {kind}{shape}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,25 +72,36 @@ class Where:
     text: str
 
     def __and__(self, other: "Where | str") -> "Where":
-        other = as_rule(other)
-        return Where(lambda s: self.test(s) and other.test(s), f"({self.text} & {other.text})")
+        rule = as_rule(other)
+
+        def test(slot: Slot) -> bool:
+            return self.test(slot) and rule.test(slot)
+
+        return Where(test, f"({self.text} & {rule.text})")
 
     def __or__(self, other: "Where | str") -> "Where":
-        other = as_rule(other)
-        return Where(lambda s: self.test(s) or other.test(s), f"({self.text} | {other.text})")
+        rule = as_rule(other)
 
-    __rand__, __ror__ = __and__, __or__
+        def test(slot: Slot) -> bool:
+            return self.test(slot) or rule.test(slot)
+
+        return Where(test, f"({self.text} | {rule.text})")
+
+    __rand__ = __and__
+    __ror__ = __or__
 
     def __bool__(self) -> bool:
         # `a and b` is b, silently: Python asks only whether a is true.
         raise ValueError(
-            f"{self.text} is a rule, neither true nor false: join rules by &, | and ~, not and, or, not"
+            f"{self.text} is a rule, neither true nor false: join rules by &, | and ~, not and, "
+            f"or, not"
         )
 
     def __invert__(self) -> "Where":
-        return Where(lambda s: not self.test(s), f"~{self.text}")
+        return Where(lambda slot: not self.test(slot), f"~{self.text}")
 
     def __call__(self, tree: Any) -> Any:
+        """The tree of booleans that the rule stands for."""
         slots, treedef = leaf_slots(tree)
         return jax.tree.unflatten(treedef, [self.test(slot) for slot in slots])
 
@@ -100,24 +115,33 @@ class Where:
         return self.text
 
 
-def leaf_slots(tree: Any, at: Slot | None = None) -> tuple[list[Slot], Any]:
-    """The slots of a tree's leaves, codes as one leaf each, and its treedef; `at` is the slot that the tree lies in."""
-    flat, treedef = flatten_with_path(tree, is_leaf=is_code)
-    above = "" if at is None else at.path
-    paths = ["/".join(filter(None, (above, leaf_path(keys)))) for keys, _ in flat]
-    classes = owners(flat, treedef)
-    surroundings = Surroundings(paths, [x for _, x in flat], classes, shape_of)
-    base = at or Slot("", None)
-    slots = [
-        base._replace(path=path, value=x, owner=owner, tree=surroundings)
-        for path, (_, x), owner in zip(paths, flat, classes)
-    ]
+def leaf_slots(tree: Any, holder: Slot | None = None) -> tuple[list[Slot], Any]:
+    """The slots of a tree's leaves, codes as one leaf each, and its treedef.
+
+    Args:
+      tree: any pytree.
+      holder: the slot that the tree lies in, if it is a field of a code; None for a whole tree.
+    """
+    leaves, treedef = flatten_with_path(tree, is_leaf=is_code)
+    base = Slot("", None) if holder is None else holder
+    paths = [_below(base.path, leaf_path(keys)) for keys, _ in leaves]
+    classes = owners(leaves, treedef)
+    surroundings = Surroundings(paths, [x for _, x in leaves], classes, shape_of)
+    slots = []
+    for path, (_, x), owner in zip(paths, leaves, classes):
+        slots.append(base._replace(path=path, value=x, owner=owner, tree=surroundings))
     return slots, treedef
+
+
+def _below(above: str, path: str) -> str:
+    return "/".join(part for part in (above, path) if part)
 
 
 def shape_of(x: Any) -> tuple[int, ...]:
     """The shape of a leaf; that of a mask is known without decoding what it hides."""
-    return tuple(x.mask.shape if isinstance(x, Masked) else getattr(x, "shape", ()))
+    if isinstance(x, Masked):
+        return tuple(x.mask.shape)
+    return tuple(getattr(x, "shape", ()))
 
 
 def is_float(x: Any) -> bool:
@@ -132,10 +156,10 @@ def why_not(slot: Slot) -> str:
 
 
 weights = Where(lambda s: not why_not(s), "weights")
-"""Float leaves that are kernels, the default everywhere: two or more axes longer than 1, and no bias, norm, embedding,
-position table or running statistic, by name, by the names around, by the class of their module, and
-by their siblings (a leaf beside a `kernel`, `weight` or `w` whose shape is that one's last axes is
-a bias)."""
+"""Float leaves that are kernels, the default everywhere: two or more axes longer than 1, and no
+bias, norm, embedding, position table or running statistic, by name, by the names around, by the
+class of their module, and by their siblings (a leaf beside a `kernel`, `weight` or `w` whose shape
+is that one's last axes is a bias)."""
 
 every_leaf = Where(lambda s: is_float(s.value), "every_leaf")
 """Every float leaf."""
@@ -167,42 +191,79 @@ def as_rule(where: "Where | str") -> Where:
 
 
 def holds_floats(slot: Slot) -> bool:
-    """Whether rules by name can work on a leaf: it holds floats, or is a code already. What is inside a code is no
-    leaf."""
+    """Whether rules by name can work on a leaf: it holds floats, or is a code already.
+
+    What is inside a code is no leaf, and passes.
+    """
     is_leaf = slot.open and not slot.fields
     return not is_leaf or is_code(slot.value) or is_float(slot.value)
 
 
 def ndim(n: int | None = None, *, min: int | None = None) -> Where:
-    """Leaves with exactly n axes, or with at least `min`."""
+    """Leaves with exactly n axes, or with at least `min`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.where.ndim(min=2)({"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)})
+      {'bias': False, 'kernel': True}
+    """
     if (n is None) == (min is None):
         raise ValueError(
             "where.ndim takes one of: a number of axes, as ndim(2), or min=, as ndim(min=2)"
         )
-    count = whole("ndim(min={})" if n is None else "ndim(n={})", min if n is None else n, 0)
-    if n is None:
-        return Where(lambda s: is_float(s.value) and s.value.ndim >= count, f"ndim(min={min})")
-    return Where(lambda s: is_float(s.value) and s.value.ndim == count, f"ndim({n})")
+    return _by_number("ndim", lambda x: x.ndim, n, min)
 
 
 def size(n: int | None = None, *, min: int | None = None) -> Where:
-    """Leaves with exactly n weights, or with at least `min`."""
+    """Leaves with exactly n weights, or with at least `min`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.where.size(min=4)({"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)})
+      {'bias': False, 'kernel': True}
+    """
     if (n is None) == (min is None):
         raise ValueError(
             "where.size takes one of: a number of weights, as size(100), or min=, as size(min=100)"
         )
-    count = whole("size(min={})" if n is None else "size(n={})", min if n is None else n, 0)
-    if n is not None:
-        return Where(lambda s: is_float(s.value) and s.value.size == count, f"size({n})")
-    return Where(lambda s: is_float(s.value) and s.value.size >= count, f"size(min={min})")
+    return _by_number("size", lambda x: x.size, n, min)
+
+
+def _by_number(
+    name: str, number_of: Callable[[Any], int], exact: int | None, least: int | None
+) -> Where:
+    """Float leaves of which a number is exactly one, or at least another."""
+    if exact is not None:
+        number = whole(f"{name}(n={{}})", exact, 0)
+        return Where(
+            lambda s: is_float(s.value) and number_of(s.value) == number, f"{name}({exact})"
+        )
+    number = whole(f"{name}(min={{}})", least, 0)
+    return Where(
+        lambda s: is_float(s.value) and number_of(s.value) >= number, f"{name}(min={least})"
+    )
 
 
 def dtype(kind: Any) -> Where:
-    """Leaves of one dtype: `where.dtype(jnp.bfloat16)`."""
+    """Leaves of one dtype.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> jp.where.dtype(jnp.bfloat16)({"a": jnp.zeros(2, jnp.bfloat16), "b": jnp.zeros(2)})
+      {'a': True, 'b': False}
+    """
     wanted = jnp.dtype(kind)
-    return Where(lambda s: getattr(s.value, "dtype", None) == wanted, f"dtype({wanted.name})")
+    return Where(lambda slot: getattr(slot.value, "dtype", None) == wanted, f"dtype({wanted.name})")
 
 
 def field(name: str) -> Where:
-    """Fields of codes by name: `where.field("codebook")` reaches the codebooks of `Clustered` leaves."""
-    return Where(lambda s: name in s.fields and s.fields[-1] == name, f"field({name!r})")
+    """Fields of codes by name, as the codebooks of `Clustered` leaves.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxprune as jp
+      >>> shared = jp.cluster(2).init({"kernel": jnp.arange(4.0).reshape(2, 2)})
+      >>> small = jp.at(jp.where.field("codebook"), jp.quantize(8)).init(shared)
+      >>> type(small["kernel"].codebook).__name__
+      'Quantized'
+    """
+    return Where(lambda slot: slot.fields[-1:] == (name,), f"field({name!r})")

@@ -2,8 +2,9 @@
 
     NAME(student, teacher, *, …, mask=None) -> (examples,)
 
-Sums are float32; what the mask leaves out counts nothing, whatever it holds; `masked_mean` makes one number. What
-compares the examples of a batch sees the global batch under `jit`, so no loss depends on the number of devices.
+Sums are float32; what the mask leaves out counts nothing, whatever it holds; `masked_mean` makes
+one number. What compares the examples of a batch sees the global batch under `jit`, so no loss
+depends on the number of devices.
 """
 
 from jaxprune.distill.losses.activations import activation_boundary as activation_boundary

@@ -1,7 +1,9 @@
-"""The arithmetic of the losses: masked means, and logarithms, roots and quotients whose gradients stay finite.
+"""The arithmetic of the losses: masked means, and logarithms, roots and quotients whose gradients
+stay finite.
 
-Where a formula has no derivative (the norm of a zero row, the logarithm of an impossible class) the branch that is not
-taken is computed on a harmless number: `where` alone would multiply an infinite derivative by zero.
+Where a formula has no derivative (the norm of a zero row, the logarithm of an impossible class) the
+branch that is not taken is computed on a harmless number: `where` alone would multiply an infinite
+derivative by zero.
 """
 
 import math
@@ -17,20 +19,29 @@ from jaxprune.distill.losses.inputs import Labels, floats, kept, without_label
 from jaxprune.numerics.placement import gathered
 from jaxprune.numerics.precision import widen
 
-FLOOR = math.log(np.finfo(np.float32).tiny)  # −87.3: what a class costs that one side excludes and the other does not
-NO_LABEL = -math.inf  # the value of an example whose label is ignored; no loss on labels is ever that small
-FLAT = 1e-6  # a row whose entries differ by less, beside their size, is constant: the rest is rounding
+FLOOR = math.log(
+    np.finfo(np.float32).tiny
+)  # −87.3: what a class costs that one side excludes and the other does not
+NO_LABEL = (
+    -math.inf
+)  # the value of an example whose label is ignored; no loss on labels is ever that small
+FLAT = (
+    1e-6  # a row whose entries differ by less, beside their size, is constant: the rest is rounding
+)
 
 
 def masked_mean(values: Any, mask: Any = None) -> Array:
-    """Σ values / n over the n examples that the mask keeps: the loss of the paper, from the values of a loss here.
+    """Σ values / n over the n examples that the mask keeps: the loss of the paper, from the values
+    of a loss here.
 
-    The sum is float32 and, under `jit`, goes over the whole batch however it is sharded. With nothing kept it is 0.
-    A value of −∞ is that of an example without a label (−100): it is neither in the sum nor in n.
+    The sum is float32 and, under `jit`, goes over the whole batch however it is sharded. With
+    nothing kept it is 0. A value of −∞ is that of an example without a label (−100): it is neither
+    in the sum nor in n.
 
     Args:
       values: (*examples), of a loss.
-      mask: the mask that the loss had, or None. One of more axes (of positions) keeps an example that has any.
+      mask: the mask that the loss had, or None. One of more axes (of positions) keeps an example
+        that has any.
 
     Returns:
       A scalar, float32.
@@ -40,7 +51,8 @@ def masked_mean(values: Any, mask: Any = None) -> Array:
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> print(jp.distill.losses.masked_mean(jnp.array([1.0, 3.0, 8.0]), mask=jnp.array([True, True, False])))
+      >>> print(jp.distill.losses.masked_mean(jnp.array([1.0, 3.0, 8.0]),
+      ...     mask=jnp.array([True, True, False])))
       2.0
     """
     values = widen(floats("values", values))
@@ -56,7 +68,9 @@ def finish(values: Array, keep: Array) -> Array:
 
 
 def finish_labelled(values: Array, labels: Labels) -> Array:
-    """The values of the examples that have a label; −∞ where it is ignored, NaN where it is no class, else zeros."""
+    """The values of the examples that have a label; −∞ where it is ignored, NaN where it is no
+    class, else zeros.
+    """
     values = jnp.where(labels.ignored, NO_LABEL, finish(values, labels.keep))
     return jnp.where(labels.wrong, jnp.nan, values)
 
@@ -89,7 +103,9 @@ def norm(x: Array) -> Array:
 
 
 def unit(x: Array) -> Array:
-    """x / ‖x‖ over the last axis; a zero row stays zero. Neither huge nor tiny rows leave the range of a float."""
+    """x / ‖x‖ over the last axis; a zero row stays zero. Neither huge nor tiny rows leave the range
+    of a float.
+    """
     size = lax.stop_gradient(jnp.max(jnp.abs(x), -1, keepdims=True, initial=0))
     y = safe_divide(x, size)
     return safe_divide(y, norm(y)[..., None])
@@ -117,7 +133,9 @@ def dot(a: Array, b: Array) -> Array:
 
 
 def gram(x: Array) -> Array:
-    """x xᵀ of (batch, features): row i, which stays where example i is, meets the whole global batch."""
+    """x xᵀ of (batch, features): row i, which stays where example i is, meets the whole global
+    batch.
+    """
     return dot(x, gathered(x))
 
 
@@ -128,7 +146,9 @@ def log_sum_exp(x: Array) -> Array:
 
 
 def log_softmax(z: Array, temperature: Any) -> Array:
-    """log softmax(z / T) over the last axis. An impossible class (−inf) stays −inf; so does a row of nothing else."""
+    """log softmax(z / T) over the last axis. An impossible class (−inf) stays −inf; so does a row
+    of nothing else.
+    """
     gone = z == -jnp.inf
     z = jnp.where(gone, -jnp.inf, jnp.where(gone, 0, z) / number(temperature, z))
     none = jnp.all(gone, -1, keepdims=True)
@@ -136,19 +156,23 @@ def log_softmax(z: Array, temperature: Any) -> Array:
 
 
 def floored(log_p: Array) -> Array:
-    """log p, where an impossible class counts as if it had the smallest float32 probability, e^−87.3."""
+    """log p, where an impossible class counts as if it had the smallest float32 probability,
+    e^−87.3.
+    """
     return jnp.where(log_p == -jnp.inf, FLOOR, log_p)
 
 
 def kl(log_p: Array, log_q: Array) -> Array:
     """KL(p ‖ q) over the last axis, of logarithms that are normalised.
 
-    Σ p log(p/q) adds terms of the size of p and of both signs, and at a high temperature its rounding errors outgrow
-    it. As Σq = Σp it is also Σ p (e^d − 1 − d) with d = log q − log p: no term is negative, and small ones keep their
-    digits. What only q excludes costs `floored`; a row that excludes everything says nothing and costs 0.
+    Σ p log(p/q) adds terms of the size of p and of both signs, and at a high temperature its
+    rounding errors outgrow it. As Σq = Σp it is also Σ p (e^d − 1 − d) with d = log q − log p: no
+    term is negative, and small ones keep their digits. What only q excludes costs `floored`; a row
+    that excludes everything says nothing and costs 0.
     """
     possible = ~(log_p == -jnp.inf)
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    p = jnp.exp(log_p)
+    q = jnp.exp(log_q)
     d = jnp.where(possible, floored(log_q) - jnp.where(possible, log_p, 0), 0)
     near = jnp.abs(d) < 1
     small = jnp.where(near, d, 0)
@@ -167,9 +191,14 @@ def cross_entropy(log_q: Array, label: Array) -> Array:
 
 
 def label_cost(logits: Array, labels: Array) -> Array:
-    """−log q of integer labels: −∞ where one is ignored (−100); NaN for one out of range, so that no mean hides it."""
-    log_q, classes = floored(log_softmax(widen(logits), 1.0)), logits.shape[-1]
-    index = jnp.where(labels < 0, classes, labels)[..., None]  # a negative index would count from the end
+    """−log q of integer labels: −∞ where one is ignored (−100); NaN for one out of range, so that
+    no mean hides it.
+    """
+    log_q = floored(log_softmax(widen(logits), 1.0))
+    classes = logits.shape[-1]
+    index = jnp.where(labels < 0, classes, labels)[
+        ..., None
+    ]  # a negative index would count from the end
     cost = -jnp.take_along_axis(log_q, index, -1, mode="fill")[..., 0]
     return jnp.where(without_label(labels), NO_LABEL, cost)
 

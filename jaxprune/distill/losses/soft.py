@@ -3,13 +3,14 @@
     z_s, z_t      logits (*examples, classes); an example is an image, or one token of a text
     p = softmax(z_t / T),  q = softmax(z_s / T)
 
-Every loss gives one value an example, shape (*examples,), in float32; `masked_mean` makes the loss of the paper of
-them. A class of −inf is impossible: where both sides exclude it, it drops out; where only one does, and the divergence
-would be infinite, it costs as if its probability were the smallest float32, so that values and gradients stay finite.
-No loss stops gradients: hold the teacher fixed with `jax.lax.stop_gradient(teacher)` if it depends on what you train.
+Every loss gives one value an example, shape (*examples,), in float32; `masked_mean` makes the loss
+of the paper of them. A class of −inf is impossible: where both sides exclude it, it drops out;
+where only one does, and the divergence would be infinite, it costs as if its probability were the
+smallest float32, so that values and gradients stay finite. No loss stops gradients: hold the
+teacher fixed with `jax.lax.stop_gradient(teacher)` if it depends on what you train.
 
-Sources: Hinton, Vinyals & Dean 2015, arXiv:1503.02531; Ba & Caruana 2014, arXiv:1312.6184; Agarwal et al. 2024 (GKD),
-arXiv:2306.13649.
+Sources: Hinton, Vinyals & Dean 2015, arXiv:1503.02531; Ba & Caruana 2014, arXiv:1312.6184; Agarwal
+et al. 2024 (GKD), arXiv:2306.13649.
 """
 
 from typing import Any
@@ -36,7 +37,8 @@ def soft_targets(student: Any, teacher: Any, *, temperature: Any = 4.0, mask: An
 
         T² Σ_c p_c (log p_c − log q_c),    p = softmax(z_t / T),  q = softmax(z_s / T)
 
-    T² keeps the size of the gradient, T (q − p), as T grows; for T → ∞ it tends to (z_s − z_t) / C of centred logits.
+    T² keeps the size of the gradient, T (q − p), as T grows; for T → ∞ it tends to (z_s − z_t) / C
+    of centred logits.
 
     Args:
       student: z_s, (*examples, classes), any float dtype.
@@ -52,26 +54,40 @@ def soft_targets(student: Any, teacher: Any, *, temperature: Any = 4.0, mask: An
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> student, teacher = jnp.array([[0.0, 0.0], [3.0, 1.0]]), jnp.array([[2.0, 0.0], [2.0, 0.0]])
-      >>> print([f"{v:.3f}" for v in jp.distill.losses.soft_targets(student, teacher, temperature=2.0)])
+      >>> student, teacher = jnp.array([[0.0, 0.0], [3.0, 1.0]]), jnp.array([[2.0, 0.0],
+      ...     [2.0, 0.0]])
+      >>> print([f"{v:.3f}" for v in jp.distill.losses.soft_targets(student, teacher,
+      ...     temperature=2.0)])
       ['0.444', '0.000']
 
-    Source: Hinton, Vinyals & Dean 2015, arXiv:1503.02531. PyTorch's `kl_div(reduction="mean")` divides by the classes
-    too; torchdistill drops T² when it is given no labels; TextBrewer and TRL have no T².
+    Source: Hinton, Vinyals & Dean 2015, arXiv:1503.02531. PyTorch's `kl_div(reduction="mean")`
+    divides by the classes too; torchdistill drops T² when it is given no labels; TextBrewer and TRL
+    have no T².
     """
     s, t, keep = _prepared(student, teacher, temperature, mask)
-    return finish(_squared(temperature, s) * kl(log_softmax(t, temperature), log_softmax(s, temperature)), keep)
+    return finish(
+        _squared(temperature, s) * kl(log_softmax(t, temperature), log_softmax(s, temperature)),
+        keep,
+    )
 
 
 def soft_and_hard(
-    student: Any, teacher: Any, *, labels: Any, alpha: Any = 0.9, temperature: Any = 4.0, mask: Any = None
+    student: Any,
+    teacher: Any,
+    *,
+    labels: Any,
+    alpha: Any = 0.9,
+    temperature: Any = 4.0,
+    mask: Any = None,
 ) -> Array:
-    """α T² KL(p ‖ q) + (1 − α) CE(y, softmax(z_s)): soft targets and the true label, at temperature 1.
+    """α T² KL(p ‖ q) + (1 − α) CE(y, softmax(z_s)): soft targets and the true label, at temperature
+    1.
 
     Args:
       student, teacher: logits (*examples, classes).
-      labels: (*examples,) of integers in 0 … classes − 1. The label −100 leaves its example out (its value is −∞, which
-        `masked_mean` passes over); under `jit` one that is no class gives NaN.
+      labels: (*examples,) of integers in 0 … classes − 1. The label −100 leaves its example out
+        (its value is −∞, which `masked_mean` passes over); under `jit` one that is no class gives
+        NaN.
       alpha: the weight of the soft targets, 0 to 1; a number or a traced scalar.
       temperature: T > 0.
       mask: (*examples,) of booleans.
@@ -80,15 +96,18 @@ def soft_and_hard(
       (*examples,), float32.
 
     Raises:
-      ValueError: as `soft_targets`; an alpha out of [0, 1]; concrete labels out of range that the mask keeps.
+      ValueError: as `soft_targets`; an alpha out of [0, 1]; concrete labels out of range that the
+        mask keeps.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> z = jnp.array([[1.0, 1.0]])
-      >>> print(jp.distill.losses.soft_and_hard(z, z, labels=jnp.array([1]), alpha=0.5).round(4))  # log 2, half of it
+      >>> # log 2, half of it
+      >>> print(jp.distill.losses.soft_and_hard(z, z, labels=jnp.array([1]), alpha=0.5).round(4))
       [0.3466]
 
-    Source: Hinton, Vinyals & Dean 2015, arXiv:1503.02531. The alpha of torchdistill weighs the labels.
+    Source: Hinton, Vinyals & Dean 2015, arXiv:1503.02531. The alpha of torchdistill weighs the
+    labels.
     """
     inputs.fraction("alpha", alpha)
     s, t, keep = _prepared(student, teacher, temperature, mask)
@@ -117,8 +136,8 @@ def logit_mse(student: Any, teacher: Any, *, mask: Any = None) -> Array:
       >>> print(jp.distill.losses.logit_mse(jnp.array([[1.0, 4.0]]), jnp.array([[1.0, 2.0]])))
       [2.]
 
-    Source: Ba & Caruana 2014, arXiv:1312.6184, whose loss is C/2 times this; `soft_targets` at a high temperature is
-    1/2 of it for centred logits.
+    Source: Ba & Caruana 2014, arXiv:1312.6184, whose loss is C/2 times this; `soft_targets` at a
+    high temperature is 1/2 of it for centred logits.
     """
     s, t, keep = inputs.logits(student, teacher, mask)
     possible = ~((s == -jnp.inf) | (t == -jnp.inf))
@@ -127,13 +146,15 @@ def logit_mse(student: Any, teacher: Any, *, mask: Any = None) -> Array:
 
 
 def forward_kl(student: Any, teacher: Any, *, temperature: Any = 1.0, mask: Any = None) -> Array:
-    """KL(p ‖ q), without T²: what language models are distilled with. It covers every mode of the teacher.
+    """KL(p ‖ q), without T²: what language models are distilled with. It covers every mode of the
+    teacher.
 
     Args, returns and errors are those of `soft_targets`.
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> print(f"{jp.distill.losses.forward_kl(jnp.array([[0.0, 0.0]]), jnp.array([[2.0, 0.0]]))[0]:.3f}")
+      >>> student, teacher = jnp.array([[0.0, 0.0]]), jnp.array([[2.0, 0.0]])
+      >>> print(f"{jp.distill.losses.forward_kl(student, teacher)[0]:.3f}")
       0.328
 
     Source: Agarwal et al. 2024, arXiv:2306.13649.
@@ -149,7 +170,8 @@ def reverse_kl(student: Any, teacher: Any, *, temperature: Any = 1.0, mask: Any 
 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
-      >>> print(f"{jp.distill.losses.reverse_kl(jnp.array([[0.0, 0.0]]), jnp.array([[2.0, 0.0]]))[0]:.3f}")
+      >>> student, teacher = jnp.array([[0.0, 0.0]]), jnp.array([[2.0, 0.0]])
+      >>> print(f"{jp.distill.losses.reverse_kl(student, teacher)[0]:.3f}")
       0.434
 
     Source: Gu et al. 2024 (MiniLLM), arXiv:2306.08543; Agarwal et al. 2024, arXiv:2306.13649.
@@ -158,15 +180,20 @@ def reverse_kl(student: Any, teacher: Any, *, temperature: Any = 1.0, mask: Any 
     return finish(kl(log_softmax(s, temperature), log_softmax(t, temperature)), keep)
 
 
-def jsd(student: Any, teacher: Any, *, beta: Any = 0.5, temperature: Any = 1.0, mask: Any = None) -> Array:
-    """β KL(p ‖ m) + (1 − β) KL(q ‖ m) with m = β p + (1 − β) q: the generalised Jensen–Shannon divergence.
+def jsd(
+    student: Any, teacher: Any, *, beta: Any = 0.5, temperature: Any = 1.0, mask: Any = None
+) -> Array:
+    """β KL(p ‖ m) + (1 − β) KL(q ‖ m) with m = β p + (1 − β) q: the generalised Jensen–Shannon
+    divergence.
 
-    It is bounded, by log 2 at β = 1/2. Near its ends it is β KL(p ‖ q) and (1 − β) KL(q ‖ p), so at β = 0 and β = 1
-    exactly, where the formula is 0, it is defined as those two divergences without their factor, as in TRL.
+    It is bounded, by log 2 at β = 1/2. Near its ends it is β KL(p ‖ q) and (1 − β) KL(q ‖ p), so at
+    β = 0 and β = 1 exactly, where the formula is 0, it is defined as those two divergences without
+    their factor, as in TRL.
 
     Args:
       student, teacher: logits (*examples, classes).
-      beta: β in [0, 1]: the share of the teacher in the mixture. 0 is `forward_kl`, 1 is `reverse_kl`.
+      beta: β in [0, 1]: the share of the teacher in the mixture. 0 is `forward_kl`, 1 is
+        `reverse_kl`.
       temperature: T > 0; there is no T².
       mask: (*examples,) of booleans.
 
@@ -179,14 +206,17 @@ def jsd(student: Any, teacher: Any, *, beta: Any = 0.5, temperature: Any = 1.0, 
     Example:
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> far = jnp.array([[50.0, -50.0]])
-      >>> print(jp.distill.losses.jsd(far, -far).round(4))                          # disjoint: log 2
+      >>> # disjoint: log 2
+      >>> print(jp.distill.losses.jsd(far, -far).round(4))
       [0.6931]
 
-    Source: Agarwal et al. 2024 (GKD), arXiv:2306.13649. EasyDeL mixes β q + (1 − β) p and swaps the ends.
+    Source: Agarwal et al. 2024 (GKD), arXiv:2306.13649. EasyDeL mixes β q + (1 − β) p and swaps the
+    ends.
     """
     inputs.fraction("beta", beta)
     s, t, keep = _prepared(student, teacher, temperature, mask)
-    log_p, log_q = log_softmax(t, temperature), log_softmax(s, temperature)
+    log_p = log_softmax(t, temperature)
+    log_q = log_softmax(s, temperature)
     ends = (lambda: kl(log_p, log_q), lambda: _mixed(log_p, log_q, beta), lambda: kl(log_q, log_p))
     if inputs.concrete(beta):
         return finish(ends[0 if beta == 0 else 2 if beta == 1 else 1](), keep)
@@ -198,10 +228,14 @@ def _mixed(log_p: Array, log_q: Array, beta: Any) -> Array:
     b = number(beta, log_p)
     log_m = log_sum_exp(jnp.stack([jnp.log(b) + log_p, jnp.log1p(-b) + log_q], -1))
     values = b * kl(log_p, log_m) + (1 - b) * kl(log_q, log_m)
-    return jnp.where(silent(log_p) | silent(log_q), 0, values)  # the mixture of one side is no distribution
+    return jnp.where(
+        silent(log_p) | silent(log_q), 0, values
+    )  # the mixture of one side is no distribution
 
 
-def _prepared(student: Any, teacher: Any, temperature: Any, mask: Any) -> tuple[Array, Array, Array]:
+def _prepared(
+    student: Any, teacher: Any, temperature: Any, mask: Any
+) -> tuple[Array, Array, Array]:
     inputs.positive("temperature", temperature)
     return inputs.logits(student, teacher, mask)
 

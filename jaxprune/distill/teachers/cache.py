@@ -1,10 +1,12 @@
 """A cached teacher: its logits on disk, written once and read in every later epoch.
 
-    write_cache(folder, logits_of, examples, fingerprint=…)      the teacher runs once over the examples
+    write_cache(folder, logits_of, examples, fingerprint=…)      the teacher runs once over the
+        examples
     Cache.open(folder, fingerprint=…).read(indices)              rows, by the index of the example
 
-A row belongs to the example's index and to the seed of an augmentation: what the teacher says of one crop of an image
-is no target for another. Each seed has files of its own. The files are described in `cache_files.py`.
+A row belongs to the example's index and to the seed of an augmentation: what the teacher says of
+one crop of an image is no target for another. Each seed has files of its own. The files are
+described in `cache_files.py`.
 """
 
 import os
@@ -22,7 +24,8 @@ Path = str | os.PathLike[str]
 
 
 class Cache:
-    """A teacher's logits on disk; made by `write_cache` and `Cache.open`. `len` is the number of examples.
+    """A teacher's logits on disk; made by `write_cache` and `Cache.open`. `len` is the number of
+    examples.
 
     Attributes:
       folder: where it is.
@@ -34,7 +37,8 @@ class Cache:
     def __init__(self, files: Files):
         self._files = files
         self._whole: set[int] = set()
-        self.folder, self.fingerprint = files.folder, files.manifest.teacher
+        self.folder = files.folder
+        self.fingerprint = files.manifest.teacher
         self.form: Form = files.manifest.form
         self.shape = files.manifest.shape
 
@@ -45,7 +49,8 @@ class Cache:
         Args:
           folder: of `write_cache`.
           fingerprint: the teacher's, as it was given to `write_cache`.
-          examples: the arrays that it was written for: given, they are compared too, which reads them all.
+          examples: the arrays that it was written for: given, they are compared too, which reads
+            them all.
 
         Raises:
           ValueError: there is no cache, or that of another teacher or of other examples.
@@ -64,7 +69,8 @@ class Cache:
         said = cache_files.read_manifest(folder)
         if said is None:
             raise ValueError(
-                f"{os.fspath(folder)} holds no cache: it has no {cache_files.MANIFEST}; write_cache makes one"
+                f"{os.fspath(folder)} holds no cache: it has no {cache_files.MANIFEST}; "
+                f"write_cache makes one"
             )
         cache_files.same(folder, "teacher", said.teacher, fingerprint)
         if examples is not None:
@@ -80,7 +86,9 @@ class Cache:
     @property
     def augmentations(self) -> tuple[int, ...]:
         """The seeds whose files are all there."""
-        return tuple(a for a, shards in self._files.found().items() if len(shards) == self._files.shards)
+        return tuple(
+            a for a, shards in self._files.found().items() if len(shards) == self._files.shards
+        )
 
     def read(self, indices: Any, augmentation: int = 0) -> Any:
         """What the teacher says of some examples.
@@ -92,11 +100,14 @@ class Cache:
           augmentation: the seed.
 
         Returns:
-          (*indices, *shape): a NumPy array of the stored dtype; for `Top` a `losses.TopK` of float32 and int32.
+          (*indices, *shape): a NumPy array of the stored dtype; for `Top` a `losses.TopK` of
+            float32 and int32.
 
         Raises:
-          ValueError: indices that are no integers or out of range; an augmentation that was not written.
-          FormatError: a `ValueError`: a shard is missing, cut, damaged or foreign; the message names the file.
+          ValueError: indices that are no integers or out of range; an augmentation that was not
+            written.
+          FormatError: a `ValueError`: a shard is missing, cut, damaged or foreign; the message
+            names the file.
         """
         at = _indices(indices, len(self))
         self._written(augmentation)
@@ -109,7 +120,9 @@ class Cache:
         return cache_forms.decode(self.form, out.reshape(at.shape))
 
     def whole(self, augmentation: int = 0) -> Any:
-        """What the teacher says of all examples, in order, as `read`: to put it on a device, if it fits there."""
+        """What the teacher says of all examples, in order, as `read`: to put it on a device, if it
+        fits there.
+        """
         self._written(augmentation)
         parts = [self._files.records(augmentation, i) for i in range(self._files.shards)]
         return cache_forms.decode(self.form, np.concatenate(parts))
@@ -119,12 +132,18 @@ class Cache:
         augmentation = whole("augmentation={}", augmentation, 0, 2**63 - 1)
         if augmentation in self._whole:
             return
-        found, due = self._files.found(), self._files.shards
+        found = self._files.found()
+        due = self._files.shards
         if len(found.get(augmentation, ())) != due:
-            begun = [f"{a} ({len(shards)} of {due} shards)" for a, shards in found.items() if 0 < len(shards) < due]
+            begun = [
+                f"{a} ({len(shards)} of {due} shards)"
+                for a, shards in found.items()
+                if 0 < len(shards) < due
+            ]
             raise ValueError(
-                f"{self.folder}: augmentation {augmentation!r} is not written in full. Those that are: "
-                f"{list(self.augmentations)}; begun: {', '.join(begun) or 'none'}. write_cache goes on where it ended"
+                f"{self.folder}: augmentation {augmentation!r} is not written in full. Those that "
+                f"are: {list(self.augmentations)}; begun: {', '.join(begun) or 'none'}. "
+                "write_cache goes on where it ended"
             )
         self._whole.add(augmentation)
 
@@ -133,8 +152,12 @@ def _indices(indices: Any, count: int) -> np.ndarray:
     """Integers in 0 … count − 1."""
     at = np.asarray(indices)
     if at.dtype.kind not in "iu":
-        raise ValueError(f"indices: dtype {at.dtype}, shape {at.shape}; give integers from 0 to {count - 1}")
+        raise ValueError(
+            f"indices: dtype {at.dtype}, shape {at.shape}; give integers from 0 to {count - 1}"
+        )
     wrong = at[(at < 0) | (at >= count)]
     if wrong.size:
-        raise ValueError(f"indices: {wrong.flat[0]} is out of range; the cache holds examples 0 to {count - 1}")
+        raise ValueError(
+            f"indices: {wrong.flat[0]} is out of range; the cache holds examples 0 to {count - 1}"
+        )
     return at.astype(np.int64)

@@ -1,10 +1,14 @@
-"""The files of a cache: a manifest that says what it is, and shards of records, each whole and checked or not there.
+"""The files of a cache: a manifest that says what it is, and shards of records, each whole and
+checked or not there.
 
     folder/manifest.json                          `Manifest`, as JSON
-    folder/augmentation-A/shard-000000, …         records of `shard` examples (the last: what is left), then 88 bytes:
-        b"jpcache1", sha256 of manifest.json, A and the shard's number in 8 bytes each, sha256 of all before
+    folder/augmentation-A/shard-000000, …         records of `shard` examples (the last: what is
+                                                  left), then 88 bytes:
+        b"jpcache1", sha256 of manifest.json, A and the shard's number in 8 bytes each, sha256 of
+        all before
 
-So a shard that was moved, or that belongs to another cache, is told from its own. Numbers are little-endian.
+So a shard that was moved, or that belongs to another cache, is told from its own. Numbers are
+little-endian.
 """
 
 import contextlib
@@ -25,8 +29,10 @@ from jaxprune.storage import atomic
 from jaxprune.storage.format.manifest import opened
 from jaxprune.storage.format.words import FormatError
 
-FORMAT, VERSION = "jaxprune.distill.teachers.cache", 1
-MANIFEST, MOST_MANIFEST = "manifest.json", 1 << 16
+FORMAT = "jaxprune.distill.teachers.cache"
+VERSION = 1
+MANIFEST = "manifest.json"
+MOST_MANIFEST = 1 << 16
 HEAD = struct.Struct("<8s32sQQ")
 TAIL = HEAD.size + 32
 PIECE = 1 << 20  # bytes that are read at a time to check them
@@ -62,17 +68,22 @@ class _Head(msgspec.Struct):
 def check(said: Manifest) -> None:
     """A manifest whose numbers can be, or a ValueError."""
     if not (said.shape and min(said.shape) >= 1 and said.shape[-1] < 2**31):
-        raise ValueError(f"logits of shape {said.shape[:8]}: there is at least one class, and no empty axis")
+        raise ValueError(
+            f"logits of shape {said.shape[:8]}: there is at least one class, and no empty axis"
+        )
     forms.check(said.form, said.shape)
     size = forms.record_bytes(said.form, said.shape)
     if size > forms.MOST:
         raise ValueError(f"{size} bytes an example: a cache holds up to {forms.MOST}")
     if not 1 <= said.shard <= said.count or said.count * size >= 2**63:
-        raise ValueError(f"{said.count} examples of {size} bytes, {said.shard} a file: that cannot be")
+        raise ValueError(
+            f"{said.count} examples of {size} bytes, {said.shard} a file: that cannot be"
+        )
     for text in (said.teacher, said.examples):
         if not (isinstance(text, str) and 1 <= len(text) <= 200):
             raise ValueError(
-                f"a fingerprint is a text of 1 to 200 characters, as jp.distill.fingerprint gives: {text!r:.80}"
+                f"a fingerprint is a text of 1 to 200 characters, as jp.distill.fingerprint gives: "
+                f"{text!r:.80}"
             )
 
 
@@ -117,7 +128,9 @@ def _decoded(raw: bytes) -> Manifest:
     if head is None or head.format != FORMAT:
         raise ValueError("this is not the manifest of a cache, or it is damaged")
     if head.version != VERSION:
-        raise ValueError(f"the cache has version {head.version}; this library reads {VERSION}: write it again")
+        raise ValueError(
+            f"the cache has version {head.version}; this library reads {VERSION}: write it again"
+        )
     said = msgspec.json.decode(raw, type=Manifest)
     check(said)
     if encoded(said) != raw:
@@ -134,7 +147,8 @@ class Files:
     """
 
     def __init__(self, folder: Any, manifest: Manifest):
-        self.folder, self.manifest = os.fspath(folder), manifest
+        self.folder = os.fspath(folder)
+        self.manifest = manifest
         self.dtype = forms.record(manifest.form, manifest.shape)
         self.shards = -(-manifest.count // manifest.shard)
         self._digest = hashlib.sha256(encoded(manifest)).digest()
@@ -154,7 +168,11 @@ class Files:
 
     def found(self) -> dict[int, set[int]]:
         """The shards that are there, by augmentation."""
-        named = [(int(m[1]), name) for name in _names(self.folder) if (m := _AUGMENTATION.fullmatch(name))]
+        named = [
+            (int(m[1]), name)
+            for name in _names(self.folder)
+            if (m := _AUGMENTATION.fullmatch(name))
+        ]
         return {a: self._found(os.path.join(self.folder, name)) for a, name in sorted(named)}
 
     def _found(self, folder: str) -> set[int]:
@@ -167,12 +185,17 @@ class Files:
         Raises:
           FormatError: it is missing, cut, damaged, or belongs elsewhere.
         """
-        at, maps = (augmentation, shard), self._maps
+        at = (augmentation, shard)
+        maps = self._maps
         found = maps.get(at)
         if found is None:
             found = self._mapped(*at)
-            # A map holds a file descriptor: only one augmentation's stay. Threads may disagree which.
-            self._maps = {**{key: x for key, x in maps.items() if key[0] == augmentation}, at: found}
+            # A map holds a file descriptor: only one augmentation's stay. Threads may disagree
+            # which.
+            self._maps = {
+                **{key: x for key, x in maps.items() if key[0] == augmentation},
+                at: found,
+            }
         return found
 
     def _mapped(self, augmentation: int, shard: int) -> np.ndarray:
@@ -192,13 +215,19 @@ class Files:
             return
         again = "delete it, and write_cache writes it again"
         if status.st_size != size + TAIL:
-            raise FormatError(f"{status.st_size} bytes, where this cache has {size + TAIL}: cut or foreign; {again}")
+            raise FormatError(
+                f"{status.st_size} bytes, where this cache has {size + TAIL}: cut or foreign; "
+                f"{again}"
+            )
         sha = hashlib.sha256()
         for left in range(size, 0, -PIECE):
             sha.update(file.read(min(left, PIECE)))
-        head, told = file.read(HEAD.size), file.read()
+        head = file.read(HEAD.size)
+        told = file.read()
         if head != self._head(augmentation, shard):
-            raise FormatError(f"it belongs to another cache, augmentation or place, or is damaged; {again}")
+            raise FormatError(
+                f"it belongs to another cache, augmentation or place, or is damaged; {again}"
+            )
         sha.update(head)
         if sha.digest() != told:
             raise FormatError(f"the checksum is wrong: the bytes are damaged; {again}")
@@ -220,7 +249,9 @@ class Files:
                     sha.update(piece)
                 file.write(sha.digest())
                 if read_manifest(self.folder) != self.manifest:
-                    raise ValueError(f"{self.folder}: another writer has put another cache here meanwhile")
+                    raise ValueError(
+                        f"{self.folder}: another writer has put another cache here meanwhile"
+                    )
         except FileNotFoundError as e:
             if e.filename2 is None or not os.path.exists(path):
                 raise

@@ -1,11 +1,14 @@
 """What a cache keeps of a teacher's logits: one record an example.
 
     float16, float32    logits (*shape)                                       2 or 4 bytes a class
-    Top(k, T)           log_probs (*positions, k) float32, indices (*positions, k) of the smallest unsigned integer that
-                        counts the classes, log_tail (*positions) float32     of softmax(z / T); shape = (*positions, C)
+    Top(k, T)           log_probs (*positions, k) float32, indices (*positions, k) of the smallest
+                        unsigned integer that
+                        counts the classes, log_tail (*positions) float32     of softmax(z / T);
+                        shape = (*positions, C)
 
-Records are packed and little-endian. A logit of −inf stays what it is, a class that cannot be; NaN, +inf and a number
-that float16 has no room for are errors: none of them would teach what the teacher says.
+Records are packed and little-endian. A logit of −inf stays what it is, a class that cannot be; NaN,
++inf and a number that float16 has no room for are errors: none of them would teach what the teacher
+says.
 """
 
 import math
@@ -23,12 +26,13 @@ MOST = 2**31 - 1  # bytes of a record: what a NumPy dtype can have
 
 
 class Top(NamedTuple):
-    """The form of a cache that keeps the k most probable classes and one tail: `losses.top_k_teacher`, on disk.
+    """The form of a cache that keeps the k most probable classes and one tail:
+    `losses.top_k_teacher`, on disk.
 
     Attributes:
       k: how many classes.
-      temperature: of the loss that will read it, `partial(losses.top_k, temperature=form.temperature)`; the tail of one
-        temperature does not give that of another.
+      temperature: of the loss that will read it, `partial(losses.top_k,
+        temperature=form.temperature)`; the tail of one temperature does not give that of another.
 
     Example:
       >>> import jaxprune as jp
@@ -49,7 +53,9 @@ def check(form: Any, shape: tuple[int, ...]) -> None:
         arguments.whole("form=Top(k={})", form.k, 1, shape[-1])
         inputs.positive("temperature", form.temperature)
     elif form not in ("float16", "float32"):
-        raise ValueError(f"form={form!r}: choose 'float16', 'float32' or jp.distill.Top(k, temperature)")
+        raise ValueError(
+            f"form={form!r}: choose 'float16', 'float32' or jp.distill.Top(k, temperature)"
+        )
 
 
 def record(form: Form, shape: tuple[int, ...]) -> np.dtype:
@@ -58,13 +64,18 @@ def record(form: Form, shape: tuple[int, ...]) -> np.dtype:
         return np.dtype([("logits", np.dtype(form).newbyteorder("<"), shape)])
     head = (*shape[:-1], form.k)
     return np.dtype(
-        [("log_probs", "<f4", head), ("indices", _smallest(shape[-1]), head), ("log_tail", "<f4", shape[:-1])]
+        [
+            ("log_probs", "<f4", head),
+            ("indices", _smallest(shape[-1]), head),
+            ("log_tail", "<f4", shape[:-1]),
+        ]
     )
 
 
 def record_bytes(form: Form, shape: tuple[int, ...]) -> int:
     """Its size, as an integer that does not overflow, before any dtype is made."""
-    positions, classes = math.prod(shape[:-1]), shape[-1]
+    positions = math.prod(shape[:-1])
+    classes = shape[-1]
     if isinstance(form, Top):
         return positions * (form.k * (4 + np.dtype(_smallest(classes)).itemsize) + 4)
     return positions * classes * np.dtype(form).itemsize
@@ -113,7 +124,10 @@ def _unkept(form: Form, logits: Any, i: int, first: int) -> ValueError:
         said = f"{wrong[0]}: a teacher's logits are numbers, or -inf for a class that cannot be"
     else:
         largest = row[np.isfinite(row)][np.argmax(np.abs(row[np.isfinite(row)]))]
-        said = f"{largest:.6g}, for which {form} has no room: use form='float32', or -inf for a class that cannot be"
+        said = (
+            f"{largest:.6g}, for which {form} has no room: use form='float32', or -inf for a "
+            f"class that cannot be"
+        )
     return ValueError(f"example {first + i}: the logits hold {said}")
 
 

@@ -1,11 +1,13 @@
-"""A name for what arrays hold: the same paths, dtypes, shapes and bytes give the same, wherever the arrays lie.
+"""A name for what arrays hold: the same paths, dtypes, shapes and bytes give the same, wherever the
+arrays lie.
 
     sha256 of, for each tree, the number of its leaves and, in the order of their paths,
         path, kind, dtype, shape      as JSON, after its length in 8 bytes
         the bytes                     row-major, little-endian
 
-A container is known by its keys alone, so that what `jp.load` gives back as dicts keeps its fingerprint. A compressed
-array counts as its type, its static fields and the arrays of its code: another code of equal weights is another tree.
+A container is known by its keys alone, so that what `jp.load` gives back as dicts keeps its
+fingerprint. A compressed array counts as its type, its static fields and the arrays of its code:
+another code of equal weights is another tree.
 """
 
 import dataclasses
@@ -28,15 +30,17 @@ Path = tuple[str, ...]
 
 
 def fingerprint(*trees: Any) -> str:
-    """sha256 over the sorted paths, dtypes, shapes and bytes of the leaves, as 64 hexadecimal digits.
+    """sha256 over the sorted paths, dtypes, shapes and bytes of the leaves, as 64 hexadecimal
+    digits.
 
-    Leaf by leaf: a leaf on a device is copied to the host, contiguous NumPy arrays and memory maps are not copied at
-    all. Sharding, memory layout and byte order do not matter. Functions have no bytes: what a teacher computes with its
-    params is told apart by a text, as `fingerprint(params, "resnet56, images in [0, 1]")`.
+    Leaf by leaf: a leaf on a device is copied to the host, contiguous NumPy arrays and memory maps
+    are not copied at all. Sharding, memory layout and byte order do not matter. Functions have no
+    bytes: what a teacher computes with its params is told apart by a text, as `fingerprint(params,
+    "resnet56, images in [0, 1]")`.
 
     Args:
-      trees: pytrees of arrays of numbers, PRNG keys, compressed arrays, Python numbers and strings. A trailing NNX
-        `value` does not lengthen a path.
+      trees: pytrees of arrays of numbers, PRNG keys, compressed arrays, Python numbers and strings.
+        A trailing NNX `value` does not lengthen a path.
 
     Returns:
       64 hexadecimal digits.
@@ -49,13 +53,17 @@ def fingerprint(*trees: Any) -> str:
       >>> jp.distill.fingerprint({"w": jnp.ones((2, 3))})[:16]
       'd4d5f3acc4bf01c8'
     """
-    sha, leaves = hashlib.sha256(b"jaxprune fingerprint 1"), 0
+    sha = hashlib.sha256(b"jaxprune fingerprint 1")
+    leaves = 0
     for tree in trees:
         named = sorted(_leaves(zero_hidden(tree, host=True), ()), key=lambda leaf: leaf[0])
         paths = [path for path, _ in named]
         twice = next((a for a, b in itertools.pairwise(paths) if a == b), None)
         if twice is not None:
-            raise ValueError(f"fingerprint: two leaves have the path {'/'.join(twice)!r}; give their keys other names")
+            raise ValueError(
+                f"fingerprint: two leaves have the path {'/'.join(twice)!r}; give their keys other "
+                f"names"
+            )
         _say(sha, len(named))
         for path, x in named:
             _add(sha, path, x)
@@ -94,7 +102,9 @@ def _plain(x: Any) -> Any:
     try:
         return jnp.dtype(x).name
     except TypeError:
-        raise ValueError(f"fingerprint: a static field of a code holds {x!r}, which has no bytes") from None
+        raise ValueError(
+            f"fingerprint: a static field of a code holds {x!r}, which has no bytes"
+        ) from None
 
 
 def _say(sha: Any, *words: Any) -> None:
@@ -109,11 +119,13 @@ def _add(sha: Any, path: Path, x: Any) -> None:
         return
     kind = "array"
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        kind, x = str(jax.random.key_impl(x)), jax.random.key_data(x)
+        kind = str(jax.random.key_impl(x))
+        x = jax.random.key_data(x)
     numbers = hasattr(x, "shape") and hasattr(x, "dtype") and _is_number(x.dtype)
     if not numbers:
         raise ValueError(
-            f"fingerprint: {'/'.join(path) or 'the tree'} is a {type(x).__name__} {getattr(x, 'dtype', '')}: it has no "
+            f"fingerprint: {'/'.join(path) or 'the tree'} is a {type(x).__name__} "
+            f"{getattr(x, 'dtype', '')}: it has no "
             "bytes that name it; leave it out, or give a text that does"
         )
     x = np.asarray(x)

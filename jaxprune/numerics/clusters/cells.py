@@ -4,12 +4,13 @@ Put x into m bins that are equal in
 
     u(x) = sign(x) lg(1 + |x|/s),    s = (mean |x|^¼)⁴
 
-with lg and the root read off the bits of a float, linear between powers of two. u is linear for the bulk of the weights
-and logarithmic for outliers, so that one weight of 10⁴ among 10⁻² does not put all others into one bin. A bin keeps its
-mass H = Σ h and Σ h (x − centre), hence the exact mean v of its members: it is a point v of mass H, called a cell.
+with lg and the root read off the bits of a float, linear between powers of two. u is linear for the
+bulk of the weights and logarithmic for outliers, so that one weight of 10⁴ among 10⁻² does not put
+all others into one bin. A bin keeps its mass H = Σ h and Σ h (x − centre), hence the exact mean v
+of its members: it is a point v of mass H, called a cell.
 
-All of a histogram is in units of s, a power of two: float32 then holds sums and squares of the largest and the smallest
-weights alike.
+All of a histogram is in units of s, a power of two: float32 then holds sums and squares of the
+largest and the smallest weights alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,15 +33,25 @@ def xp_of(x: Any) -> Any:
 
 
 def _as_bits(x: Any) -> Any:
-    return lax.bitcast_convert_type(x, jnp.int32) if isinstance(x, jax.Array) else np.asarray(x).view(np.int32)
+    return (
+        lax.bitcast_convert_type(x, jnp.int32)
+        if isinstance(x, jax.Array)
+        else np.asarray(x).view(np.int32)
+    )
 
 
 def _as_float(bits: Any) -> Any:
-    return lax.bitcast_convert_type(bits, jnp.float32) if isinstance(bits, jax.Array) else bits.view(np.float32)
+    return (
+        lax.bitcast_convert_type(bits, jnp.float32)
+        if isinstance(bits, jax.Array)
+        else bits.view(np.float32)
+    )
 
 
 def sums(index: Any, values: Any, size: int, start: Any = None) -> Any:
-    """`start` (else 0) + Σ of `values` by `index`. A sharded scatter stays on its devices; only the sums travel."""
+    """`start` (else 0) + Σ of `values` by `index`. A sharded scatter stays on its devices; only the
+    sums travel.
+    """
     if not isinstance(index, jax.Array):
         return np.bincount(index.reshape(-1), values.reshape(-1), size)
     out = None if spec_of(index) is None else sharding_on(index)
@@ -69,13 +80,16 @@ class Data(NamedTuple):
 def clean(x: Any, h: Any = None) -> tuple[Any, Any]:
     """float32, and h = 0, x = 0 where there is no weight."""
     xp = xp_of(x)
-    x, h = x.astype(np.float32), xp.ones((), np.float32) if h is None else h.astype(np.float32)
+    x = x.astype(np.float32)
+    h = xp.ones((), np.float32) if h is None else h.astype(np.float32)
     there = xp.isfinite(x) & (h > 0)
     return xp.where(there, x, 0.0), xp.where(there, h, 0.0)
 
 
 class Scale(NamedTuple):
-    """low, high: the range of x; s: the size of most of x; start, length: the range of u; zeros: Σ h where x is 0."""
+    """low, high: the range of x; s: the size of most of x; start, length: the range of u; zeros: Σ
+    h where x is 0.
+    """
 
     low: Any
     high: Any
@@ -116,7 +130,9 @@ def scale_of(data: Data) -> Scale:
 
     def widen(carry: Any, x: Any, h: Any) -> Any:
         xp = xp_of(x)
-        there = xp.ones_like(x, bool) if bare else h > 0  # the compiler sees through the ones; a NaN counts as 0
+        there = (
+            xp.ones_like(x, bool) if bare else h > 0
+        )  # the compiler sees through the ones; a NaN counts as 0
         low, high, root, n, zeros = carry
         low = xp.minimum(low, xp.min(xp.where(there, x, np.inf), initial=np.inf))
         high = xp.maximum(high, xp.max(xp.where(there, x, -np.inf), initial=-np.inf))
@@ -130,7 +146,9 @@ def scale_of(data: Data) -> Scale:
     low, high, root, n, zeros = data.fold(widen, first)
     size = xp.maximum(xp.abs(low), xp.abs(high))
     _, most = xp.frexp(xp.where(xp.isfinite(size), size, 1.0))
-    exponent = xp.floor(4 * xp.log2(xp.maximum(root / xp.maximum(n, 1.0), np.float32(1e-20)))).astype(np.int32)
+    exponent = xp.floor(
+        4 * xp.log2(xp.maximum(root / xp.maximum(n, 1.0), np.float32(1e-20)))
+    ).astype(np.int32)
     # Squares of what is 2^56 times s still fit into float32.
     exponent = xp.clip(exponent, xp.maximum(most - 56, -125), xp.minimum(most, 126))
     s = xp.ldexp(zero + np.float32(1), xp.where(root > 0, exponent, 0))
@@ -144,7 +162,9 @@ def bins_for(xs: Sequence[Any]) -> int:
 
 
 class Cells(NamedTuple):
-    """Points `mean` of mass `mass`, ascending, in units of a scale's s; `index`: the cell in which any x lies."""
+    """Points `mean` of mass `mass`, ascending, in units of a scale's s; `index`: the cell in which
+    any x lies.
+    """
 
     mass: Any
     mean: Any
@@ -160,11 +180,13 @@ def cells_of(data: Data, scale: Scale, m: int) -> Cells:
         i = scale.index(x, m)
         off = h * (in_units(x, scale.s) - centre(i.astype(np.float32) + 0.5))
         pair = lax.complex(h, off)  # one scatter of pairs costs less than two
-        # Of more weights each part goes into fresh counters: in a float32 that has reached 2^24, adding 1 is lost.
+        # Of more weights each part goes into fresh counters: in a float32 that has reached 2^24,
+        # adding 1 is lost.
         return sums(i, pair, m, total) if few else total + sums(i, pair, m)
 
     pairs = data.fold(tally, jnp.zeros(m, np.complex64))
-    mass, off = pairs.real, pairs.imag
+    mass = pairs.real
+    off = pairs.imag
     offset = jnp.where(mass > 0, off / jnp.where(mass > 0, mass, 1.0), 0.0)
     mean = centre(jnp.arange(m, dtype=np.float32) + 0.5) + offset
     return Cells(mass, mean, lambda v: scale.index(v * scale.s, m))

@@ -1,8 +1,10 @@
-"""Weights as points on a line, sorted: the exact counterpart of the histogram in `cells`, of small arrays.
+"""Weights as points on a line, sorted: the exact counterpart of the histogram in `cells`, of small
+arrays.
 
-Equal weights are one point of their joint mass. More than MOST distinct weights on the host are put together, runs of
-neighbours with equal shares of  Σ (h gap²)^(1/3)  each: Panter and Dite (1951) put the levels of the best quantiser so,
-whatever k is, and a cluster of k gets some MOST / k points of about equal size.
+Equal weights are one point of their joint mass. More than MOST distinct weights on the host are put
+together, runs of neighbours with equal shares of  Σ (h gap²)^(1/3)  each: Panter and Dite (1951)
+put the levels of the best quantiser so, whatever k is, and a cluster of k gets some MOST / k points
+of about equal size.
 """
 
 from typing import Any
@@ -18,7 +20,8 @@ BLOCK = 256  # `windows.cumsum` takes a multiple
 
 def points_on_host(x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(distinct values, their masses) of flat arrays, float64, without what has no mass."""
-    x, h = x[h > 0].astype(np.float64), h[h > 0]
+    x = x[h > 0].astype(np.float64)
+    h = h[h > 0]
     if h.size and h.min() == h.max():
         values, counts = np.unique(x, return_counts=True)
         return values, counts * float(h[0])
@@ -29,7 +32,8 @@ def points_on_host(x: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def points_compiled(x: Any, h: Any) -> tuple[Any, Any]:
     """The same under trace, padded to x's length: points of mass 0 follow, at the largest value."""
     order = jnp.argsort(jnp.where(h > 0, x, jnp.inf))
-    x, h = x[order], h[order]
+    x = x[order]
+    h = h[order]
     x = jnp.where(h > 0, x, jnp.max(jnp.where(h > 0, x, -jnp.inf)))
     new = jnp.concatenate([jnp.zeros(1, bool), x[1:] > x[:-1]])
     number = jnp.cumsum(new).astype(jnp.int32)
@@ -55,7 +59,9 @@ def merged(values: np.ndarray, mass: np.ndarray, most: int = MOST) -> tuple[np.n
     cell += (values == 0).astype(np.int64) + 2 * (values > 0)
     _, first = np.unique(cell, return_index=True)
     total = np.add.reduceat(mass, first)
-    offset = np.add.reduceat(mass * (values - np.repeat(values[first], np.diff(np.append(first, values.size)))), first)
+    offset = np.add.reduceat(
+        mass * (values - np.repeat(values[first], np.diff(np.append(first, values.size)))), first
+    )
     return values[first] + offset / total, total
 
 

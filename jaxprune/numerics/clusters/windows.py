@@ -1,17 +1,21 @@
-"""A dynamic programme in windows: from good borders of clusters to borders that are as good as the best.
+"""A dynamic programme in windows: from good borders of clusters to borders that are as good as the
+best.
 
-One-dimensional k-means is a choice of k − 1 borders in a sorted row of points. The full dynamic programme tries every
-point for every border, O(k m²). Here each border j may move to P places between its neighbours,
+One-dimensional k-means is a choice of k − 1 borders in a sorted row of points. The full dynamic
+programme tries every point for every border, O(k m²). Here each border j may move to P places
+between its neighbours,
 
     D_j(q) = min over p in window j of  D_{j−1}(p) + SSE(p, q),      q in window j + 1,
 
-so that one pass, O(k P²), finds the best of all P^(k−1) joint moves. Windows reach as far as the two neighbours: a
-cluster that is split at one end of the row and two that are merged at the other are one move. Three kinds of windows
-take turns (sixteenths of the clusters beside a border; powers of two of points; the nearest points), until none helps.
-Against the exact programme less than 0.3% was lost in every sample tried (see tests/numerics/test_kmeans.py).
+so that one pass, O(k P²), finds the best of all P^(k−1) joint moves. Windows reach as far as the
+two neighbours: a cluster that is split at one end of the row and two that are merged at the other
+are one move. Three kinds of windows take turns (sixteenths of the clusters beside a border; powers
+of two of points; the nearest points), until none helps. Against the exact programme less than 0.3%
+was lost in every sample tried (see tests/numerics/test_kmeans.py).
 
-SSE(p, q) = Q − S²/H with H = Σ h, S = Σ h (v − c), Q = Σ h (v − c)². All sums are about the mean c of a cluster nearby:
-float32 holds them, where sums about 0 would lose the difference. The same text runs on jax and on numpy arrays.
+SSE(p, q) = Q − S²/H with H = Σ h, S = Σ h (v − c), Q = Σ h (v − c)². All sums are about the mean c
+of a cluster nearby: float32 holds them, where sums about 0 would lose the difference. The same text
+runs on jax and on numpy arrays.
 """
 
 from collections.abc import Callable
@@ -26,7 +30,9 @@ from .cells import sums, xp_of
 
 REACH = 24
 STEPS = np.arange(-REACH, REACH + 1, dtype=np.int32)
-POWERS = np.where(STEPS == 0, 0, np.sign(STEPS) * 2 ** np.maximum(np.abs(STEPS) - 1, 0)).astype(np.int32)
+POWERS = np.where(STEPS == 0, 0, np.sign(STEPS) * 2 ** np.maximum(np.abs(STEPS) - 1, 0)).astype(
+    np.int32
+)
 KINDS = 3  # of windows
 FEW = 512  # points for which the host runs the full dynamic programme
 
@@ -45,7 +51,9 @@ class Sums(NamedTuple):
 
 
 def cumsum(x: Any) -> Any:
-    """Along the last axis, of a multiple of 256 entries, on two levels: jnp.cumsum takes twice the time."""
+    """Along the last axis, of a multiple of 256 entries, on two levels: jnp.cumsum takes twice the
+    time.
+    """
     xp = xp_of(x)
     inner = xp.cumsum(x.reshape(*x.shape[:-1], -1, 256), -1)
     ends = inner[..., -1]
@@ -82,7 +90,8 @@ def refine(mass: Any, v: Any, borders: Any, zero: Any) -> Any:
       borders: `Int32[k + 1]` to start from.
       zero: the point whose cluster has its level at exactly 0, or −1 if there is none.
     """
-    xp, k = xp_of(mass), borders.size - 1
+    xp = xp_of(mass)
+    k = borders.size - 1
     limit = KINDS * (REACH + k)  # a pass moves every border by a cluster at most
 
     def condition(carry: Any) -> Any:
@@ -100,17 +109,23 @@ def refine(mass: Any, v: Any, borders: Any, zero: Any) -> Any:
 
 
 def exact(mass: np.ndarray, v: np.ndarray, k: int, zero: int) -> np.ndarray:
-    """The best borders of few points, in float64: D_j(q) = min over all p of D_{j−1}(p) + SSE(p, q), O(k m²)."""
-    m, points = mass.size, np.count_nonzero(mass)
-    mass, v = mass[:points], v[:points]
+    """The best borders of few points, in float64: D_j(q) = min over all p of D_{j−1}(p) + SSE(p,
+    q), O(k m²).
+    """
+    m = mass.size
+    points = np.count_nonzero(mass)
+    mass = mass[:points]
+    v = v[:points]
     v = v - np.average(v, weights=mass) if zero < 0 else v
     prefix = np.pad(np.cumsum(np.stack([mass, mass * v, mass * v * v]), 1), ((0, 0), (1, 0)))
     run = Sums(*(prefix[:, None] - prefix[:, :, None]))
-    start, end = np.arange(points + 1)[:, None], np.arange(points + 1)
+    start = np.arange(points + 1)[:, None]
+    end = np.arange(points + 1)
     error = run.second - run.first**2 / np.where(run.mass > 0, run.mass, 1.0)
     error = np.where((start <= zero) & (zero < end), run.second, error)
     error = np.where(end > start, np.maximum(error, 0.0), np.where(end == start, 0.0, np.inf))
-    best, choices = error[0], []
+    best = error[0]
+    choices = []
     for _ in range(k - 1):
         total = best[:, None] + error
         choices.append(total.argmin(0))
@@ -122,9 +137,15 @@ def exact(mass: np.ndarray, v: np.ndarray, k: int, zero: int) -> np.ndarray:
 
 
 def centres(mass: Any, v: Any, borders: Any) -> tuple[Any, Any]:
-    """(cluster of each point, mean of each cluster), the means summed about a point of the cluster."""
-    xp, k, m = xp_of(mass), borders.size - 1, mass.size
-    cluster = xp.searchsorted(borders[1:-1], xp.arange(m, dtype=np.int32), side="right").astype(np.int32)
+    """(cluster of each point, mean of each cluster), the means summed about a point of the
+    cluster.
+    """
+    xp = xp_of(mass)
+    k = borders.size - 1
+    m = mass.size
+    cluster = xp.searchsorted(borders[1:-1], xp.arange(m, dtype=np.int32), side="right").astype(
+        np.int32
+    )
     near = v[xp.clip((borders[:-1] + borders[1:]) // 2, 0, m - 1)]
     weight = sums(cluster, mass, k)
     offset = sums(cluster, mass * (v - near[cluster]), k)
@@ -133,15 +154,18 @@ def centres(mass: Any, v: Any, borders: Any) -> tuple[Any, Any]:
 
 def _pass(mass: Any, v: Any, b: Any, zero: Any, kind: Any) -> Any:
     """The best borders in the windows of a kind; b if they are no better."""
-    xp, m = xp_of(mass), mass.size
+    xp = xp_of(mass)
+    m = mass.size
     cluster, c = centres(mass, v, b)
     gap = v - c[cluster]
     prefix = xp.pad(cumsum(xp.stack([mass, mass * gap, mass * gap * gap])), ((0, 0), (1, 0)))
     places = _places(b, m, kind)
 
-    # What lies between each border and each of its places, about the mean of the cluster that the place is in.
+    # What lies between each border and each of its places, about the mean of the cluster that the
+    # place is in.
     moved = Sums(*(prefix[:, places] - prefix[:, b][..., None]))
-    left, right = xp.concatenate([c[:1], c]), xp.concatenate([c, c[-1:]])
+    left = xp.concatenate([c[:1], c])
+    right = xp.concatenate([c, c[-1:]])
     about = xp.where(places < b[:, None], left[:, None], right[:, None])
     # The same about the mean of the cluster whose lower, and whose upper, border it is.
     lower = Sums(*(part[:-1] for part in moved)).about(about[:-1] - c[:, None])
@@ -152,10 +176,13 @@ def _pass(mass: Any, v: Any, b: Any, zero: Any, kind: Any) -> Any:
         """D_{j+1} from D_j, and the lower border that each upper border takes."""
         here, lower, upper, centre, starts, ends = row
         run = Sums(*(h - low[:, None] + up[None] for h, low, up in zip(here, lower, upper)))
-        starts, ends = starts[:, None], ends[None]
+        starts = starts[:, None]
+        ends = ends[None]
         error = run.second - run.first**2 / xp.where(run.mass > 0, run.mass, 1.0)
         error = xp.where((starts <= zero) & (zero < ends), run.about(centre).second, error)
-        error = xp.where(ends > starts, xp.maximum(error, 0.0), xp.where(ends == starts, 0.0, np.inf))
+        error = xp.where(
+            ends > starts, xp.maximum(error, 0.0), xp.where(ends == starts, 0.0, np.inf)
+        )
         total = best[:, None] + error
         choice = xp.argmin(total, 0)
         return total[choice, STEPS + REACH], choice

@@ -1,6 +1,8 @@
-"""What a checkpoint of any format may say: bounds on names, ranks, sizes and numbers of arrays, and short refusals.
+"""What a checkpoint of any format may say: bounds on names, ranks, sizes and numbers of arrays, and
+short refusals.
 
-They are checked before anything is split, multiplied, recursed into or allocated. Real checkpoints are far below them.
+They are checked before anything is split, multiplied, recursed into or allocated. Real checkpoints
+are far below them.
 """
 
 import itertools
@@ -17,12 +19,15 @@ from jaxprune.storage.format.words import CODE_OF, MAX_DEPTH, MAX_RANK, MAX_SIZE
 MAX_NAME = 1 << 15  # bytes of a whole name in UTF-8: what .npz and Orbax can hold, both
 MAX_ARRAYS = 1 << 18  # of one checkpoint: a manifest of ours has room for about as many
 MAX_KEYS = 1 << 22  # of all arrays together
-MAX_JSON = 100_000_000  # bytes of a safetensors header, the limit of the reference implementation, and of an index
+# bytes of a safetensors header, the limit of the reference implementation, and of an index
+MAX_JSON = 100_000_000
 MAX_TOKENS = 1 << 22  # commas and brackets of such JSON
 
 
 class UnsupportedArray(FormatError):
-    """A sound array that JAX has nothing like: Python objects, text, dates. The others beside it can be read."""
+    """A sound array that JAX has nothing like: Python objects, text, dates. The others beside it
+    can be read.
+    """
 
 
 def quoted(x: Any, width: int = 80) -> str:
@@ -43,7 +48,9 @@ def quoted(x: Any, width: int = 80) -> str:
 
 
 def _item(x: Any) -> str:
-    """An element of a list, of which lists are not looked into: they may nest as deep as the interpreter can read."""
+    """An element of a list, of which lists are not looked into: they may nest as deep as the
+    interpreter can read.
+    """
     return _size(x) if isinstance(x, list | tuple | dict) else quoted(x, 20)
 
 
@@ -59,7 +66,9 @@ def shortened(text: str, width: int) -> str:
 
 
 def why_bad_name(name: str) -> str:
-    """Why no checkpoint may have a name; "" of a good one. Nothing is split or copied many times."""
+    """Why no checkpoint may have a name; "" of a good one. Nothing is split or copied many
+    times.
+    """
     if len(name) > MAX_NAME or len(name.encode("utf-8", "surrogatepass")) > MAX_NAME:
         return f"it is longer than {MAX_NAME} bytes"
     if any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -77,7 +86,9 @@ def check_names(names: Iterable[str]) -> None:
             raise FormatError(f"the name {quoted(name)} is not read: {reason}")
         keys += name.count("/") + 1
         if number >= MAX_ARRAYS or keys > MAX_KEYS:
-            raise FormatError(f"it has more than {MAX_ARRAYS} arrays, or more than {MAX_KEYS} keys in their names")
+            raise FormatError(
+                f"it has more than {MAX_ARRAYS} arrays, or more than {MAX_KEYS} keys in their names"
+            )
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
@@ -86,15 +97,21 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
         raise FormatError(f"{quoted(name)} has {len(shape)} axes; at most {MAX_RANK} are read")
     sound = all(type(n) is int and 0 <= n <= MAX_SIZE for n in shape)
     if not sound or math.prod(max(1, n) for n in shape) > MAX_SIZE:
-        raise FormatError(f"{quoted(name)} says that its shape is {shortened(str(list(shape)), 80)}")
+        raise FormatError(
+            f"{quoted(name)} says that its shape is {shortened(str(list(shape)), 80)}"
+        )
     return tuple(shape)
 
 
 def check_dtype(name: str, dtype: np.dtype) -> np.dtype:
     """The dtype in the machine's order of bytes, if JAX has it."""
     if dtype.name not in CODE_OF:
-        what = {"O": "Python objects (a pickle; never read)", "U": "text", "S": "bytes"}.get(dtype.kind, str(dtype))
-        raise UnsupportedArray(f"{quoted(name)} holds {what[:40]}, which is no dtype of JAX's arrays: convert it first")
+        what = {"O": "Python objects (a pickle; never read)", "U": "text", "S": "bytes"}.get(
+            dtype.kind, str(dtype)
+        )
+        raise UnsupportedArray(
+            f"{quoted(name)} holds {what[:40]}, which is no dtype of JAX's arrays: convert it first"
+        )
     return dtype.newbyteorder("=")
 
 

@@ -1,4 +1,5 @@
-"""Files of other tools that are not read: what they are, by their first bytes, and how to get their arrays out.
+"""Files of other tools that are not read: what they are, by their first bytes, and how to get their
+arrays out.
 
 Nothing here opens a pickle, or needs the tool.
 """
@@ -8,7 +9,9 @@ from typing import NamedTuple
 
 SAVE = 'safetensors.numpy.save_file({name: array}, "model.safetensors")'
 TORCH = 'safetensors.torch.save_file(torch.load(FILE, weights_only=True), "model.safetensors")'
-KERAS = 'numpy.savez("model.npz", **{w.path: w.numpy() for w in keras.models.load_model(FILE).weights})'
+KERAS = (
+    'numpy.savez("model.npz", **{w.path: w.numpy() for w in keras.models.load_model(FILE).weights})'
+)
 HDF5 = "read its datasets with h5py, or its model with Keras, and save them with numpy.savez"
 TENSORFLOW = "read its variables with tf.train.load_checkpoint(FILE) and save them with numpy.savez"
 
@@ -25,36 +28,72 @@ class Kind(NamedTuple):
 
 PICKLE = Kind(
     "a pickle, as PyTorch's .pt, .pth and .bin or pickle.dump make it",
-    f"a pickle can run any code. Where you trust it, load it with its own tool and use {TORCH} or {SAVE}",
+    f"a pickle can run any code. Where you trust it, load it with its own tool and use {TORCH} or "
+    f"{SAVE}",
 )
 TORCH_FILE = Kind("a PyTorch checkpoint", f"in PyTorch, {TORCH}")
-SAVED_MODEL = Kind("a TensorFlow SavedModel", "load it and save its variables with numpy.savez, by name")
-TF_CHECKPOINT = Kind("a TensorFlow checkpoint", TENSORFLOW)
-ONNX = Kind("an ONNX model", f"use {SAVE} with onnx.numpy_helper.to_array of each of its initializers")
-JSON = Kind(
-    "JSON", "of a model in shards, *.safetensors.index.json and the shards beside it are read; give that, or the folder"
+SAVED_MODEL = Kind(
+    "a TensorFlow SavedModel", "load it and save its variables with numpy.savez, by name"
 )
-MSGPACK = Kind("msgpack that is no map of names", "what flax.serialization.to_bytes writes of a dict is read")
+TF_CHECKPOINT = Kind("a TensorFlow checkpoint", TENSORFLOW)
+ONNX = Kind(
+    "an ONNX model", f"use {SAVE} with onnx.numpy_helper.to_array of each of its initializers"
+)
+JSON = Kind(
+    "JSON",
+    "of a model in shards, *.safetensors.index.json and the shards beside it are read; give that, "
+    "or the folder",
+)
+MSGPACK = Kind(
+    "msgpack that is no map of names", "what flax.serialization.to_bytes writes of a dict is read"
+)
 
 # First bytes, and what has them.
 MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
     (0, b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file (.h5, .hdf5, Keras weights)", HDF5)),
-    (0, b"GGUF", Kind("a GGUF file", f"use {SAVE} with gguf.dequantize of each tensor of gguf.GGUFReader(FILE)")),
-    (4, b"TFL3", Kind("a TensorFlow Lite model", "read its tensors with tf.lite.Interpreter; its source is better")),
-    (0, b"\x1f\x8b", Kind("a gzip archive", "unpack it with gunzip or tar, and give what is in it")),
-    (0, b"\x28\xb5\x2f\xfd", Kind("a zstd archive", "unpack it with zstd -d, and give what is in it")),
+    (
+        0,
+        b"GGUF",
+        Kind(
+            "a GGUF file",
+            f"use {SAVE} with gguf.dequantize of each tensor of gguf.GGUFReader(FILE)",
+        ),
+    ),
+    (
+        4,
+        b"TFL3",
+        Kind(
+            "a TensorFlow Lite model",
+            "read its tensors with tf.lite.Interpreter; its source is better",
+        ),
+    ),
+    (
+        0,
+        b"\x1f\x8b",
+        Kind("a gzip archive", "unpack it with gunzip or tar, and give what is in it"),
+    ),
+    (
+        0,
+        b"\x28\xb5\x2f\xfd",
+        Kind("a zstd archive", "unpack it with zstd -d, and give what is in it"),
+    ),
     (0, b"\xfd7zXZ\0", Kind("an xz archive", "unpack it with xz -d, and give what is in it")),
     (0, b"BZh", Kind("a bzip2 archive", "unpack it with bunzip2, and give what is in it")),
     (0, b"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", "unpack it, and give what is in it")),
     (257, b"ustar", Kind("a tar archive", "unpack it with tar, and give what is in it")),
-    (0, b"version https://git-lfs", Kind("a pointer of Git LFS, not the file itself", "fetch it with git lfs pull")),
+    (
+        0,
+        b"version https://git-lfs",
+        Kind("a pointer of Git LFS, not the file itself", "fetch it with git lfs pull"),
+    ),
     (0, b"<!DOCTYPE", Kind("a web page, not the file itself", "download the file again")),
     (0, b"<!doctype", Kind("a web page, not the file itself", "download the file again")),
     (0, b"<html", Kind("a web page, not the file itself", "download the file again")),
 )
 FIRST = 512  # bytes that tell
 
-# The last 8 bytes of the tables in which TensorFlow keeps the index of a checkpoint (those of LevelDB).
+# The last 8 bytes of the tables in which TensorFlow keeps the index of a checkpoint (those of
+# LevelDB).
 LEVELDB = bytes.fromhex("57fb808b247547db")
 
 OF_ARCHIVE: tuple[tuple[str, Kind], ...] = (
@@ -65,9 +104,15 @@ OF_ARCHIVE: tuple[tuple[str, Kind], ...] = (
 
 OF_FOLDER: tuple[tuple[tuple[str, ...], Kind], ...] = (
     (("saved_model.pb", "saved_model.pbtxt"), SAVED_MODEL),
-    ((".pt", ".pth", ".bin", ".ckpt"), Kind("a folder of PyTorch files", f"in PyTorch, for each, {TORCH}")),
+    (
+        (".pt", ".pth", ".bin", ".ckpt"),
+        Kind("a folder of PyTorch files", f"in PyTorch, for each, {TORCH}"),
+    ),
     ((".ckpt.index", ".data-00000-of-00001", ".index"), TF_CHECKPOINT),
-    ((".zarray", ".zgroup", "zarr.json"), Kind("a Zarr store", "open it with zarr and save its arrays as .npz")),
+    (
+        (".zarray", ".zgroup", "zarr.json"),
+        Kind("a Zarr store", "open it with zarr and save its arrays as .npz"),
+    ),
 )
 
 
@@ -90,7 +135,11 @@ def of_file(first: bytes, last: bytes) -> str:
         return str(PICKLE)
     if last == LEVELDB:
         return str(TF_CHECKPOINT)
-    if first[:1] == b"\x08" and first[1:2] < b"\x20" and first[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
+    if (
+        first[:1] == b"\x08"
+        and first[1:2] < b"\x20"
+        and first[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42")
+    ):
         return str(ONNX)
     if first.lstrip()[:1] == b"{":
         return str(JSON)

@@ -1,4 +1,5 @@
-"""Opening and writing any checkpoint: what a file holds tells its format; one to be written has that of its suffix."""
+"""Opening and writing any checkpoint: what a file holds tells its format; one to be written has
+that of its suffix."""
 
 import contextlib
 import os
@@ -27,21 +28,24 @@ READ = {
 WRITE = {".safetensors": safetensors.write, ".npz": npz.write, ".msgpack": msgpack.write}
 MAP_HEADS = {0xDE: 3, 0xDF: 5}  # tag of a map of msgpack -> bytes before its first key
 KNOWN = (
-    "a .safetensors file, a folder of them or its index, a .npz, .npy or Flax .msgpack file, an Orbax folder, or a "
-    "file of jaxprune's"
+    "a .safetensors file, a folder of them or its index, a .npz, .npy or Flax .msgpack file, an "
+    "Orbax folder, or a file of jaxprune's"
 )
 
 
 @contextlib.contextmanager
 def open_checkpoint(path: Any, max_bytes: int | None = None) -> Iterator[Checkpoint]:
-    """Opens a checkpoint of any format that is known; its arrays are read one by one, when they are asked for.
+    """Opens a checkpoint of any format that is known; its arrays are read one by one, when they are
+    asked for.
 
     Args:
       path: a file or a folder.
-      max_bytes: the most that reading one array may take; by default `limits.allowance` of the size on the disk.
+      max_bytes: the most that reading one array may take; by default `limits.allowance` of the size
+        on the disk.
 
     Raises:
-      FormatError: it is of no known format, damaged or truncated, or an array is too large; with the path.
+      FormatError: it is of no known format, damaged or truncated, or an array is too large; with
+        the path.
       OSError: it cannot be opened.
 
     Example:
@@ -49,7 +53,8 @@ def open_checkpoint(path: Any, max_bytes: int | None = None) -> Iterator[Checkpo
       >>> path = os.path.join(tempfile.mkdtemp(), "model.npz")
       >>> np.savez(path, **{"params/dense/kernel": np.eye(2)})
       >>> with open_checkpoint(path) as checkpoint:
-      ...     print(checkpoint.kind, list(checkpoint.tensors), checkpoint.read("params/dense/kernel")[1])
+      ...     print(checkpoint.kind, list(checkpoint.tensors),
+      ...     checkpoint.read("params/dense/kernel")[1])
       npz ['params/dense/kernel'] [0. 1.]
     """
     with contextlib.ExitStack() as stack:
@@ -120,7 +125,8 @@ def kind_of(path: Any) -> str:
 
 
 def _is_map(first: bytes) -> bool:
-    """Whether these are the first bytes of a map of msgpack that has texts for keys, or of an empty one."""
+    """Whether these are the first bytes of a map of msgpack that has texts for keys, or of an empty
+    one."""
     if not first:
         return False
     if 0x80 <= first[0] <= 0x8F:
@@ -143,18 +149,20 @@ def write_checkpoint(
     *,
     shard_bytes: int | None = None,
 ) -> None:
-    """Writes a checkpoint in the format of the suffix, reading one tensor at a time; whole, or not at all.
+    """Writes a checkpoint in the format of the suffix, reading one tensor at a time; whole, or not
+    at all.
 
     Args:
-      path: ends in .safetensors, .npz or .msgpack; without a suffix it is a folder for Orbax, which holds all tensors
-        in memory.
+      path: ends in .safetensors, .npz or .msgpack; without a suffix it is a folder for Orbax, which
+        holds all tensors in memory.
       tensors: path -> shape and dtype, as of an open checkpoint.
       read: path -> array.
       about: metadata of the whole, for formats that have some.
       shard_bytes: write a folder of safetensors shards of at most so many bytes instead.
 
     Raises:
-      ValueError: an unknown suffix; a name or a dtype that the format cannot hold, before anything is written.
+      ValueError: an unknown suffix; a name or a dtype that the format cannot hold, before anything
+        is written.
     """
     if shard_bytes is not None:
         shards.write(path, tensors, read, about, shard_bytes)
@@ -172,5 +180,7 @@ def format_of(path: Any) -> str:
     """The suffix of a checkpoint to be written, if it is known; "" is Orbax."""
     suffix = os.path.splitext(os.fspath(path).rstrip(os.sep))[1].lower()
     if suffix and suffix not in WRITE:
-        raise ValueError(f"{os.fspath(path)}: unknown suffix {suffix}. Known: {', '.join(WRITE)}; none is Orbax")
+        raise ValueError(
+            f"{os.fspath(path)}: unknown suffix {suffix}. Known: {', '.join(WRITE)}; none is Orbax"
+        )
     return suffix

@@ -24,7 +24,9 @@ from jaxprune.storage.checkpoints.tensors import Keys, Read, Shape, Tensor
 def guess(tensors: Mapping[str, Tensor]) -> str:
     """The layout that the names speak of: "jax" or "torch"."""
     last_names = {re.split(r"[/.]", tensor.name)[-1] for tensor in tensors.values()}
-    has_torch_kernels = any(is_reordered("torch", tensor.keys, tensor.shape) for tensor in tensors.values())
+    has_torch_kernels = any(
+        is_reordered("torch", tensor.keys, tensor.shape) for tensor in tensors.values()
+    )
     return "torch" if has_torch_kernels and "kernel" not in last_names else "jax"
 
 

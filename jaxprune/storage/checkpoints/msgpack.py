@@ -1,8 +1,9 @@
 """Flax's msgpack checkpoints (`flax.serialization`), read and written leaf by leaf.
 
-An array is the extension 1 around msgpack of (shape, dtype's name, bytes); one of more than 2^30 bytes is the map
-{"__msgpack_chunked_array__": true, "shape": {"0": …}, "chunks": {"0": array, …}} of flat arrays. The file is walked
-once to see where the bytes lie; they are read when they are asked for.
+An array is the extension 1 around msgpack of (shape, dtype's name, bytes); one of more than 2^30
+bytes is the map {"__msgpack_chunked_array__": true, "shape": {"0": …}, "chunks": {"0": array, …}}
+of flat arrays. The file is walked once to see where the bytes lie; they are read when they are
+asked for.
 
 https://github.com/msgpack/msgpack/blob/master/spec.md
 """
@@ -50,7 +51,10 @@ def opened(path: Any) -> Iterator[Checkpoint]:
     with open_regular(path) as file:
         tree = Walker(file, size_of(file)).tree()
         if not isinstance(tree, dict):
-            raise FormatError("it is msgpack, but no map of names: what flax.serialization.to_bytes writes is read")
+            raise FormatError(
+                "it is msgpack, but no map of names: what flax.serialization.to_bytes writes is "
+                "read"
+            )
         nodes = list(_flatten(tree, ()))
         leaves = {keys: node for keys, node in nodes if _is_leaf(node)}
         notes = [_left_out(keys, node) for keys, node in nodes if not _is_leaf(node)]
@@ -101,7 +105,9 @@ def _tensor(keys: Keys, leaf: Any) -> Tensor:
     shape = _as_sequence(leaf.get("shape"))
     chunks = _as_sequence(leaf.get("chunks"))
     name = "/".join(keys)
-    if not _are_flat(chunks) or math.prod(bounds.check_shape(name, shape)) != sum(x.shape[0] for x in chunks):
+    if not _are_flat(chunks) or math.prod(bounds.check_shape(name, shape)) != sum(
+        x.shape[0] for x in chunks
+    ):
         raise FormatError(f"{quoted(name)} is a chunked array whose chunks do not fit its shape")
     return check_tensor(keys, shape, chunks[0].dtype)
 
@@ -109,7 +115,9 @@ def _tensor(keys: Keys, leaf: Any) -> Tensor:
 def _are_flat(chunks: Sequence[Any]) -> bool:
     """Whether these are arrays of one axis and one dtype, one at least."""
     dtypes = {chunk.dtype for chunk in chunks if isinstance(chunk, Piece) and len(chunk.shape) == 1}
-    return len(dtypes) == 1 and all(isinstance(chunk, Piece) and len(chunk.shape) == 1 for chunk in chunks)
+    return len(dtypes) == 1 and all(
+        isinstance(chunk, Piece) and len(chunk.shape) == 1 for chunk in chunks
+    )
 
 
 def _as_sequence(node: Any) -> tuple[Any, ...]:
@@ -143,10 +151,13 @@ class _PieceReader:
         return b"".join(parts)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing
+# ---------------------------------------------------------------------------------------
 
 
-def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+def write(
+    file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]
+) -> None:
     """Writes what `flax.serialization.msgpack_serialize` would, reading one tensor at a time."""
     check(tensors)
     paths: Any = {}  # the tree, with paths for leaves

@@ -15,8 +15,13 @@ from jaxprune.storage.checkpoints.bounds import quoted
 from jaxprune.storage.checkpoints.tensors import Shape, read_exactly
 from jaxprune.storage.format.words import CODE_OF, MAX_DEPTH, FormatError
 
-ARRAY, COMPLEX, SCALAR = 1, 2, 3  # Flax's extensions
-MAX_VALUES = 1 << 21  # maps, lists, texts, numbers and arrays of one file, which bounds what they take in memory
+# Flax's extensions
+ARRAY = 1
+COMPLEX = 2
+SCALAR = 3
+MAX_VALUES = (
+    1 << 21
+)  # maps, lists, texts, numbers and arrays of one file, which bounds what they take in memory
 NUMBERS = {
     0xCA: ">f",
     0xCB: ">d",
@@ -60,7 +65,9 @@ class Walker:
         tree = self._value(0)
         position = self._file.tell()
         if position != self._end:
-            raise FormatError(f"byte {position}: msgpack ends here, the file goes on to byte {self._end}")
+            raise FormatError(
+                f"byte {position}: msgpack ends here, the file goes on to byte {self._end}"
+            )
         return tree
 
     def _value(self, depth: int) -> Any:
@@ -126,10 +133,14 @@ class Walker:
         if kind not in (ARRAY, SCALAR):
             raise self._error(f"an extension of type {kind}; Flax writes 1, 2 and 3")
         if end > self._end:
-            raise self._error(f"an array ends {end - self._end} bytes behind the end of the file: it is truncated")
+            raise self._error(
+                f"an array ends {end - self._end} bytes behind the end of the file: it is truncated"
+            )
         piece = self._array()
         if self._file.tell() != end:
-            raise self._error(f"an array of shape {list(piece.shape)} does not fill its {length} bytes")
+            raise self._error(
+                f"an array of shape {list(piece.shape)} does not fill its {length} bytes"
+            )
         return piece
 
     def _array(self) -> Piece:

@@ -1,4 +1,5 @@
-"""NumPy's .npy: the header, read by a closed grammar, and the array behind it. Nothing is evaluated or unpickled.
+"""NumPy's .npy: the header, read by a closed grammar, and the array behind it. Nothing is evaluated
+or unpickled.
 
     \\x93NUMPY | version, 2 bytes | length of the header, 2 or 4 bytes | the header | the array
     header:  {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
@@ -17,7 +18,14 @@ import numpy as np
 from jaxprune.numerics.streamed import empty
 from jaxprune.storage.checkpoints import bounds
 from jaxprune.storage.checkpoints.bounds import UnsupportedArray, quoted
-from jaxprune.storage.checkpoints.tensors import Checkpoint, Shape, Tensor, fill, read_exactly, size_of
+from jaxprune.storage.checkpoints.tensors import (
+    Checkpoint,
+    Shape,
+    Tensor,
+    fill,
+    read_exactly,
+    size_of,
+)
 from jaxprune.storage.format.manifest import open_regular
 from jaxprune.storage.format.words import FormatError
 
@@ -66,11 +74,15 @@ def read_head(read: Callable[[int], bytes], name: str) -> Head:
         raise FormatError("it does not begin as an .npy array")
     version = (magic[6], magic[7])
     if version not in ((1, 0), (2, 0), (3, 0)):
-        raise FormatError(f"its header has the version {version[0]}.{version[1]}; 1.0, 2.0 and 3.0 are read")
+        raise FormatError(
+            f"its header has the version {version[0]}.{version[1]}; 1.0, 2.0 and 3.0 are read"
+        )
     width = 2 if version == (1, 0) else 4
     length = int.from_bytes(read_exactly(read, width), "little")
     if length > MAX_HEADER:
-        raise FormatError(f"its header says that it is {length} bytes long; at most {MAX_HEADER} are read")
+        raise FormatError(
+            f"its header says that it is {length} bytes long; at most {MAX_HEADER} are read"
+        )
     try:
         text = read_exactly(read, length).decode("utf-8" if version == (3, 0) else "latin-1")
     except UnicodeDecodeError:
@@ -81,14 +93,19 @@ def read_head(read: Callable[[int], bytes], name: str) -> Head:
 def _head(text: str, name: str, size: int) -> Head:
     fields = _fields(text, name)
     if fields.keys() != {"descr", "fortran_order", "shape"}:
-        raise FormatError(f"its header has the entries {quoted(sorted(fields))}, not descr, fortran_order and shape")
+        raise FormatError(
+            f"its header has the entries {quoted(sorted(fields))}, not descr, fortran_order and "
+            f"shape"
+        )
     shape = fields["shape"]
     fortran = fields["fortran_order"]
     descr = fields["descr"]
     if type(shape) is tuple:
         bounds.check_shape(name, shape)
     if type(shape) is not tuple or type(fortran) is not bool or type(descr) is not str:
-        raise FormatError(f"its header is {quoted(text)}: descr is a text, fortran_order a truth, shape a tuple")
+        raise FormatError(
+            f"its header is {quoted(text)}: descr is a text, fortran_order a truth, shape a tuple"
+        )
     stored = _dtype(descr)
     dtype = bounds.check_dtype(name, _named(stored, name))
     return Head(shape, fortran, dtype, stored, size)
@@ -105,16 +122,22 @@ def _fields(text: str, name: str) -> dict[str, Any]:
     while body[place:end].strip():
         entry = ENTRY.match(body, place, end)
         if entry is None:
-            raise FormatError(f"its header is {quoted(text)}; it must say descr, fortran_order and shape")
+            raise FormatError(
+                f"its header is {quoted(text)}; it must say descr, fortran_order and shape"
+            )
         if entry["record"]:
-            raise UnsupportedArray(f"{quoted(name)} is an array of records: save each field as an array")
+            raise UnsupportedArray(
+                f"{quoted(name)} is an array of records: save each field as an array"
+            )
         key = entry[1] if entry[1] is not None else entry[2]
         if key in fields:
             raise FormatError(f"its header has {quoted(key)} twice")
         fields[key] = _value(entry)
         place = entry.end()
         if place < end and body[place] != ",":
-            raise FormatError(f"its header is {quoted(text)}; commas must stand between its entries")
+            raise FormatError(
+                f"its header is {quoted(text)}; commas must stand between its entries"
+            )
         place += 1
     return fields
 
@@ -125,7 +148,9 @@ def _value(entry: re.Match[str]) -> Any:
     if entry["shape"]:
         lengths = [n.strip() for n in entry["shape"][1:-1].split(",")]
         if len(lengths) == 1 and lengths[0]:
-            raise FormatError(f"its header says that the shape is {quoted(entry['shape'])}, which is no tuple")
+            raise FormatError(
+                f"its header says that the shape is {quoted(entry['shape'])}, which is no tuple"
+            )
         return tuple(int(n.removesuffix("L")) for n in lengths if n)
     return entry["text"][1:-1]
 
@@ -142,11 +167,12 @@ def _dtype(descr: str) -> np.dtype:
 
 
 def _named(stored: np.dtype, name: str) -> np.dtype:
-    """NumPy writes bfloat16 as two nameless bytes; no other dtype of JAX has that width and no name."""
+    """NumPy writes bfloat16 as two nameless bytes; no other dtype of JAX has that width and no
+    name."""
     if stored.str == "|V1":
         raise UnsupportedArray(
-            f"{quoted(name)} is |V1, as NumPy writes float8 and int4 without their name: save it as .safetensors or "
-            f".msgpack"
+            f"{quoted(name)} is |V1, as NumPy writes float8 and int4 without their name: save it "
+            "as .safetensors or .msgpack"
         )
     return BFLOAT16 if stored.str == NAMELESS_BFLOAT16 else stored
 
@@ -176,7 +202,8 @@ def opened(path: Any) -> Iterator[Checkpoint]:
         head = read_head(file.read, NAME)
         if head.size + head.nbytes != size_of(file):
             raise FormatError(
-                f"its header speaks of {head.nbytes} bytes, {size_of(file) - head.size} follow: truncated or extended"
+                f"its header speaks of {head.nbytes} bytes, {size_of(file) - head.size} follow: "
+                f"truncated or extended"
             )
         tensors = {NAME: Tensor((NAME,), head.shape, head.dtype)}
 

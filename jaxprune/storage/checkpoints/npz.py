@@ -1,7 +1,7 @@
 """NumPy's .npz archives, read and written member by member. Nothing is unpickled.
 
-A member that is no array, or an array that JAX has nothing like (Python objects, text, dates, records), is left out and
-noted; the others are read. A damaged one is an error.
+A member that is no array, or an array that JAX has nothing like (Python objects, text, dates,
+records), is left out and noted; the others are read. A damaged one is an error.
 """
 
 import contextlib
@@ -66,7 +66,9 @@ def opened(path: Any) -> Iterator[Checkpoint]:
         if notes and not heads:
             raise FormatError(f"none of its members can be read. {notes[0]}")
         keys = split_names(heads)
-        tensors = by_path(Tensor(keys[name], head.shape, head.dtype) for name, head in heads.items())
+        tensors = by_path(
+            Tensor(keys[name], head.shape, head.dtype) for name, head in heads.items()
+        )
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             tensor = tensors[path]
@@ -86,7 +88,9 @@ def _archive(file: BinaryIO) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(file)
     except BROKEN as e:
         reason = f"{type(e).__name__}: {str(e)[:80]}"
-        raise FormatError(f"it is no whole zip archive ({reason}): the file is truncated or damaged") from None
+        raise FormatError(
+            f"it is no whole zip archive ({reason}): the file is truncated or damaged"
+        ) from None
     foreign_kind = foreign.of_archive(archive.namelist())
     if foreign_kind:
         raise FormatError(foreign_kind)
@@ -115,7 +119,10 @@ def _why_not_read(info: zipfile.ZipInfo) -> str:
     if info.flag_bits & ENCRYPTED:
         return "is encrypted: save the archive without a password"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return f"has the compression {info.compress_type}; np.savez and np.savez_compressed write 0 and 8"
+        return (
+            f"has the compression {info.compress_type}; np.savez and np.savez_compressed write 0 "
+            f"and 8"
+        )
     ratio = 1 if info.compress_type == zipfile.ZIP_STORED else DEFLATE_RATIO
     if info.file_size > ratio * info.compress_size:
         return f"says that {info.compress_size} bytes become {info.file_size}: that cannot be"
@@ -131,7 +138,9 @@ def _head(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> Head:
     with _member(archive, name, info) as stream:
         head = npy.read_head(stream.read, name)
         if head.size + head.nbytes != info.file_size:
-            raise FormatError(f"its header speaks of {head.nbytes} bytes, {info.file_size - head.size} follow")
+            raise FormatError(
+                f"its header speaks of {head.nbytes} bytes, {info.file_size - head.size} follow"
+            )
         return head
 
 
@@ -149,7 +158,9 @@ def _member(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> Itera
         raise FormatError(f"member {quoted(name)}: {type(e).__name__}: {quoted(str(e))}") from None
 
 
-def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+def write(
+    file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]
+) -> None:
     """Writes an .npz archive, uncompressed as `np.savez` does, reading one tensor at a time."""
     check_names(tensors.values(), _why_not)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -167,9 +178,14 @@ def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapp
 
 def _why_not(tensor: Tensor) -> str:
     if tensor.dtype.kind == "V":
-        return f".npz cannot hold {tensor.dtype.name}: restore to .safetensors, .msgpack or a folder"
+        return (
+            f".npz cannot hold {tensor.dtype.name}: restore to .safetensors, .msgpack or a folder"
+        )
     if leads_out(tensor):
-        return "the name leads out of a folder, where the archive is unpacked: restore to .safetensors or .msgpack"
+        return (
+            "the name leads out of a folder, where the archive is unpacked: restore to "
+            ".safetensors or .msgpack"
+        )
     if len(tensor.name.encode()) + len(SUFFIX) > MAX_MEMBER:
         return f"the name is longer than the {MAX_MEMBER} bytes of a zip archive"
     return ""

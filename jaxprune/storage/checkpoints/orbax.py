@@ -1,4 +1,5 @@
-"""Orbax's checkpoint folders. Reading takes one leaf at a time; writing needs them all in memory, as Orbax does."""
+"""Orbax's checkpoint folders. Reading takes one leaf at a time; writing needs them all in memory,
+as Orbax does."""
 
 import contextlib
 import glob
@@ -36,7 +37,8 @@ BOX = "value"  # the key below which an NNX variable has its array
 
 @contextlib.contextmanager
 def opened(path: Any) -> Iterator[Checkpoint]:
-    """The checkpoint of a folder that a StandardCheckpointer, PyTreeCheckpointer or CheckpointManager's step wrote."""
+    """The checkpoint of a folder that a StandardCheckpointer, PyTreeCheckpointer or
+    CheckpointManager's step wrote."""
     import orbax.checkpoint as ocp
 
     folder = _folder(os.path.abspath(path))
@@ -59,7 +61,8 @@ def opened(path: Any) -> Iterator[Checkpoint]:
         yield Checkpoint("orbax", tensors, read, tuple(notes))
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
+# --- folders
+# ---------------------------------------------------------------------------------------
 
 
 def is_checkpoint(path: str) -> bool:
@@ -73,7 +76,11 @@ def _folder(path: str) -> str:
         return path
     folders = [name for name in os.listdir(path) if os.path.isdir(os.path.join(path, name))]
     folders.sort(key=_by_number)
-    items = [name for name in folders if is_checkpoint(os.path.join(path, name)) and not name[-1:].isdigit()]
+    items = [
+        name
+        for name in folders
+        if is_checkpoint(os.path.join(path, name)) and not name[-1:].isdigit()
+    ]
     if DEFAULT in items:
         return os.path.join(path, DEFAULT)
     if len(items) == 1:
@@ -97,7 +104,9 @@ def _name_one(path: str, what: str, names: list[str], example: str) -> str:
 
 def _is_step(path: str) -> bool:
     """Whether a folder is a step of a CheckpointManager: a tree, or items that are trees."""
-    return is_checkpoint(path) or any(is_checkpoint(os.path.join(path, name)) for name in os.listdir(path))
+    return is_checkpoint(path) or any(
+        is_checkpoint(os.path.join(path, name)) for name in os.listdir(path)
+    )
 
 
 def _by_number(name: str) -> tuple[str, int]:
@@ -109,7 +118,9 @@ def _by_number(name: str) -> tuple[str, int]:
 
 def _check_metadata(path: str) -> None:
     """Bounds what Orbax will make of its metadata."""
-    value = parse_json(bounds.read_bounded(path, bounds.MAX_JSON, METADATA), METADATA, bounds.MAX_TOKENS)
+    value = parse_json(
+        bounds.read_bounded(path, bounds.MAX_JSON, METADATA), METADATA, bounds.MAX_TOKENS
+    )
     leaves = value.get("tree_metadata") if type(value) is dict else None
     if type(leaves) is not dict or not all(type(leaf) is dict for leaf in leaves.values()):
         raise FormatError(f"the {METADATA} has no tree_metadata, an object of objects")
@@ -118,15 +129,20 @@ def _check_metadata(path: str) -> None:
     for name, leaf in leaves.items():
         keys = leaf.get("key_metadata", [])
         if type(keys) is not list or len(keys) > MAX_DEPTH or len(name) > 2 * bounds.MAX_NAME:
-            raise FormatError(f"{quoted(name)} has more than {MAX_DEPTH} keys, or a name that is too long")
+            raise FormatError(
+                f"{quoted(name)} has more than {MAX_DEPTH} keys, or a name that is too long"
+            )
 
 
-# --- leaves ----------------------------------------------------------------------------------------------------------
+# --- leaves
+# ---------------------------------------------------------------------------------------
 
 
 def _arrays(tree: Any) -> tuple[list[tuple[Any, Any]], list[str]]:
     """The arrays of a tree of metadata with their keys, and notes about what is none."""
-    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape") or x is None)[0]
+    flat = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: hasattr(x, "shape") or x is None
+    )[0]
     arrays = []
     notes = []
     for keys, x in flat:
@@ -134,7 +150,10 @@ def _arrays(tree: Any) -> tuple[list[tuple[Any, Any]], list[str]]:
         if not _is_array(x):
             notes.append(f"{name} is nothing (None), and is left out")
         elif getattr(x.dtype, "name", None) not in CODE_OF:
-            notes.append(f"{name} holds {str(x.dtype)[:40]}, which is no dtype of arrays that are read; it is left out")
+            notes.append(
+                f"{name} holds {str(x.dtype)[:40]}, which is no dtype of arrays that are read; it "
+                f"is left out"
+            )
         else:
             arrays.append((keys, x))
     return arrays, notes
@@ -153,13 +172,17 @@ def _stored_keys(tensor: Tensor) -> Keys:
 
 
 def _boxed(leaves: list[Keys]) -> set[Keys]:
-    """The keys of arrays that are NNX's variables, of which Orbax keeps an object with the one key `value`.
+    """The keys of arrays that are NNX's variables, of which Orbax keeps an object with the one key
+    `value`.
 
-    A folder does not say of which class its objects were. So they are told by all of a tree being so, or all of a
-    subtree of the first level with two arrays or more: elsewhere `value` may be a key of the user's.
+    A folder does not say of which class its objects were. So they are told by all of a tree being
+    so, or all of a subtree of the first level with two arrays or more: elsewhere `value` may be a
+    key of the user's.
     """
     children = Counter(keys[:-1] for keys in leaves)
-    alike = {keys for keys in leaves if len(keys) > 1 and keys[-1] == BOX and children[keys[:-1]] == 1}
+    alike = {
+        keys for keys in leaves if len(keys) > 1 and keys[-1] == BOX and children[keys[:-1]] == 1
+    }
     if len(alike) == len(leaves):
         return alike
     sizes = Counter(keys[:1] for keys in leaves)
@@ -168,12 +191,14 @@ def _boxed(leaves: list[Keys]) -> set[Keys]:
 
 
 def _check_places(places: Mapping[Keys, Any]) -> None:
-    """Refuses two arrays of one place: Orbax joins keys by dots, and of such two the second is over the first."""
+    """Refuses two arrays of one place: Orbax joins keys by dots, and of such two the second is over
+    the first."""
     seen: dict[str, Keys] = {}
     for keys in places:
         other = seen.setdefault(".".join(keys), keys)
         if other is not keys:
-            lost, kept = quoted("/".join(other)), quoted("/".join(keys))
+            lost = quoted("/".join(other))
+            kept = quoted("/".join(keys))
             raise FormatError(f"Orbax wrote {kept} over {lost}: one of them is lost")
 
 
@@ -224,7 +249,9 @@ def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[s
 
     check(tensors)
     if os.path.lexists(path):
-        raise ValueError(f"{path} exists; a folder is not replaced: remove it, or choose another name")
+        raise ValueError(
+            f"{path} exists; a folder is not replaced: remove it, or choose another name"
+        )
     tree: dict[str, Any] = {}
     for leaf, tensor in tensors.items():
         *keys, last = _stored_keys(tensor)
@@ -240,7 +267,9 @@ def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[s
         if not isinstance(e, Exception):
             raise
         # Orbax raises what its parts raise.
-        raise OSError(f"{path}: Orbax cannot write it, and nothing is left: {_first_line(e)}") from e
+        raise OSError(
+            f"{path}: Orbax cannot write it, and nothing is left: {_first_line(e)}"
+        ) from e
 
 
 def remove_leftovers(path: Any) -> None:
@@ -258,14 +287,20 @@ def check(tensors: Mapping[str, Tensor]) -> None:
         other = seen.setdefault(".".join(_stored_keys(tensor)), tensor.name)
         if other != tensor.name:
             raise ValueError(
-                f"{quoted(tensor.name)}: Orbax joins keys by dots, and would write it over {quoted(other)}: "
-                f"restore to .safetensors or .msgpack"
+                f"{quoted(tensor.name)}: Orbax joins keys by dots, and would write it over "
+                f"{quoted(other)}: restore to .safetensors or .msgpack"
             )
 
 
 def _why_not(tensor: Tensor) -> str:
     if leads_out(Tensor(tensor.keys, (), tensor.dtype)) or any("/" in key for key in tensor.keys):
-        return "a folder cannot hold this name, which leads out of it: restore to .safetensors or .msgpack"
+        return (
+            "a folder cannot hold this name, which leads out of it: restore to .safetensors or "
+            ".msgpack"
+        )
     if not tensor.size:
-        return f"Orbax refuses arrays without elements, as this of shape {list(tensor.shape)}: restore to .safetensors"
+        return (
+            f"Orbax refuses arrays without elements, as this of shape {list(tensor.shape)}: "
+            f"restore to .safetensors"
+        )
     return ""

@@ -42,7 +42,8 @@ def opened(path: Any) -> Iterator[Checkpoint]:
         stored = leaves_by_path(contents)
         boxed = _boxed_paths(origin.get("boxed"), stored)
         tensors = {
-            path: _tensor(path, leaf, group, contents, layout, path in boxed) for path, (leaf, group) in stored.items()
+            path: _tensor(path, leaf, group, contents, layout, path in boxed)
+            for path, (leaf, group) in stored.items()
         }
         decoder = Decoder(file, contents)
         memory = LeafMemory(contents)
@@ -60,7 +61,10 @@ def opened(path: Any) -> Iterator[Checkpoint]:
         def memory_of(path: str) -> int:
             return memory.dense(*stored[path])
 
-        notes = [f"{quoted(path)[1:-1]} is nothing (None), and is left out" for path in _none_paths(contents.tree, ())]
+        notes = [
+            f"{quoted(path)[1:-1]} is nothing (None), and is left out"
+            for path in _none_paths(contents.tree, ())
+        ]
         yield Checkpoint(
             kind="jaxprune",
             tensors=by_path(tensors.values()),
@@ -93,7 +97,9 @@ def _boxed_paths(boxed: Any, paths: Iterable[str]) -> set[str]:
     return {path for path in boxed if type(path) is str}
 
 
-def _tensor(path: str, leaf: Leaf, group: Group | None, contents: Contents, layout: str, boxed: bool) -> Tensor:
+def _tensor(
+    path: str, leaf: Leaf, group: Group | None, contents: Contents, layout: str, boxed: bool
+) -> Tensor:
     """A leaf as its checkpoint had it."""
     keys = () if isinstance(contents.tree, Leaf) else split(path)
     if not isinstance(leaf.node, Row | Code):

@@ -1,4 +1,5 @@
-"""Safetensors files, read and written tensor by tensor: u64 n | n bytes of JSON | the tensors, one after another.
+"""Safetensors files, read and written tensor by tensor: u64 n | n bytes of JSON | the tensors, one
+after another.
 
 https://github.com/huggingface/safetensors#format
 """
@@ -108,7 +109,10 @@ def opened(path: Any) -> Iterator[Checkpoint]:
 def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     (length,) = struct.unpack("<Q", read_exactly(file.read, 8))
     if length > min(bounds.MAX_JSON, size_of(file) - 8):
-        raise FormatError(f"its header says that it is {length} bytes long: no safetensors file, or a truncated one")
+        raise FormatError(
+            f"its header says that it is {length} bytes long: no safetensors file, or a truncated "
+            f"one"
+        )
     header = parse_json(read_exactly(file.read, length), "header", bounds.MAX_TOKENS)
     if type(header) is not dict:
         raise FormatError("its header is not an object")
@@ -120,16 +124,21 @@ def _tensor(name: str, entry: Any) -> Tensor:
     dtype = fields.get("dtype")
     shape = fields.get("shape")
     if type(shape) is not list or fields.keys() != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"{bounds.quoted(name)} is {bounds.quoted(entry)}; it must say dtype, shape and data_offsets")
+        raise FormatError(
+            f"{bounds.quoted(name)} is {bounds.quoted(entry)}; it must say dtype, shape and "
+            f"data_offsets"
+        )
     if type(dtype) is not str or dtype not in DTYPES:
         raise FormatError(
-            f"{bounds.quoted(name)} has the dtype {bounds.quoted(dtype, 20)}; read are {', '.join(DTYPES)}"
+            f"{bounds.quoted(name)} has the dtype {bounds.quoted(dtype, 20)}; read are "
+            f"{', '.join(DTYPES)}"
         )
     return check_tensor((name,), shape, np.dtype(DTYPES[dtype]))
 
 
 def _offsets(header: dict[str, Any], names: Mapping[str, Tensor], size: int) -> dict[str, int]:
-    """Where each tensor begins; they must lie one after another, without gaps, to the end of the file.
+    """Where each tensor begins; they must lie one after another, without gaps, to the end of the
+    file.
 
     Args:
       header: name -> entry.
@@ -143,14 +152,16 @@ def _offsets(header: dict[str, Any], names: Mapping[str, Tensor], size: int) -> 
         tensor = names[name]
         if first != end or last - first != tensor.nbytes or last > size:
             raise FormatError(
-                f"{bounds.quoted(name)}, {tensor.dtype.name}{list(tensor.shape)} of {tensor.nbytes} bytes, "
-                f"says that it lies from byte {first} to {last} of {size}, after {end}: "
-                f"a gap, an overlap, or a truncated file"
+                f"{bounds.quoted(name)}, {tensor.dtype.name}{list(tensor.shape)} of "
+                f"{tensor.nbytes} bytes, says that it lies from byte {first} to {last} of {size}, "
+                f"after {end}: a gap, an overlap, or a truncated file"
             )
         offsets[name] = first
         end = last
     if end != size:
-        raise FormatError(f"its header speaks of {end} bytes of tensors; there are {size}: truncated or extended")
+        raise FormatError(
+            f"its header speaks of {end} bytes of tensors; there are {size}: truncated or extended"
+        )
     return offsets
 
 
@@ -162,7 +173,9 @@ def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
     return span[0], span[1]
 
 
-def write(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+def write(
+    file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]
+) -> None:
     """Writes a safetensors file, reading one tensor at a time."""
     check(tensors)
     write_checked(file, tensors, read, about)
@@ -173,7 +186,9 @@ def check(tensors: Mapping[str, Tensor]) -> None:
     check_names(tensors.values(), _why_not)
 
 
-def write_checked(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]) -> None:
+def write_checked(
+    file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any]
+) -> None:
     """`write` of tensors that `check` let pass."""
     header: dict[str, Any] = {"__metadata__": texts(about)} if about else {}
     end = 0
@@ -184,7 +199,10 @@ def write_checked(file: BinaryIO, tensors: Mapping[str, Tensor], read: Read, abo
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     raw += b" " * (-len(raw) % 8)
     if len(raw) > bounds.MAX_JSON:
-        raise ValueError(f"{len(tensors)} names make a header of {len(raw)} bytes; safetensors takes {bounds.MAX_JSON}")
+        raise ValueError(
+            f"{len(tensors)} names make a header of {len(raw)} bytes; safetensors takes "
+            f"{bounds.MAX_JSON}"
+        )
     file.write(struct.pack("<Q", len(raw)) + raw)
     for path in tensors:
         write_array(read(path), file.write)
@@ -196,7 +214,10 @@ def texts(about: Mapping[str, Any]) -> dict[str, str]:
     >>> texts({"format": "pt", "step": 3, "by": {"name": "x"}})
     {'format': 'pt', 'step': '3', 'by': '{"name": "x"}'}
     """
-    return {name: x if type(x) is str else json.dumps(x, ensure_ascii=False) for name, x in about.items()}
+    return {
+        name: x if type(x) is str else json.dumps(x, ensure_ascii=False)
+        for name, x in about.items()
+    }
 
 
 def _why_not(tensor: Tensor) -> str:

@@ -1,10 +1,13 @@
-"""Safetensors in shards: a folder of them, with an index that says which tensor is where, as Hugging Face writes it.
+"""Safetensors in shards: a folder of them, with an index that says which tensor is where, as
+Hugging Face writes it.
 
-    model.safetensors.index.json    {"metadata": {"total_size": 64}, "weight_map": {"l1.weight": "model-00001-of-…", …}}
+    model.safetensors.index.json    {"metadata": {"total_size": 64}, "weight_map": {"l1.weight":
+                                    "model-00001-of-…", …}}
     model-00001-of-00002.safetensors, model-00002-of-00002.safetensors
 
 Without an index the shards of a folder are one checkpoint too. Each is read tensor by tensor.
-https://huggingface.co/docs/safetensors, https://huggingface.co/docs/huggingface_hub/package_reference/serialization
+https://huggingface.co/docs/safetensors,
+https://huggingface.co/docs/huggingface_hub/package_reference/serialization
 """
 
 import contextlib
@@ -22,7 +25,8 @@ from jaxprune.storage.checkpoints.tensors import Checkpoint, Read, Tensor, by_pa
 from jaxprune.storage.format.json_text import parse_json
 from jaxprune.storage.format.words import FormatError
 
-SHARD, INDEX = ".safetensors", ".safetensors.index.json"
+SHARD = ".safetensors"
+INDEX = ".safetensors.index.json"
 MAX_SHARDS = 500  # all are open at once, and systems let a process open 1,024 files
 NAME = "model"
 
@@ -50,7 +54,9 @@ def opened(path: Any) -> Iterator[Checkpoint]:
         files = {name: stack.enter_context(_shard(folder, name)) for name in shards}
         shard_of = _shard_of_each(files, weight_map)
         keys = split_names(shard_of)
-        tensors = by_path(files[shard].names[name]._replace(keys=keys[name]) for name, shard in shard_of.items())
+        tensors = by_path(
+            files[shard].names[name]._replace(keys=keys[name]) for name, shard in shard_of.items()
+        )
 
         def read(path: str, into: np.ndarray | None = None) -> np.ndarray:
             name = tensors[path].name
@@ -58,7 +64,9 @@ def opened(path: Any) -> Iterator[Checkpoint]:
             with _naming(shard):
                 return files[shard].read(name, into)
 
-        yield Checkpoint("safetensors shards", tensors, read, _notes(folder, files, weight_map), _about(files))
+        yield Checkpoint(
+            "safetensors shards", tensors, read, _notes(folder, files, weight_map), _about(files)
+        )
 
 
 def _index_of(path: str) -> tuple[str, str | None]:
@@ -67,21 +75,28 @@ def _index_of(path: str) -> tuple[str, str | None]:
         return os.path.split(path)
     names = sorted(name for name in os.listdir(path) if name.endswith(INDEX))
     if len(names) > 1:
-        raise FormatError(f"it has several indices: give one, as {os.path.join(path, names[0])}; also {names[1:]}")
+        raise FormatError(
+            f"it has several indices: give one, as {os.path.join(path, names[0])}; also {names[1:]}"
+        )
     return path, names[0] if names else None
 
 
 def _weight_map(path: str) -> WeightMap:
     """The `weight_map` of an index: texts to names of files beside it."""
-    value = parse_json(bounds.read_bounded(path, bounds.MAX_JSON, "index"), "index", bounds.MAX_TOKENS)
+    value = parse_json(
+        bounds.read_bounded(path, bounds.MAX_JSON, "index"), "index", bounds.MAX_TOKENS
+    )
     weight_map = value.get("weight_map") if type(value) is dict else None
     if type(weight_map) is not dict or not weight_map:
-        raise FormatError("the index has no weight_map, an object of tensors and the files that they are in")
+        raise FormatError(
+            "the index has no weight_map, an object of tensors and the files that they are in"
+        )
     bounds.check_names(weight_map)
     for name, shard in weight_map.items():
         if type(shard) is not str or not _is_plain(shard):
             raise FormatError(
-                f"the index says that {quoted(name)} is in {quoted(shard)}: a shard is a {SHARD} file beside the index"
+                f"the index says that {quoted(name)} is in {quoted(shard)}: a shard is a {SHARD} "
+                f"file beside the index"
             )
     return weight_map
 
@@ -94,7 +109,9 @@ def _is_plain(name: str) -> bool:
 
 
 def _shards_of(folder: str) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if name.endswith(SHARD) and not name.startswith("."))
+    return sorted(
+        name for name in os.listdir(folder) if name.endswith(SHARD) and not name.startswith(".")
+    )
 
 
 @contextlib.contextmanager
@@ -104,7 +121,9 @@ def _shard(folder: str, name: str) -> Iterator[safetensors.File]:
             try:
                 file = stack.enter_context(safetensors.opened_file(os.path.join(folder, name)))
             except FileNotFoundError:
-                raise FormatError("the index names it, but it is not there: download it too") from None
+                raise FormatError(
+                    "the index names it, but it is not there: download it too"
+                ) from None
         yield file
 
 
@@ -117,27 +136,36 @@ def _naming(shard: str) -> Iterator[None]:
         raise FormatError(f"shard {quoted(shard)}: {e}") from None
 
 
-def _shard_of_each(files: Mapping[str, safetensors.File], weight_map: WeightMap | None) -> WeightMap:
+def _shard_of_each(
+    files: Mapping[str, safetensors.File], weight_map: WeightMap | None
+) -> WeightMap:
     """The shard of each tensor, by what the shards hold; the index must agree."""
     shard_of: WeightMap = {}
     for shard, file in files.items():
         for name in file.names:
             if name in shard_of:
                 raise FormatError(
-                    f"{quoted(name)} is in {shard_of[name]} and in {shard}: give one of the files, or an index"
+                    f"{quoted(name)} is in {shard_of[name]} and in {shard}: give one of the files, "
+                    f"or an index"
                 )
             shard_of[name] = shard
     for name, shard in (weight_map or {}).items():
         if shard_of.get(name) != shard:
             elsewhere = f"it is in {shard_of[name]}" if name in shard_of else "no shard has it"
-            raise FormatError(f"the index says that {quoted(name)} is in {quoted(shard)}; {elsewhere}")
+            raise FormatError(
+                f"the index says that {quoted(name)} is in {quoted(shard)}; {elsewhere}"
+            )
     if weight_map is not None and shard_of.keys() != weight_map.keys():
         name = next(name for name in shard_of if name not in weight_map)
-        raise FormatError(f"{quoted(name)} is in the shard {shard_of[name]}, and the index does not list it")
+        raise FormatError(
+            f"{quoted(name)} is in the shard {shard_of[name]}, and the index does not list it"
+        )
     return shard_of
 
 
-def _notes(folder: str, files: Mapping[str, safetensors.File], weight_map: WeightMap | None) -> tuple[str, ...]:
+def _notes(
+    folder: str, files: Mapping[str, safetensors.File], weight_map: WeightMap | None
+) -> tuple[str, ...]:
     if weight_map is None:
         return ()
     beside = [name for name in _shards_of(folder or ".") if name not in files]
@@ -147,21 +175,30 @@ def _notes(folder: str, files: Mapping[str, safetensors.File], weight_map: Weigh
 def _about(files: Mapping[str, safetensors.File]) -> dict[str, str]:
     """The metadata on which all shards agree."""
     first, *rest = [file.about for file in files.values()] or [{}]
-    return {key: text for key, text in first.items() if all(about.get(key) == text for about in rest)}
+    return {
+        key: text for key, text in first.items() if all(about.get(key) == text for about in rest)
+    }
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing
+# ---------------------------------------------------------------------------------------
 
 
-def write(path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any], shard_bytes: int) -> None:
-    """Writes a new folder of shards of at most `shard_bytes` of tensors each (a larger tensor has one of its own).
+def write(
+    path: Any, tensors: Mapping[str, Tensor], read: Read, about: Mapping[str, Any], shard_bytes: int
+) -> None:
+    """Writes a new folder of shards of at most `shard_bytes` of tensors each (a larger tensor has
+    one of its own).
 
     One shard alone is `model.safetensors`, without an index, as other tools have it.
     """
     safetensors.check(tensors)
     shards = split(tensors, shard_bytes)
     if len(shards) > MAX_SHARDS:
-        raise ValueError(f"--shard-size {shard_bytes} makes {len(shards)} shards; at most {MAX_SHARDS}: make it larger")
+        raise ValueError(
+            f"--shard-size {shard_bytes} makes {len(shards)} shards; at most {MAX_SHARDS}: make it "
+            f"larger"
+        )
     names = [f"{NAME}-{i + 1:05}-of-{len(shards):05}{SHARD}" for i in range(len(shards))]
     if len(shards) == 1:
         names = [NAME + SHARD]

@@ -1,7 +1,9 @@
-"""What all formats of checkpoints share: tensors by path, reading and writing them in blocks, and refusals.
+"""What all formats of checkpoints share: tensors by path, reading and writing them in blocks, and
+refusals.
 
-A checkpoint is a tree of dicts whose leaves are arrays. A name with "/" in it is split there, as Flax's tools join the
-keys of nested dicts; if that makes no tree, each name is one key. PyTorch's "layer1.0.conv1.weight" is one key.
+A checkpoint is a tree of dicts whose leaves are arrays. A name with "/" in it is split there, as
+Flax's tools join the keys of nested dicts; if that makes no tree, each name is one key. PyTorch's
+"layer1.0.conv1.weight" is one key.
 """
 
 import itertools
@@ -30,7 +32,9 @@ class Tensor(NamedTuple):
     keys: Keys
     shape: Shape
     dtype: np.dtype
-    boxed: bool = False  # on disk it is the one child, `value`, of its last key, as NNX's variables are
+    boxed: bool = (
+        False  # on disk it is the one child, `value`, of its last key, as NNX's variables are
+    )
 
     @property
     def size(self) -> int:
@@ -54,9 +58,11 @@ class Checkpoint(NamedTuple):
     Attributes:
       kind: the name of the format.
       tensors: path -> shape, dtype and keys.
-      read: (path, into=None) -> the array; `into`, of its shape and dtype, may be a transposed view.
+      read: (path, into=None) -> the array; `into`, of its shape and dtype, may be a transposed
+        view.
       notes: what was assumed or left out, in words.
-      about: what the format says about the whole, to be written back: the metadata of a safetensors file.
+      about: what the format says about the whole, to be written back: the metadata of a safetensors
+        file.
       memory_of: path -> bytes that reading it takes, where that is more than the array itself.
     """
 
@@ -99,7 +105,8 @@ def split_names(names: Iterable[str]) -> dict[str, Keys]:
 
 
 def _is_tree(leaves: Collection[Keys]) -> bool:
-    """Whether keys are those of the leaves of nested dicts: none is empty, none leads to another leaf."""
+    """Whether keys are those of the leaves of nested dicts: none is empty, none leads to another
+    leaf."""
     # Whatever begins with a leaf's keys stands right behind it when all are sorted.
     ordered = sorted(leaves)
     for keys, next_keys in itertools.pairwise(ordered):
@@ -108,7 +115,8 @@ def _is_tree(leaves: Collection[Keys]) -> bool:
     return all(key for keys in ordered for key in keys)
 
 
-# --- arrays in blocks --------------------------------------------------------------------------------
+# --- arrays in blocks
+# ---------------------------------------------------------------------------------------
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
@@ -169,7 +177,8 @@ def size_of(file: BinaryIO) -> int:
     return size
 
 
-# --- refusals ----------------------------------------------------------------------------------------
+# --- refusals
+# ---------------------------------------------------------------------------------------
 
 
 def check_tensor(keys: Keys, shape: Any, dtype: np.dtype, boxed: bool = False) -> Tensor:
@@ -205,12 +214,16 @@ def _why_no_leaf(tensor: Tensor) -> str:
 
 
 def check_names(tensors: Collection[Tensor], why_not: Callable[[Tensor], str]) -> None:
-    """The same for a format whose arrays have one name each: read back, the names must give the same keys."""
+    """The same for a format whose arrays have one name each: read back, the names must give the
+    same keys."""
     check_tree(tensors, why_not)
     names = [tensor.name for tensor in tensors]
     for name, count in Counter(names).items():
         if count > 1:
-            raise ValueError(f"two arrays are named {bounds.quoted(name)}: restore to .msgpack, which has nested keys")
+            raise ValueError(
+                f"two arrays are named {bounds.quoted(name)}: restore to .msgpack, which has "
+                f"nested keys"
+            )
     try:
         keys_read_back = split_names(names)
     except FormatError as e:
@@ -219,8 +232,8 @@ def check_names(tensors: Collection[Tensor], why_not: Callable[[Tensor], str]) -
         keys = keys_read_back[tensor.name]
         if keys != tensor.keys:
             raise ValueError(
-                f"{bounds.quoted(tensor.name)}: its keys {bounds.quoted(tensor.keys)} would come back as "
-                f"{bounds.quoted(keys)}: restore to .msgpack, which has nested keys"
+                f"{bounds.quoted(tensor.name)}: its keys {bounds.quoted(tensor.keys)} would come "
+                f"back as {bounds.quoted(keys)}: restore to .msgpack, which has nested keys"
             )
 
 

@@ -1,4 +1,5 @@
-"""JSON that a file holds, read with bounds: untrusted text of known size becomes plain Python, or a `FormatError`.
+"""JSON that a file holds, read with bounds: untrusted text of known size becomes plain Python, or a
+`FormatError`.
 
 The standard library only.
 """
@@ -22,7 +23,8 @@ def parse_json(raw: bytes, what: str, max_tokens: int = MAX_TOKENS) -> Any:
       max_tokens: the most commas and brackets, which bound the memory that the parser takes.
 
     Raises:
-      FormatError: it is no JSON, has a key twice, NaN or infinity, half of a surrogate pair, or too many parts.
+      FormatError: it is no JSON, has a key twice, NaN or infinity, half of a surrogate pair, or too
+        many parts.
 
     >>> parse_json(b'{"a": [1, 2]}', "header")
     {'a': [1, 2]}

@@ -1,7 +1,7 @@
 """What a file says of itself: the header and the manifest, checked in full before any data is read.
 
-NumPy and the standard library only. Whatever the file holds, the only exceptions are `FormatError` and the operating
-system's own.
+NumPy and the standard library only. Whatever the file holds, the only exceptions are `FormatError`
+and the operating system's own.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from .words import Bank, FormatError, Leaf
 
 
 class Contents(NamedTuple):
-    """What a file says without its data: the tree of `Leaf`s, the same leaves in order, and sizes in bytes."""
+    """What a file says without its data: the tree of `Leaf`s, the same leaves in order, and sizes
+    in bytes."""
 
     tree: Any
     leaves: list[Leaf]
@@ -70,12 +71,16 @@ def contents(file: BinaryIO) -> Contents:
     shared = _banks(found, lengths)
     if found.offset + sum(lengths) != data or next(found.crcs, None) is not None:
         said = found.offset + sum(lengths)
-        raise FormatError(f"the streams cover {said} of {data} bytes of data, or checksums are left over")
+        raise FormatError(
+            f"the streams cover {said} of {data} bytes of data, or checksums are left over"
+        )
     predicted = data + integer(said["p"], -data, 2**63, "error of the prediction")
     metadata = said.get("m", {})
     if type(metadata) is not dict:
         raise FormatError("the metadata is not an object")
-    return Contents(tree, found.leaves, shared, metadata, predicted, manifest, data, start + manifest)
+    return Contents(
+        tree, found.leaves, shared, metadata, predicted, manifest, data, start + manifest
+    )
 
 
 def _bank_lengths(said: Any) -> list[int]:
@@ -86,21 +91,30 @@ def _bank_lengths(said: Any) -> list[int]:
 
 def _banks(found: Nodes, lengths: list[int]) -> list[Bank]:
     """The banks, which follow the leaves."""
-    offset, made = found.offset, []
+    offset = found.offset
+    made = []
     for number, (rows, length) in enumerate(zip(found.banks, lengths)):
-        size, crc = num_symbols(rows), next(found.crcs, None)
-        if not f.LEAST_BANK <= size <= (f.MOST_BANK if len(rows) > 1 else f.MOST_OF_ONE) or crc is None:
-            raise FormatError(f"bank {number} has {len(rows)} arrays of {size} symbols, or no checksum")
+        size = num_symbols(rows)
+        crc = next(found.crcs, None)
+        if (
+            not f.LEAST_BANK <= size <= (f.MOST_BANK if len(rows) > 1 else f.MOST_OF_ONE)
+            or crc is None
+        ):
+            raise FormatError(
+                f"bank {number} has {len(rows)} arrays of {size} symbols, or no checksum"
+            )
         made.append(Bank(rows, offset, length, crc))
         offset += length
     return made
 
 
-# --- header and manifest ---------------------------------------------------------------------------------------------
+# --- header and manifest
+# ---------------------------------------------------------------------------------------
 
 
 def _header(file: BinaryIO, total: int) -> tuple[int, int, int]:
-    """Bytes of the manifest, bytes of the data, and the version; the header must be the one that such a file has."""
+    """Bytes of the manifest, bytes of the data, and the version; the header must be the one that
+    such a file has."""
     if total < 8:
         raise FormatError(f"{total} bytes are too few for a jaxprune file")
     (length,) = struct.unpack("<Q", exactly(file, 8, "header"))
@@ -111,20 +125,28 @@ def _header(file: BinaryIO, total: int) -> tuple[int, int, int]:
     meta = said.get("__metadata__") if type(said) is dict else None
     version = meta.get("jaxprune") if type(meta) is dict else None
     if type(version) is not str or not re.fullmatch(r"[1-9][0-9]{0,8}", version, re.ASCII):
-        raise FormatError("byte 8: the header names no version of jaxprune; this is no file of `save`")
+        raise FormatError(
+            "byte 8: the header names no version of jaxprune; this is no file of `save`"
+        )
     if int(version) > f.VERSION:
-        raise FormatError(f"this needs version {version} of the format; this library reads up to {f.VERSION}: upgrade")
+        raise FormatError(
+            f"this needs version {version} of the format; this library reads up to {f.VERSION}: "
+            f"upgrade"
+        )
     try:
         manifest = said["jp.manifest"]["shape"][0]
         data = said["jp.data"]["shape"][0]
     except (KeyError, TypeError, IndexError):
         raise FormatError("byte 8: the header lacks jp.manifest or jp.data") from None
-    manifest, data = integer(manifest, 5, 2**31, "size of jp.manifest"), integer(data, 0, 2**63, "size of jp.data")
+    manifest = integer(manifest, 5, 2**31, "size of jp.manifest")
+    data = integer(data, 0, 2**63, "size of jp.data")
     if f.header(manifest, data, int(version))[8:] != raw:
         raise FormatError("byte 8: the header is not the one that `save` writes for these sizes")
     said = 8 + length + manifest + data
     if said != total:
-        raise FormatError(f"the file has {total} bytes, its header speaks of {said}: truncated or extended")
+        raise FormatError(
+            f"the file has {total} bytes, its header speaks of {said}: truncated or extended"
+        )
     return manifest, data, int(version)
 
 

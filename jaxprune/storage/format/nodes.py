@@ -1,4 +1,6 @@
-"""The manifest's JSON as nodes: every entry is of a closed table and in range, and the parts of every code fit."""
+"""The manifest's JSON as nodes: every entry is of a closed table and in range, and the parts of
+every code fit.
+"""
 
 import math
 from typing import Any
@@ -18,16 +20,25 @@ def integer(x: Any, low: int, high: int, what: str) -> int:
 def grids(said: Any) -> list[tuple[float, ...]]:
     """The grids of all `Quantized` of a file, which name theirs by number."""
     rows: list[Any] = said if type(said) is list else [None]
-    if not all(type(row) is list and 0 < len(row) <= 1 << 16 and all(type(x) is float for x in row) for row in rows):
+    if not all(
+        type(row) is list and 0 < len(row) <= 1 << 16 and all(type(x) is float for x in row)
+        for row in rows
+    ):
         raise FormatError("the grids are not lists of floats")
     return [tuple(row) for row in rows]
 
 
 class Nodes:
-    """Turns the manifest's JSON into nodes; offsets are running sums, checksums are taken in order."""
+    """Turns the manifest's JSON into nodes; offsets are running sums, checksums are taken in
+    order.
+    """
 
     def __init__(
-        self, tables: list[tuple[float, ...]], banks: int, crcs: list[int], last_codec: int = f.LAST_CODEC[f.VERSION]
+        self,
+        tables: list[tuple[float, ...]],
+        banks: int,
+        crcs: list[int],
+        last_codec: int = f.LAST_CODEC[f.VERSION],
     ):
         self.grids = tables
         self.last_codec = last_codec
@@ -52,11 +63,15 @@ class Nodes:
             return self.int_keys(x, keys, shared)
         return self.group(x, keys) if tag == f.GROUP else self.leaf(x, f.join(keys), shared)
 
-    def int_keys(self, x: list[Any], keys: tuple[str | int, ...], shared: Shaped | None) -> dict[int, Any]:
+    def int_keys(
+        self, x: list[Any], keys: tuple[str | int, ...], shared: Shaped | None
+    ) -> dict[int, Any]:
         own = x[1::2]
         fit = len(x) % 2 == 1 and all(type(key) is int and -(2**63) <= key < 2**63 for key in own)
         if not fit or sorted(set(own)) != own:
-            raise FormatError(f"{f.join(keys)!r}: integer keys must be integers, in order, each with its node")
+            raise FormatError(
+                f"{f.join(keys)!r}: integer keys must be integers, in order, each with its node"
+            )
         return {key: self.node(kid, (*keys, key), shared) for key, kid in zip(own, x[2::2])}
 
     def group(self, x: list[Any], keys: tuple[str | int, ...]) -> Group:
@@ -74,7 +89,9 @@ class Nodes:
         start = self.offset
         crc: int | None = 0
         try:
-            node = self.part(x, None, 0) if type(x) is list and x[:1] != [f.NOT_FINITE] else _scalar(x)
+            node = (
+                self.part(x, None, 0) if type(x) is list and x[:1] != [f.NOT_FINITE] else _scalar(x)
+            )
             if isinstance(node, Row | Code):
                 crc = next(self.crcs, None)
                 dense(node, shared)
@@ -96,7 +113,9 @@ class Nodes:
             dense(first.node, shared)
         except FormatError as e:
             raise FormatError(f"leaf {path!r}: {e}") from None
-        self.leaves.append(Leaf(path, first.node, first.offset, first.length, first.crc, first.path))
+        self.leaves.append(
+            Leaf(path, first.node, first.offset, first.length, first.crc, first.path)
+        )
         return self.leaves[-1]
 
     def part(self, x: Any, mask: Shape | None, depth: int) -> Any:
@@ -116,7 +135,13 @@ class Nodes:
             mask = _stack_first(mask, *statics)
         parts: list[Any] = []
         for name, part in zip(kind.fields, said):
-            if x[0] == "M" and name == "mask" and part == f.NONZERO and type(part) is int and mask is None:
+            if (
+                x[0] == "M"
+                and name == "mask"
+                and part == f.NONZERO
+                and type(part) is int
+                and mask is None
+            ):
                 parts.append(f.NONZERO)
                 continue
             parts.append(self.part(part, mask if name in kind.hidden else None, depth + 1))
@@ -128,7 +153,11 @@ class Nodes:
         if name in f.INT_STATICS:
             return integer(x, *f.INT_STATICS[name], name)
         if name == "grid":
-            return None if x == 0 and type(x) is int else self.grids[integer(x, 1, len(self.grids), "grid") - 1]
+            return (
+                None
+                if x == 0 and type(x) is int
+                else self.grids[integer(x, 1, len(self.grids), "grid") - 1]
+            )
         if type(x) is not str or len(x) > f.MAX_TEXT or (name == "dense_dtype" and x not in DTYPES):
             raise FormatError(f"{name} is {str(x)[:40]!r}")
         return x
@@ -137,15 +166,19 @@ class Nodes:
         host = x[0].startswith(f.HOST)
         dtype = x[0].removeprefix(f.HOST)
         if dtype not in DTYPES or len(x) not in (2, 4):
-            raise FormatError(f"{str(x)[:60]} is no array: {len(x)} entries, or an unknown dtype or kind of code")
+            raise FormatError(
+                f"{str(x)[:60]} is no array: {len(x)} entries, or an unknown dtype or kind of code"
+            )
         hidden = x[1] == 0 and type(x[1]) is int
         if hidden and mask is None:
             raise FormatError("an array takes the shape of a mask, but there is none")
         shape = mask if hidden and mask is not None else _shape(x[1])
         n = math.prod(shape) * DTYPES[dtype].itemsize
-        codec, length = f.RAW, n
+        codec = f.RAW
+        length = n
         if len(x) == 4:
-            codec, length = integer(x[2], f.RAW, self.last_codec, "codec"), integer(x[3], 0, 2**63, "length")
+            codec = integer(x[2], f.RAW, self.last_codec, "codec")
+            length = integer(x[3], 0, 2**63, "length")
         if codec in f.BANKED:
             return self.banked(dtype, host, shape, hidden, codec, length)
         if hidden and len(x) == 2:
@@ -156,12 +189,18 @@ class Nodes:
         self.offset += length
         return row
 
-    def banked(self, dtype: str, host: bool, shape: Shape, hidden: bool, codec: int, bank: int) -> Row:
+    def banked(
+        self, dtype: str, host: bool, shape: Shape, hidden: bool, codec: int, bank: int
+    ) -> Row:
         size = math.prod(shape)
         if hidden or dtype[0] not in "?iu" or not 0 < size <= f.MOST_OF_ONE:
-            raise FormatError(f"an array of {dtype}{list(shape)}, or one under a mask, cannot be in a bank")
+            raise FormatError(
+                f"an array of {dtype}{list(shape)}, or one under a mask, cannot be in a bank"
+            )
         if codec == f.CONTEXT_FIRST and len(shape) < 2:
-            raise FormatError(f"an array of shape {shape} has no axis of outputs before another one")
+            raise FormatError(
+                f"an array of shape {shape} has no axis of outputs before another one"
+            )
         rows = self.banks[integer(bank, 0, len(self.banks) - 1, "bank")]
         rows.append(Row(dtype, host, shape, False, codec, len(rows), 0, bank))
         return rows[-1]

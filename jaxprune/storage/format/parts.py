@@ -16,7 +16,16 @@ from jaxprune.core.arrays import is_code, materialize
 from jaxprune.numerics import packing, placement
 from jaxprune.storage.format import values
 from jaxprune.storage.format.shapes import dense, integers_of
-from jaxprune.storage.format.words import CODE_OF, DTYPES, KINDS, MAX_TEXT, NONZERO, Array, Code, FormatError
+from jaxprune.storage.format.words import (
+    CODE_OF,
+    DTYPES,
+    KINDS,
+    MAX_TEXT,
+    NONZERO,
+    Array,
+    Code,
+    FormatError,
+)
 
 TYPES: dict[str, type] = {
     "M": arrays.Masked,
@@ -44,7 +53,9 @@ def to_node(x: Any) -> Any:
 
 def _scalar(x: Any) -> Any:
     if type(x) not in (bool, int, float):
-        raise FormatError(f"a {type(x).__name__} cannot be saved; leaves are arrays, codes, numbers and None")
+        raise FormatError(
+            f"a {type(x).__name__} cannot be saved; leaves are arrays, codes, numbers and None"
+        )
     if type(x) is int and not -(2**63) <= x < 2**63:
         raise FormatError("an integer of more than 64 bits cannot be saved")
     return x
@@ -73,19 +84,30 @@ def _part(x: Any, mask: np.ndarray | None) -> Any:
             mask = _stack_first(mask, x.axis, x.rank)
         parts.append(_part(getattr(x, name), mask if name in kind.hidden else None))
         if isinstance(x, arrays.Masked) and name == "mask" and isinstance(parts[0], Array):
-            mask = parts[0].words.view(bool) if parts[0].mask is None else parts[0].words.view(bool) & parts[0].mask
+            mask = (
+                parts[0].words.view(bool)
+                if parts[0].mask is None
+                else parts[0].words.view(bool) & parts[0].mask
+            )
     return Code(tag, statics, tuple(parts))
 
 
 def _is_nonzero(mask: Any, values: Any) -> bool:
     """Whether a mask says no more than which of the integers below it are 0."""
     try:
-        inner, shape = integers_of(values), dense(values)[0]
+        inner = integers_of(values)
+        shape = dense(values)[0]
     except FormatError:
         return False
-    if not (isinstance(mask, Array) and mask.dtype == "?" and mask.host == inner.host and inner.shape == shape):
+    if not (
+        isinstance(mask, Array)
+        and mask.dtype == "?"
+        and mask.host == inner.host
+        and inner.shape == shape
+    ):
         return False
-    kept, words = mask.words.reshape(-1), inner.words.reshape(-1)
+    kept = mask.words.reshape(-1)
+    words = inner.words.reshape(-1)
     some = (slice(i, i + CHUNK) for i in range(0, kept.size, CHUNK))
     return all(np.array_equal(kept[part].view(bool), words[part] != 0) for part in some)
 
@@ -113,7 +135,9 @@ def _is_array(x: Any) -> bool:
 def _dtype_code(dtype: Any) -> str:
     code = CODE_OF.get(getattr(dtype, "name", ""))
     if code is None:
-        hint = ": save jax.random.key_data(key)" if jnp.issubdtype(dtype, jax.dtypes.prng_key) else ""
+        hint = (
+            ": save jax.random.key_data(key)" if jnp.issubdtype(dtype, jax.dtypes.prng_key) else ""
+        )
         raise FormatError(f"the dtype {dtype} cannot be saved{hint}")
     return code
 
@@ -123,10 +147,15 @@ def _array(x: Any, mask: np.ndarray | None) -> Array:
         raise FormatError(f"a part of a code is a {type(x).__name__}, not an array")
     code = _dtype_code(x.dtype)
     if isinstance(x, jax.Array) and x.is_deleted():
-        raise FormatError("the array was deleted: it was donated to a function; save what that returned")
+        raise FormatError(
+            "the array was deleted: it was donated to a function; save what that returned"
+        )
     host = not isinstance(x, jax.Array)
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-        raise FormatError("the array is spread over several hosts: gather it with multihost_utils.process_allgather")
+        raise FormatError(
+            "the array is spread over several hosts: gather it with "
+            "multihost_utils.process_allgather"
+        )
     values = np.ascontiguousarray(np.asarray(x)).reshape(np.shape(x))
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
     return Array(code, host, _words(values, code), _fitting(mask, values.shape))
@@ -147,8 +176,15 @@ def _values(array: Array) -> np.ndarray:
 
 def _unpacked(x: quantized.Packed, mask: np.ndarray | None) -> Array:
     words = _array(x.words, None)
-    if words.dtype != "u1" or len(words.shape) < 2 or -(-x.length // 8) != words.shape[-1] or not 1 <= x.bits <= 7:
-        raise FormatError(f"Packed(length={x.length}) has words of shape {words.shape} and dtype {words.dtype}")
+    if (
+        words.dtype != "u1"
+        or len(words.shape) < 2
+        or -(-x.length // 8) != words.shape[-1]
+        or not 1 <= x.bits <= 7
+    ):
+        raise FormatError(
+            f"Packed(length={x.length}) has words of shape {words.shape} and dtype {words.dtype}"
+        )
     codes = packing.unpack(words.words, x.length, x.signed, xp=np)
     return Array("i1" if x.signed else "u1", words.host, codes, _fitting(mask, codes.shape))
 
@@ -157,7 +193,8 @@ def _fitting(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | No
     return mask if mask is not None and mask.shape == shape else None
 
 
-# --- and back --------------------------------------------------------------------------------------------------------
+# --- and back
+# ---------------------------------------------------------------------------------------
 
 
 def as_numpy(node: Any, shared: Any = None) -> np.ndarray:
@@ -179,12 +216,21 @@ _compiled = jax.jit(materialize)  # allocates nothing of the array's size but th
 
 
 def _by_rows(node: Code, shared: Any) -> np.ndarray | None:
-    """A large code as `materialize` has it, by NumPy and some rows at a time, where its parts are of rows."""
+    """A large code as `materialize` has it, by NumPy and some rows at a time, where its parts are
+    of rows.
+    """
     codebook = None if shared is None else np.asarray(shared)
-    shape, dtype = dense(node, None if codebook is None else (codebook.shape, CODE_OF[codebook.dtype.name]))
-    if dtype not in BY_ROWS or math.prod(shape) < CHUNK or values.rows_of(node, slice(0, 1), shape) is None:
+    shape, dtype = dense(
+        node, None if codebook is None else (codebook.shape, CODE_OF[codebook.dtype.name])
+    )
+    if (
+        dtype not in BY_ROWS
+        or math.prod(shape) < CHUNK
+        or values.rows_of(node, slice(0, 1), shape) is None
+    ):
         return None
-    out, step = np.empty(shape, dtype), max(1, CHUNK * shape[0] // math.prod(shape))
+    out = np.empty(shape, dtype)
+    step = max(1, CHUNK * shape[0] // math.prod(shape))
     for i in range(0, shape[0], step):
         rows = slice(i, i + step)
         out[rows] = values.value(values.rows_of(node, rows, shape), codebook)
@@ -192,7 +238,9 @@ def _by_rows(node: Code, shared: Any) -> np.ndarray | None:
 
 
 def from_node(node: Any, as_: str = "compressed", shared: Any = None) -> Any:
-    """A leaf's node as an array, a code or a number; `shared` is the codebook of the `Common` above."""
+    """A leaf's node as an array, a code or a number; `shared` is the codebook of the `Common`
+    above.
+    """
     if isinstance(node, Array) and (as_ == "numpy" or node.host):
         return _host(node)
     if not isinstance(node, Code) or as_ == "compressed":
@@ -216,7 +264,8 @@ def made(node: Any, host: bool) -> Any:
             return jnp.asarray(_values(node))
     if not isinstance(node, Code):
         return node
-    cls, kind = TYPES[node.tag], KINDS[node.tag]
+    cls = TYPES[node.tag]
+    kind = KINDS[node.tag]
     statics = dict(zip(kind.statics, node.statics))
     if cls is quantized.Packed:
         return _repacked(node.parts[0], host, statics["bits"], bool(statics["signed"]))
@@ -227,11 +276,15 @@ def made(node: Any, host: bool) -> Any:
 
 def _repacked(array: Array, host: bool, bits: int, signed: bool) -> Any:
     words = packing.pack(array.words, bits, xp=np)
-    return quantized.Packed(words if host and array.host else jnp.asarray(words), array.shape[-1], signed)
+    return quantized.Packed(
+        words if host and array.host else jnp.asarray(words), array.shape[-1], signed
+    )
 
 
 def _wide(*nodes: Any) -> Any:
-    """Lets JAX hold 64-bit arrays, whatever jax_enable_x64 says, where there are some: bits are kept."""
+    """Lets JAX hold 64-bit arrays, whatever jax_enable_x64 says, where there are some: bits are
+    kept.
+    """
     return jax.enable_x64(True) if any(map(_has_wide, nodes)) else contextlib.nullcontext()
 
 

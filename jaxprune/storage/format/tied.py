@@ -1,7 +1,8 @@
-"""Leaves that are the same arrays, bit for bit, as an earlier one: an output layer tied to its embedding. A file holds
-such arrays once.
+"""Leaves that are the same arrays, bit for bit, as an earlier one: an output layer tied to its
+embedding. A file holds such arrays once.
 
-Small leaves and constant ones are not looked for: they take a few bytes, and zeros are alike by chance.
+Small leaves and constant ones are not looked for: they take a few bytes, and zeros are alike by
+chance.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ class Ties:
     """The leaves that were seen, in order.
 
     Args:
-      held: whether the arrays of all leaves stay in memory, and can be compared; else each is hashed (SHA-256).
+      held: whether the arrays of all leaves stay in memory, and can be compared; else each is
+        hashed (SHA-256).
     """
 
     def __init__(self, held: bool) -> None:
@@ -28,7 +30,9 @@ class Ties:
         self._count = 0
 
     def first(self, leaf: Leaf) -> int | None:
-        """The number of the earlier leaf with the same arrays, counting those that have arrays and no earlier one."""
+        """The number of the earlier leaf with the same arrays, counting those that have arrays and
+        no earlier one.
+        """
         if not isinstance(leaf.node, Array | Code):
             return None
         arrays = _arrays(leaf.node)
@@ -44,7 +48,9 @@ class Ties:
 
 
 def _arrays(node: Any) -> list[np.ndarray] | None:
-    """What a file would hold of a node's arrays; None where a codebook lies elsewhere (in a `Common`)."""
+    """What a file would hold of a node's arrays; None where a codebook lies elsewhere (in a
+    `Common`).
+    """
     if isinstance(node, Array):
         return [node.kept()]
     found: list[np.ndarray] = []

@@ -1,8 +1,8 @@
 """Pytrees as nodes of the format, and templates for the way back.
 
-Strings and integers are keys, lists and tuples stay what they are, and None and Python numbers are kept in the tree.
-Any other pytree node (a NamedTuple, a Flax FrozenDict, an nnx.State, an Equinox module) is a dict of its keys in a
-file, and becomes itself again through a template.
+Strings and integers are keys, lists and tuples stay what they are, and None and Python numbers are
+kept in the tree. Any other pytree node (a NamedTuple, a Flax FrozenDict, an nnx.State, an Equinox
+module) is a dict of its keys in a file, and becomes itself again through a template.
 """
 
 import re
@@ -22,7 +22,9 @@ LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def to_nodes(tree: Any) -> Any:
-    """The tree as dicts, lists and tuples of `Leaf`s; a ValueError names the path of what a file cannot hold."""
+    """The tree as dicts, lists and tuples of `Leaf`s; a ValueError names the path of what a file
+    cannot hold.
+    """
     return _node(tree, (), None)
 
 
@@ -66,10 +68,16 @@ def _plain_keys(keys: list[Any], path: str) -> list[Any]:
     plain = [plain_key(key) for key in keys]
     kinds = {type(key) for key in plain}
     if not (kinds <= {str} or (kinds == {int} and all(-(2**63) <= key < 2**63 for key in plain))):
-        raise ValueError(f"{path or 'the tree'}: keys {plain[:5]} cannot be saved; use strings only, or integers only")
+        raise ValueError(
+            f"{path or 'the tree'}: keys {plain[:5]} cannot be saved; use strings only, or "
+            f"integers only"
+        )
     for key in plain:
         if type(key) is str and LONE_SURROGATE.search(key):
-            raise ValueError(f"{path or 'the tree'}: the key {key[:80]!r} has half of a surrogate pair, and is no text")
+            raise ValueError(
+                f"{path or 'the tree'}: the key {key[:80]!r} has half of a surrogate pair, and is "
+                f"no text"
+            )
     return plain
 
 
@@ -84,18 +92,26 @@ def _leaf(x: Any, path: str, shared: Shaped | None) -> Leaf:
     return Leaf(path, node)
 
 
-# --- templates -------------------------------------------------------------------------------------------------------
+# --- templates
+# ---------------------------------------------------------------------------------------
 
 
 def dense_template(like: Any) -> Any:
     """The tree with dense leaves, or what stands for them, in place of codes."""
-    return jax.tree.map(lambda x: jax.eval_shape(materialize, x) if is_code(x) else x, like, is_leaf=is_code)
+    return jax.tree.map(
+        lambda x: jax.eval_shape(materialize, x) if is_code(x) else x, like, is_leaf=is_code
+    )
 
 
 def names(template: Any) -> list[tuple[str, str]]:
-    """For each leaf of a template the paths that it may have in a file: an nnx.Variable's, and the plain one."""
+    """For each leaf of a template the paths that it may have in a file: an nnx.Variable's, and the
+    plain one.
+    """
     named = [leaf_path(keys) for keys, _ in flatten_with_path(template)[0]]
-    plain = [join(tuple(map(plain_key, keys))) for keys, _ in jax.tree_util.tree_flatten_with_path(template)[0]]
+    plain = [
+        join(tuple(map(plain_key, keys)))
+        for keys, _ in jax.tree_util.tree_flatten_with_path(template)[0]
+    ]
     return list(zip(named, plain))
 
 
@@ -107,7 +123,11 @@ def expects_data(x: Any) -> bool:
 def mismatch(x: Any, node: Any, shared: Shaped | None) -> str:
     """Why a leaf of a template cannot take a stored one; "" when it can."""
     if isinstance(node, bool | int | float):
-        return "" if np.shape(x) == () else f"an array of shape {np.shape(x)} expected, a number stored"
+        return (
+            ""
+            if np.shape(x) == ()
+            else f"an array of shape {np.shape(x)} expected, a number stored"
+        )
     shape, code = dense(node, shared)
     stored = DTYPES[code].name
     expected = x.dtype.name if hasattr(x, "dtype") else stored

@@ -1,9 +1,11 @@
-"""What nodes stand for, as NumPy arrays: `materialize` where JAX is not. NumPy and the standard library only.
+"""What nodes stand for, as NumPy arrays: `materialize` where JAX is not. NumPy and the standard
+library only.
 
-Dtypes that NumPy lacks are widened exactly: bfloat16, float8 and float4 to float32, int4 and int2 to int8. The numbers
-are those of `jp.load(path, as_="dense")`, bit for bit where they are looked up or products of two; LowRank and Tucker
-are sums of float32 products, whose order differs, so that they agree to some 1e-6 of Σ |products|. Weights of 16 bits
-with a float64 scale may be rounded twice there, and once here.
+Dtypes that NumPy lacks are widened exactly: bfloat16, float8 and float4 to float32, int4 and int2
+to int8. The numbers are those of `jp.load(path, as_="dense")`, bit for bit where they are looked up
+or products of two; LowRank and Tucker are sums of float32 products, whose order differs, so that
+they agree to some 1e-6 of Σ |products|. Weights of 16 bits with a float64 scale may be rounded
+twice there, and once here.
 """
 
 import functools
@@ -16,15 +18,33 @@ from ..accounting import shared
 from .shapes import Shape, dense
 from .words import DTYPES, KINDS, Array, Code, FormatError, Group, Row
 
-NATIVE = {"?": "?", "f2": "f2", "f4": "f4", "f8": "f8", "c8": "c8"}  # what words are viewed as; integers are themselves
-WEIGHTS = {"f2": "f2", "f4": "f4", "f8": "f8", "bf": "f4"}  # what is computed, and in what NumPy holds it
+NATIVE = {
+    "?": "?",
+    "f2": "f2",
+    "f4": "f4",
+    "f8": "f8",
+    "c8": "c8",
+}  # what words are viewed as; integers are themselves
+WEIGHTS = {
+    "f2": "f2",
+    "f4": "f4",
+    "f8": "f8",
+    "bf": "f4",
+}  # what is computed, and in what NumPy holds it
 
 # Fields with an entry for each weight; others are scales and codebooks.
-OF_ROWS = {"M": ("mask", "values"), "C": ("indices",), "P": ("words",), "Q": ("q",), "B": ("signs",)}
+OF_ROWS = {
+    "M": ("mask", "values"),
+    "C": ("indices",),
+    "P": ("words",),
+    "Q": ("q",),
+    "B": ("signs",),
+}
 
-# Bits of exponent and mantissa, bias, and what the topmost patterns are: as of IEEE 754; one NaN, all bits but the sign
-# ("fn"); one NaN, in the place of −0 ("fnuz"); numbers. Micikevicius et al. 2022, arXiv:2209.05433; Noune et al. 2022,
-# arXiv:2206.02915; float4: OCP Microscaling Formats 1.0, as is e8m0, which is an exponent alone.
+# Bits of exponent and mantissa, bias, and what the topmost patterns are: as of IEEE 754; one NaN,
+# all bits but the sign ("fn"); one NaN, in the place of −0 ("fnuz"); numbers. Micikevicius et al.
+# 2022, arXiv:2209.05433; Noune et al. 2022, arXiv:2206.02915; float4: OCP Microscaling Formats 1.0,
+# as is e8m0, which is an exponent alone.
 SMALL = {
     "float8_e3m4": (3, 4, 3, "ieee"),
     "float8_e4m3": (4, 3, 7, "ieee"),
@@ -65,9 +85,15 @@ def made_bytes(node: Any, group: Group | None) -> int:
 
 
 def rows_of(node: Any, rows: slice, shape: Shape) -> Any:
-    """The code of some rows (of the first axis) of an array of this shape; None where its parts are not of rows."""
+    """The code of some rows (of the first axis) of an array of this shape; None where its parts are
+    not of rows.
+    """
     if isinstance(node, Array):
-        return Array(node.dtype, node.host, node.words[rows]) if shape and node.shape == shape else None
+        return (
+            Array(node.dtype, node.host, node.words[rows])
+            if shape and node.shape == shape
+            else None
+        )
     if not isinstance(node, Code) or node.tag not in OF_ROWS:
         return None
     parts: list[Any] = []
@@ -88,13 +114,16 @@ def _codebook_of(part: Any) -> Any:
 
 
 def _scale_of(part: Any, rows: slice, shape: Shape) -> Any:
-    """What rows need of a scale or a zero point: all of it, or rows of it; None where it has runs of rows."""
+    """What rows need of a scale or a zero point: all of it, or rows of it; None where it has runs
+    of rows.
+    """
     if not isinstance(part, Array) or part.shape[0] == 1:
         return part if isinstance(part, Array) else None
     return rows_of(part, rows, part.shape) if part.shape[0] == shape[0] else None
 
 
-# --- dtypes ----------------------------------------------------------------------------------------------------------
+# --- dtypes
+# ---------------------------------------------------------------------------------------
 
 
 def _plain(array: Array) -> np.ndarray:
@@ -117,7 +146,8 @@ def small_floats(dtype: str) -> np.ndarray:
         return np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan).astype("f4")
     exponents, mantissas, bias, top = SMALL[dtype]
     bits = np.arange(1 << (1 + exponents + mantissas))
-    magnitude, exponent = bits & ((1 << exponents + mantissas) - 1), bits >> mantissas & ((1 << exponents) - 1)
+    magnitude = bits & ((1 << exponents + mantissas) - 1)
+    exponent = bits >> mantissas & ((1 << exponents) - 1)
     fraction = (bits & ((1 << mantissas) - 1)) / (1 << mantissas)
     size = np.ldexp(fraction + (exponent > 0), np.maximum(exponent, 1) - bias)
     if top == "ieee":
@@ -133,7 +163,10 @@ def small_floats(dtype: str) -> np.ndarray:
 def _rounded(x: np.ndarray, dtype: str) -> np.ndarray:
     """x in a dtype of weights, to nearest even."""
     if dtype not in WEIGHTS:
-        raise FormatError(f"weights of {DTYPES[dtype].name} are not computed: they are float16, 32, 64 or bfloat16")
+        raise FormatError(
+            f"weights of {DTYPES[dtype].name} are not computed: they are float16, 32, 64 or "
+            f"bfloat16"
+        )
     if dtype != "bf":
         return x.astype(WEIGHTS[dtype], copy=False)
     x = x.astype("f4", copy=False)
@@ -153,7 +186,8 @@ def _as(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return x.astype(dtype, copy=False)
 
 
-# --- codes -----------------------------------------------------------------------------------------------------------
+# --- codes
+# ---------------------------------------------------------------------------------------
 
 
 def _masked(node: Code, mask: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -178,12 +212,16 @@ def _stacked(node: Code, each: np.ndarray) -> np.ndarray:
     return np.moveaxis(each, -rank, axis)
 
 
-def _quantized(node: Code, q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None) -> np.ndarray:
+def _quantized(
+    node: Code, q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None
+) -> np.ndarray:
     _, dtype, grid = node.statics
     scale = _expanded(_wide(scale), q.shape)
     if q.dtype == bool:
         return _rounded(_signed(q, scale), dtype)
-    if grid is None and zero_point is None and q.dtype.kind in "iu":  # converts and multiplies in one pass
+    if (
+        grid is None and zero_point is None and q.dtype.kind in "iu"
+    ):  # converts and multiplies in one pass
         return _rounded(np.multiply(q, scale, dtype=scale.dtype, casting="unsafe"), dtype)
     x = _as(q, scale.dtype) if grid is None else _looked_up(_wide(q), grid, scale.dtype)
     if zero_point is not None:
@@ -192,7 +230,9 @@ def _quantized(node: Code, q: np.ndarray, scale: np.ndarray, zero_point: np.ndar
 
 
 def _binary(node: Code, signs: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return _rounded(_signed(signs.astype(bool), _expanded(_wide(scale), signs.shape)), node.statics[0])
+    return _rounded(
+        _signed(signs.astype(bool), _expanded(_wide(scale), signs.shape)), node.statics[0]
+    )
 
 
 def _signed(signs: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -209,13 +249,23 @@ def _expanded(scale: np.ndarray, shape: Shape) -> np.ndarray:
 def _looked_up(q: np.ndarray, grid: tuple[float, ...], dtype: np.dtype) -> np.ndarray:
     """grid[q], and 0 where q is no index."""
     inside = (q >= 0) & (q < len(grid)) & (q == np.trunc(q))
-    return np.where(inside, np.array(grid, dtype)[np.where(inside, q, 0).astype(np.intp)], dtype.type(0))
+    return np.where(
+        inside, np.array(grid, dtype)[np.where(inside, q, 0).astype(np.intp)], dtype.type(0)
+    )
 
 
-def _shared(node: Code, prototypes: np.ndarray, assignment: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _shared(
+    node: Code, prototypes: np.ndarray, assignment: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
     axis = node.statics[0] % prototypes.ndim
-    batch, dtype = assignment.ndim - 1, dense(node)[1]
-    wide = (*assignment.shape[:-1], *(1,) * (axis - batch), assignment.shape[-1], *(1,) * (prototypes.ndim - axis - 1))
+    batch = assignment.ndim - 1
+    dtype = dense(node)[1]
+    wide = (
+        *assignment.shape[:-1],
+        *(1,) * (axis - batch),
+        assignment.shape[-1],
+        *(1,) * (prototypes.ndim - axis - 1),
+    )
     units = np.take_along_axis(prototypes, assignment.reshape(wide).astype(np.intp), axis)
     return _rounded(units * _rounded(_wide(scale), dtype).reshape(wide), dtype)
 
@@ -225,7 +275,8 @@ def _low_rank(node: Code, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _tucker(node: Code, core: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    window, dtype = (1,) * (core.ndim - u.ndim), dense(node)[1]
+    window = (1,) * (core.ndim - u.ndim)
+    dtype = dense(node)[1]
     u, v = (x.reshape(*x.shape[:-2], *window, *x.shape[-2:]) for x in (u, v))
     return _product(_product(u, core, dtype), v, dtype)
 

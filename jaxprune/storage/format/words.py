@@ -1,10 +1,13 @@
-"""The file format's constants and words: what a file may say, and nothing else. Specified in docs/format.md.
+"""The file format's constants and words: what a file may say, and nothing else. Specified in
+docs/format.md.
 
-    u64 header length | JSON header | jp.manifest: u32 CRC, deflated JSON, u32 CRC of each leaf | jp.data: streams
+    u64 header length | JSON header | jp.manifest: u32 CRC, deflated JSON, u32 CRC of each leaf |
+    jp.data: streams
 
-The header makes the file a valid safetensors file of two U8 tensors. The JSON holds the tree, whose leaves name their
-arrays' dtypes, shapes, codecs and lengths; offsets are running sums, so gaps and overlaps cannot be said. Every table
-here is closed: nothing in a file is imported, evaluated or looked up by name anywhere else.
+The header makes the file a valid safetensors file of two U8 tensors. The JSON holds the tree, whose
+leaves name their arrays' dtypes, shapes, codecs and lengths; offsets are running sums, so gaps and
+overlaps cannot be said. Every table here is closed: nothing in a file is imported, evaluated or
+looked up by name anywhere else.
 """
 
 import dataclasses
@@ -35,17 +38,23 @@ MAX_WIDTH = 32  # of the bits codec
 MAX_ALPHABET = 4096  # of the rans codec
 MAX_TABLES = 64  # of a bank of the context codec
 MAX_WIDTH_OF_BANK = 1024  # symbols of its tables
-LEAST_BANK, MOST_BANK = 1 << 12, 1 << 22  # symbols of a bank of several arrays; a larger array has one of its own
+# symbols of a bank of several arrays; a larger array has one of its own
+LEAST_BANK = 1 << 12
+MOST_BANK = 1 << 22
 MOST_OF_ONE = 1 << 24  # symbols of one array in a bank
 
 
 class FormatError(ValueError):
-    """A file that is not what `save` writes: damaged, truncated, hostile, or newer than this library."""
+    """A file that is not what `save` writes: damaged, truncated, hostile, or newer than this
+    library.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Dtype:
-    """How an element is stored: as a little-endian NumPy word; a discrete one has a range and may be a symbol."""
+    """How an element is stored: as a little-endian NumPy word; a discrete one has a range and may
+    be a symbol.
+    """
 
     name: str
     word: str
@@ -63,7 +72,11 @@ class Dtype:
     @property
     def words(self) -> tuple[int, int]:
         """The least and the greatest word; those of floats of 16 bits and more are unsigned."""
-        return (0, (1 << 8 * self.itemsize) - 1) if self.low is None or self.high is None else (self.low, self.high)
+        return (
+            (0, (1 << 8 * self.itemsize) - 1)
+            if self.low is None or self.high is None
+            else (self.low, self.high)
+        )
 
     @property
     def may_be_raw(self) -> bool:
@@ -75,7 +88,9 @@ class Dtype:
 def _integers() -> dict[str, Dtype]:
     table = {"?": Dtype("bool", "u1", 0, 1)}
     for bits in (8, 16, 32, 64):
-        table[f"i{bits // 8}"] = Dtype(f"int{bits}", f"i{bits // 8}", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        table[f"i{bits // 8}"] = Dtype(
+            f"int{bits}", f"i{bits // 8}", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+        )
         table[f"u{bits // 8}"] = Dtype(f"uint{bits}", f"u{bits // 8}", 0, 2**bits - 1)
     for bits in (2, 4):
         table[f"int{bits}"] = Dtype(f"int{bits}", "i1", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -100,7 +115,9 @@ HOST = "="  # before a dtype: a NumPy array, not a JAX one
 
 
 class Kind(NamedTuple):
-    """A compressed type: its fields in file order, its static fields, and the fields that a mask above it hides."""
+    """A compressed type: its fields in file order, its static fields, and the fields that a mask
+    above it hides.
+    """
 
     name: str
     fields: tuple[str, ...]
@@ -109,12 +126,18 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "M": Kind("Masked", ("mask", "values"), hidden=("mask", "values")),  # the mask says how many values follow it
+    "M": Kind(
+        "Masked", ("mask", "values"), hidden=("mask", "values")
+    ),  # the mask says how many values follow it
     "C": Kind("Clustered", ("codebook", "indices"), hidden=("indices",)),
     "D": Kind("Dense", ("values",), ("why",), hidden=("values",)),
     "S": Kind("Stacked", ("each",), ("axis", "rank"), hidden=("each",)),
-    "P": Kind("Packed", ("words",), ("bits", "signed"), hidden=("words",)),  # stored as integers, not as bit planes
-    "Q": Kind("Quantized", ("q", "scale", "zero_point"), ("bits", "dense_dtype", "grid"), hidden=("q",)),
+    "P": Kind(
+        "Packed", ("words",), ("bits", "signed"), hidden=("words",)
+    ),  # stored as integers, not as bit planes
+    "Q": Kind(
+        "Quantized", ("q", "scale", "zero_point"), ("bits", "dense_dtype", "grid"), hidden=("q",)
+    ),
     "B": Kind("Binary", ("signs", "scale"), ("dense_dtype",), hidden=("signs",)),
     "R": Kind("Shared", ("prototypes", "assignment", "scale"), ("axis",)),
     "L": Kind("LowRank", ("u", "v")),
@@ -123,7 +146,10 @@ KINDS = {
 NONZERO = 0  # in the place of a mask: it is True where the integers below it are not 0
 ALIGNED = "CDPQB"  # kinds between such a mask and its integers
 GROUP = "G"  # Common: a codebook, and the tree whose leaves share it
-LIST, TUPLE, INT_KEYS, NOT_FINITE = "l", "t", "i", "x"
+LIST = "l"
+TUPLE = "t"
+INT_KEYS = "i"
+NOT_FINITE = "x"
 TIED = "@"  # a leaf that is an earlier one (of version 2)
 NOT_FINITE_TEXTS = ("nan", "inf", "-inf")
 INT_STATICS = {"axis": (-MAX_RANK, -1), "rank": (1, MAX_RANK), "bits": (1, 64), "signed": (0, 1)}
@@ -140,7 +166,8 @@ DICTIONARY = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One array in a file. `hidden`: it has the shape of the mask above, and only the kept entries are stored.
+    """One array in a file. `hidden`: it has the shape of the mask above, and only the kept entries
+    are stored.
 
     In a bank, `offset` counts the arrays before it there, and `length` is 0.
     """
@@ -167,7 +194,9 @@ class Bank:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Array:
-    """One array in memory, as words (see `Dtype`); `mask`, of its shape, is what a file keeps of it."""
+    """One array in memory, as words (see `Dtype`); `mask`, of its shape, is what a file keeps of
+    it.
+    """
 
     dtype: str
     host: bool
@@ -185,7 +214,9 @@ class Array:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Code:
-    """A compressed array: the parts in the order of `KINDS[tag].fields`; each a `Code`, a `Row` or `Array`, or None."""
+    """A compressed array: the parts in the order of `KINDS[tag].fields`; each a `Code`, a `Row` or
+    `Array`, or None.
+    """
 
     tag: str
     statics: tuple[Any, ...]
@@ -194,8 +225,9 @@ class Code:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Leaf:
-    """A leaf of the user's tree: a `Code`, a `Row` or `Array`, or a number; in a file, also where its bytes are, and
-    the path of the earlier leaf whose bytes they are, if there is one."""
+    """A leaf of the user's tree: a `Code`, a `Row` or `Array`, or a number; in a file, also where
+    its bytes are, and the path of the earlier leaf whose bytes they are, if there is one.
+    """
 
     path: str
     node: Any
@@ -221,7 +253,10 @@ def join(keys: tuple[str | int, ...]) -> str:
 
 def header(manifest: int, data: int, version: int = FIRST) -> bytes:
     """The safetensors header of a file with so many bytes: the only one a reader accepts."""
-    tensor = lambda a, b: {"dtype": "U8", "shape": [b - a], "data_offsets": [a, b]}
+
+    def tensor(a, b):
+        return {"dtype": "U8", "shape": [b - a], "data_offsets": [a, b]}
+
     text = {
         "__metadata__": {"jaxprune": str(version)},
         "jp.manifest": tensor(0, manifest),

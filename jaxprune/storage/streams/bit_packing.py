@@ -27,7 +27,9 @@ def pack(symbols: np.ndarray, width: int) -> bytes:
         return parts[0]
     for start in range(0, symbols.size, CHUNK):
         chunk = symbols[start : start + CHUNK].astype("<u4")
-        bits = np.unpackbits(chunk.view(np.uint8).reshape(-1, 4), axis=1, count=width, bitorder="little")
+        bits = np.unpackbits(
+            chunk.view(np.uint8).reshape(-1, 4), axis=1, count=width, bitorder="little"
+        )
         parts.append(np.packbits(bits, bitorder="little").tobytes())
     return b"".join(parts)
 
@@ -51,7 +53,9 @@ def unpack(stream: memoryview, num_symbols: int) -> np.ndarray:
         first_byte = start * width // 8
         chunk = data[first_byte : first_byte + -(-count * width // 8)]
         bits = np.zeros((count, symbol_bits), np.uint8)
-        bits[:, :width] = np.unpackbits(chunk, count=count * width, bitorder="little").reshape(count, width)
+        bits[:, :width] = np.unpackbits(chunk, count=count * width, bitorder="little").reshape(
+            count, width
+        )
         symbols[start : start + count] = np.packbits(bits, bitorder="little").view(little)
     return symbols
 

@@ -105,7 +105,9 @@ def read_plane(source: Source, num_bytes: int) -> np.ndarray:
     if method == METHOD_TWICE:
         data = _inflate(data, num_bytes)
     elif method != METHOD_DEFLATE:
-        raise FormatError(f"a plane of {num_bytes} bytes has the method {method} and {length} bytes")
+        raise FormatError(
+            f"a plane of {num_bytes} bytes has the method {method} and {length} bytes"
+        )
     plain = _inflate(data, num_bytes)
     if len(plain) != num_bytes:
         raise FormatError(f"a plane inflates to {len(plain)} bytes, and not to its {num_bytes}")

@@ -39,7 +39,9 @@ def read_tables(reader: ByteReader, num_tables: int, width: int) -> tuple[np.nda
     table_of = plain[:CONTEXTS]
     lengths = plain[CONTEXTS:]
     if plain.size != size or table_of.max() >= num_tables or lengths.max() > MAX_LENGTH:
-        raise FormatError("a bank's tables do not fit: their number, a context's table, or a frequency")
+        raise FormatError(
+            "a bank's tables do not fit: their number, a context's table, or a frequency"
+        )
     frequencies = _read_frequencies(reader, lengths).reshape(num_tables, width)
     if (frequencies.sum(1) != rans.TOTAL).any():
         raise FormatError(f"the frequencies of a table do not sum to {rans.TOTAL}")

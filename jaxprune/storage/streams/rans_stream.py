@@ -64,7 +64,9 @@ def read_head(buffer: memoryview, num_symbols: int) -> tuple[int, np.ndarray, me
     return num_lanes, frequencies, stream
 
 
-def decode(stream: Buffer, num_symbols: int, frequencies: np.ndarray, num_lanes: int, words: np.ndarray) -> np.ndarray:
+def decode(
+    stream: Buffer, num_symbols: int, frequencies: np.ndarray, num_lanes: int, words: np.ndarray
+) -> np.ndarray:
     """The words of a stream: `words[symbol]` for each of its symbols."""
     try:
         return lane_coder.decode(stream, num_symbols, frequencies, num_lanes, words)

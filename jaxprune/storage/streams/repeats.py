@@ -98,7 +98,9 @@ def _hash_windows(
     return np.concatenate(hashes), np.concatenate(varied)
 
 
-def _hash_chunk(words: np.ndarray, starts: np.ndarray, length: int, num_windows: int) -> tuple[np.ndarray, np.ndarray]:
+def _hash_chunk(
+    words: np.ndarray, starts: np.ndarray, length: int, num_windows: int
+) -> tuple[np.ndarray, np.ndarray]:
     """A hash of each of `num_windows` windows from each start on, and whether a window has
     different words.
 

@@ -146,7 +146,9 @@ def _word_plans(words: np.ndarray, dtype: Dtype) -> list[Plan]:
     return plans
 
 
-def _integer_plans(words: np.ndarray, base: int, span: int, dtype: Dtype, raw: list[Plan]) -> list[Plan]:
+def _integer_plans(
+    words: np.ndarray, base: int, span: int, dtype: Dtype, raw: list[Plan]
+) -> list[Plan]:
     """Bits, rans and escapes of words from `base` to `base + span`."""
     head = encode_varint(zigzag(base))
     symbols = _subtract_base(words, base, span)
@@ -248,7 +250,8 @@ def _read_raw(stream: Buffer, num_words: int, codec: int, dtype: Dtype) -> np.nd
     fits = codec == RAW and len(stream) == num_words * dtype.itemsize
     if not fits or (num_words and not dtype.may_be_raw):
         raise FormatError(
-            f"{len(stream)} bytes with the codec {codec} cannot be {num_words} raw elements of {dtype.name}"
+            f"{len(stream)} bytes with the codec {codec} cannot be {num_words} raw elements of "
+            f"{dtype.name}"
         )
     return np.frombuffer(stream, "<" + dtype.word).astype(dtype.word, copy=False)
 
@@ -257,7 +260,9 @@ def _read_lzma(stream: Buffer, num_words: int, dtype: Dtype) -> np.ndarray:
     words = lzma_stream.decode(stream, num_words, dtype.word)
     low, high = dtype.words
     if words.min() < low or words.max() > high:
-        raise FormatError(f"elements from {words.min()} to {words.max()} leave the range of {dtype.name}")
+        raise FormatError(
+            f"elements from {words.min()} to {words.max()} leave the range of {dtype.name}"
+        )
     return words
 
 

@@ -112,7 +112,10 @@ class ByteReader:
     def bytes(self, count: int) -> memoryview:
         """The next bytes."""
         if count > len(self.rest):
-            raise FormatError(f"{count} bytes are announced where {len(self.rest)} are left: the stream is truncated")
+            raise FormatError(
+                f"{count} bytes are announced where {len(self.rest)} are left: the stream is "
+                f"truncated"
+            )
         taken = self.rest[:count]
         self.rest = self.rest[count:]
         return taken

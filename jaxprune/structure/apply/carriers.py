@@ -1,14 +1,20 @@
-"""What a variable always comes with: v may keep other positions at each position of such a u (`masks.Uneven`).
+"""What a variable always comes with: v may keep other positions at each position of such a u
+(`masks.Uneven`).
 
-A smaller function only knows how many positions of v there are. Which they are says K(u, v), where arrays are cut. That
-is right if no equation brings together what belongs to different positions of u:
+A smaller function only knows how many positions of v there are. Which they are says K(u, v), where
+arrays are cut. That is right if no equation brings together what belongs to different positions of
+u:
 
-    every value that has v has u as well, once       so K says of each of its elements whether it is kept
-    every equation that runs over v runs over u once     so an element only meets those of its own position of u
-    u comes before v in a product                      so what is kept of u · v is a product again, row by row
+    every value that has v has u as well, once       so K says of each of its elements whether it is
+                                                     kept
+    every equation that runs over v runs over u once     so an element only meets those of its own
+                                                         position of u
+    u comes before v in a product                      so what is kept of u · v is a product again,
+                                                       row by row
 
-The body of a scan runs once for each position of the axis that the scan runs along: there all values have that axis
-(scanned layers), but not constants and what is made by position, which are the same every time.
+The body of a scan runs once for each position of the axis that the scan runs along: there all
+values have that axis (scanned layers), but not constants and what is made by position, which are
+the same every time.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,8 +33,10 @@ WHOLE = names("iota random_bits random_split")
 """What is made by position: whole, and then cut."""
 POINTWISE = ELEMENTWISE | IDENTITY | {"broadcast_in_dim"}
 MOVED = names(
-    """transpose squeeze reshape tile concatenate split stack unstack slice dynamic_slice dynamic_update_slice
-    bitcast_convert_type"""
+    """
+    transpose squeeze reshape tile concatenate split stack unstack slice dynamic_slice
+    dynamic_update_slice bitcast_convert_type
+    """
 )
 Span = tuple[int, int]
 
@@ -71,7 +79,10 @@ class Carriers:
         for axes in program.const_axes:
             self._see(axes, (), lambda: f"a constant of {place(*outer)}" if outer else "a constant")
         for r in program.records:
-            where = lambda r=r: place(r.eqn, *outer)
+
+            def where(r=r):
+                return place(r.eqn, *outer)
+
             for v, axes in zip(r.eqn.invars, r.ins):
                 self._see(axes, () if isinstance(v, jex.Literal) else turns, where)
             for axes in r.outs:
@@ -82,9 +93,15 @@ class Carriers:
 
     def _see(self, axes: Sequence[Axis], turns: tuple[Var, ...], where: Callable[[], str]) -> None:
         """Elements with these axes: what v has none of there, or several, it does not come with."""
-        for v, beside in _side_by_side([self._counts(e) for e in (*axes, *turns)], ordered=False).beside.items():
+        for v, beside in _side_by_side(
+            [self._counts(e) for e in (*axes, *turns)], ordered=False
+        ).beside.items():
             if v.why is None and v not in turns:
-                once = [u for u in self.found.get(v, beside) if beside.get(u) == (1, 1) and u is not v and u.size > 1]
+                once = [
+                    u
+                    for u in self.found.get(v, beside)
+                    if beside.get(u) == (1, 1) and u is not v and u.size > 1
+                ]
                 if not once:
                     self.lost.setdefault(v, where())
                 self.found[v] = once
@@ -113,17 +130,25 @@ def _either(spans: list[dict[Var, Span]]) -> dict[Var, Span]:
     if len(spans) == 1:
         return spans[0]
     both = {u: [s.get(u, (0, 0)) for s in spans] for s in spans for u in s}
-    return {u: (min(low for low, _ in found), max(high for _, high in found)) for u, found in both.items()}
+    return {
+        u: (min(low for low, _ in found), max(high for _, high in found))
+        for u, found in both.items()
+    }
 
 
 def _side_by_side(parts: list[Counts], ordered: bool) -> Counts:
-    """Of elements that are made of one of each; where the order matters, what comes after v counts twice."""
-    each, beside = _sum([part.each for part in parts]), {}
+    """Of elements that are made of one of each; where the order matters, what comes after v counts
+    twice.
+    """
+    each = _sum([part.each for part in parts])
+    beside = {}
     for i, part in enumerate(parts):
         after = [*(p.each for p in parts[i + 1 :])] if ordered else []
         others = [p.each for j, p in enumerate(parts) if j != i] + after
         made = {v: _sum([own, *others]) for v, own in part.beside.items() if v.why is None}
-        beside |= {v: _either([beside[v], spans]) if v in beside else spans for v, spans in made.items()}
+        beside |= {
+            v: _either([beside[v], spans]) if v in beside else spans for v, spans in made.items()
+        }
     return Counts(each, beside)
 
 
@@ -150,8 +175,12 @@ def turned(r: Record) -> tuple[Var, ...]:
 
 
 def run_over(r: Record) -> Axes:
-    """The axes that an equation runs over; those along which it mixes come twice, and of an unknown one all do."""
-    name, ins, outs = r.eqn.primitive.name.replace("-", "_"), r.ins, r.outs
+    """The axes that an equation runs over; those along which it mixes come twice, and of an unknown
+    one all do.
+    """
+    name = r.eqn.primitive.name.replace("-", "_")
+    ins = r.ins
+    outs = r.outs
     if name in POINTWISE | MOVED | WHOLE or inside(r):
         return []
     known = RUN_OVER.get(name)
@@ -166,7 +195,10 @@ def _conv(r: Record) -> Axes:
 
 def _gather(r: Record) -> Axes:
     batch = r.eqn.params["dimension_numbers"].operand_batching_dims
-    return [*r.outs[0], *(r.ins[0][k] for k, e in enumerate(r.extra) if isinstance(e, int) and k not in batch)]
+    return [
+        *r.outs[0],
+        *(r.ins[0][k] for k, e in enumerate(r.extra) if isinstance(e, int) and k not in batch),
+    ]
 
 
 def _scatter(r: Record) -> Axes:
@@ -188,9 +220,13 @@ def _line(dimension: Callable[[Record], Iterable[int]]) -> Callable[[Record], Ax
 
 RUN_OVER: dict[str, Callable[[Record], Axes]] = {
     **dict.fromkeys(REDUCE | {"reduce_sum"}, lambda r: r.ins[0]),
-    **dict.fromkeys(names("cumsum cumprod cummax cummin cumlogsumexp"), _line(lambda r: [r.eqn.params["axis"]])),
+    **dict.fromkeys(
+        names("cumsum cumprod cummax cummin cumlogsumexp"), _line(lambda r: [r.eqn.params["axis"]])
+    ),
     **dict.fromkeys(names("reduce_window_sum reduce_window_max reduce_window_min"), _window),
-    **dict.fromkeys(names("scatter scatter_add scatter_sub scatter_mul scatter_min scatter_max"), _scatter),
+    **dict.fromkeys(
+        names("scatter scatter_add scatter_sub scatter_mul scatter_min scatter_max"), _scatter
+    ),
     "sort": _line(lambda r: [r.eqn.params["dimension"]]),
     "rev": _line(lambda r: r.eqn.params["dimensions"]),
     "top_k": _line(lambda r: [r.eqn.params.get("axis", -1) % len(r.ins[0])]),

@@ -1,4 +1,6 @@
-"""Whether the small function computes what the large one does with zeros in place of what was cut."""
+"""Whether the small function computes what the large one does with zeros in place of what was
+cut.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -15,7 +17,8 @@ from jaxprune.structure.apply.plan import Plan
 from jaxprune.structure.axes.walk import Walked
 
 FLOAT64_TOLERANCE = 1e-7
-"""More than rounding in float64 even where a recurrence amplifies it ten million times; float32 itself rounds by it."""
+"""More than rounding in float64 even where a recurrence amplifies it ten million times; float32
+itself rounds by it."""
 
 
 class Found(NamedTuple):
@@ -24,7 +27,8 @@ class Found(NamedTuple):
     Attributes:
       error: max |g(cut) − f(mask)| / max |f(mask)| of the worst output, where f(mask) is finite.
       finite: whether f(mask) is finite wherever g(cut) is.
-      float64: the error when both are computed in float64, Inf where they cannot be; None where that was not needed.
+      float64: the error when both are computed in float64, Inf where they cannot be; None where
+        that was not needed.
     """
 
     error: float
@@ -33,25 +37,34 @@ class Found(NamedTuple):
 
 
 def checked(
-    f: Callable[..., Any], g: Callable[..., Any], plan: Plan, tree: Any, args: tuple[Any, ...], allowed: float
+    f: Callable[..., Any],
+    g: Callable[..., Any],
+    plan: Plan,
+    tree: Any,
+    args: tuple[Any, ...],
+    allowed: float,
 ) -> Found:
     """`compared`; where the error is larger than allowed, in float64 as well.
 
-    Rounding grows in a recurrence, so the precision of f may not tell a wrong cut from a right one. In float64 a right
-    one differs by far less.
+    Rounding grows in a recurrence, so the precision of f may not tell a wrong cut from a right one.
+    In float64 a right one differs by far less.
     """
     found = compared(f, g, plan, tree, args)
     if found.error <= allowed:
         return found
     try:
         wide = compared(f, g, plan, tree, args, _call_in_float64)
-    except Exception:  # what a backend raises for an equation that it cannot compute in float64 is its own
+    except (
+        Exception
+    ):  # what a backend raises for an equation that it cannot compute in float64 is its own
         return found._replace(float64=np.inf)
     return found._replace(float64=wide.error)
 
 
 def _call(f: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Any:
-    """f(params, *args), compiled; all arrays are arguments, so a function may set NNX variables among them."""
+    """f(params, *args), compiled; all arrays are arguments, so a function may set NNX variables
+    among them.
+    """
     g, arrays = of_arrays(f, (numbers_as_arrays(params), *args), {})
     return jax.jit(g)(*arrays)
 
@@ -78,29 +91,39 @@ def compared(
       args: further arguments; where only shapes are given, normal noise and zeros stand in.
       call: (function, params, args) -> its outputs.
     """
-    wide = lambda x: x.astype(jnp.float64) if jax.config.read("jax_enable_x64") and is_float(x) else x
-    tree, args = jax.tree.map(wide, tree), jax.tree.map(lambda x: wide(concrete(x)), args)
+
+    def wide(x):
+        return x.astype(jnp.float64) if jax.config.read("jax_enable_x64") and is_float(x) else x
+
+    tree = jax.tree.map(wide, tree)
+    args = jax.tree.map(lambda x: wide(concrete(x)), args)
     large = call(f, plan.mask(tree), args)
     small = call(g, plan.cut(tree), args)
     return beside(large, small, plan)
 
 
 def numbers_as_arrays(params: Any) -> Any:
-    """Params whose Python numbers are arrays: they may be changed, and are traced as all params are."""
+    """Params whose Python numbers are arrays: they may be changed, and are traced as all params
+    are.
+    """
     return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), params)
 
 
 def beside(large: Any, small: Any, plan: Plan) -> Found:
     """The outputs of the small function beside those of the large one."""
     outs = flatten_with_path(large)[0]
-    return worst([_one(leaf_path(keys), a, b, plan) for (keys, a), b in zip(outs, jax.tree.leaves(small))])
+    return worst(
+        [_one(leaf_path(keys), a, b, plan) for (keys, a), b in zip(outs, jax.tree.leaves(small))]
+    )
 
 
 def worst(found: Iterable[Found]) -> Found:
     """Of several."""
     found = list(found)
     wide = [x.float64 for x in found if x.float64 is not None]
-    return Found(max([0.0, *(x.error for x in found)]), all(x.finite for x in found), max(wide, default=None))
+    return Found(
+        max([0.0, *(x.error for x in found)]), all(x.finite for x in found), max(wide, default=None)
+    )
 
 
 def _one(path: str, large: Any, small: Any, plan: Plan) -> Found:
@@ -121,11 +144,17 @@ def concrete(x: Any) -> Any:
     if not isinstance(x, jax.ShapeDtypeStruct):
         return x
     noise = jnp.issubdtype(x.dtype, jnp.floating)
-    return jax.random.normal(jax.random.key(0), x.shape, x.dtype) if noise else jnp.zeros(x.shape, x.dtype)
+    return (
+        jax.random.normal(jax.random.key(0), x.shape, x.dtype)
+        if noise
+        else jnp.zeros(x.shape, x.dtype)
+    )
 
 
 def rounding(programs: Iterable[Walked]) -> float:
-    """The largest error that rounding alone explains, by the narrowest floats that are computed with."""
+    """The largest error that rounding alone explains, by the narrowest floats that are computed
+    with.
+    """
     bits = min((bits for program in programs for bits in _widths(program)), default=32)
     return 1e-9 if bits >= 64 else 1e-4 if bits >= 32 else 0.1
 

@@ -1,8 +1,9 @@
-"""A walked program evaluated equation by equation on concrete arrays, knowing which weight each element is.
+"""A walked program evaluated equation by equation on concrete arrays, knowing which weight each
+element is.
 
-Loops are unrolled and branches taken, so whoever asks sees every value. An array that params were only moved into
-(transposed, reshaped, broadcast, sliced by a scan) has a source: the leaf, and the index in it of every element. It is
-found by moving an array of indices alike.
+Loops are unrolled and branches taken, so whoever asks sees every value. An array that params were
+only moved into (transposed, reshaped, broadcast, sliced by a scan) has a source: the leaf, and the
+index in it of every element. It is found by moving an array of indices alike.
 """
 
 from collections.abc import Sequence
@@ -50,18 +51,28 @@ class Value(NamedTuple):
 
 
 class Evaluation:
-    """Runs walked programs; `equation` may be overridden to look at what is computed, or to compute something else."""
+    """Runs walked programs; `equation` may be overridden to look at what is computed, or to compute
+    something else.
+    """
 
     def run(self, program: Walked, ins: Sequence[Value]) -> list[Value]:
         """The results of a program."""
         consts = [Value(x) for x in program.consts]
         ends = last_uses(program.records, program.jaxpr.outvars)
         return interpret(
-            program.jaxpr, consts, ins, self._visit, steps=program.records, literal=lambda v: Value(v.val), ends=ends
+            program.jaxpr,
+            consts,
+            ins,
+            self._visit,
+            steps=program.records,
+            literal=lambda v: Value(v.val),
+            ends=ends,
         )
 
     def _visit(self, r: Record, ins: list[Value]) -> list[Value]:
-        calls_another = isinstance(r.extra, list) and bool(r.extra) and isinstance(r.extra[0], Walked)
+        calls_another = (
+            isinstance(r.extra, list) and bool(r.extra) and isinstance(r.extra[0], Walked)
+        )
         return self._call(r, ins) if calls_another else self.equation(r, ins)
 
     def equation(self, r: Record, ins: list[Value]) -> list[Value]:
@@ -70,7 +81,8 @@ class Evaluation:
         return [Value(x, source) for x, source in zip(outs, sources(r, ins, len(outs)))]
 
     def _call(self, r: Record, ins: list[Value]) -> list[Value]:
-        name, inner = r.eqn.primitive.name, r.extra
+        name = r.eqn.primitive.name
+        inner = r.extra
         if name == "cond":
             return self.run(inner[int(np.clip(ins[0].x, 0, len(inner) - 1))], ins[1:])
         if name == "while":
@@ -104,7 +116,9 @@ def stacked(values: Sequence[Value]) -> Value:
     known = [v.source for v in values if v.source is not None]
     one = len(known) == len(values) and len({s.path for s in known}) == 1
     source = Source(known[0].path, np.stack([s.at for s in known])) if one else None
-    return Value(jnp.stack([jnp.asarray(v.x) for v in values]), source, jnp.stack(whole) if some else None)
+    return Value(
+        jnp.stack([jnp.asarray(v.x) for v in values]), source, jnp.stack(whole) if some else None
+    )
 
 
 def bind(r: Record, values: Sequence[Any], **changes: Any) -> list[Any]:
@@ -130,7 +144,12 @@ def sources(r: Record, ins: Sequence[Value], n: int) -> list[Source | None]:
 
 
 def given(params: Any, paths: Sequence[str], args: Any) -> list[Value]:
-    """What a walked function takes: leaves of the params, which are their own source, and the arrays among args."""
+    """What a walked function takes: leaves of the params, which are their own source, and the
+    arrays among args.
+    """
     leaves = [jnp.asarray(x) for x in jax.tree.leaves(params)]
-    known = [Value(x, Source(p, np.arange(x.size, dtype=np.int32).reshape(x.shape))) for p, x in zip(paths, leaves)]
+    known = [
+        Value(x, Source(p, np.arange(x.size, dtype=np.int32).reshape(x.shape)))
+        for p, x in zip(paths, leaves)
+    ]
     return [*known, *(Value(x) for x in jax.tree.leaves(args) if hasattr(x, "dtype"))]

@@ -1,16 +1,19 @@
 """What removed units add, folded into the next bias: b ← b + Σ_{i cut} aᵢ Wᵢ.
 
-A unit whose own weights are zeroed still sends out aᵢ = f(0): 0 for relu, 1/2 for a sigmoid. Cutting it takes
-Σ aᵢ Wᵢ from what reads it, the same for every example, so a bias can give it back ("fold"). With aᵢ = E[aᵢ] of the unit
-as it is, on the examples, this keeps the mean of what is read ("mean": bias compensation; ThiNet, arXiv:1707.06342, and
-others fit more than the mean). The mean of a maximum is not the maximum of means, nor is a padded border like the rest:
-with "mean" what a bias does not take over goes on through all equations, relu and pooling too, to the next bias.
+A unit whose own weights are zeroed still sends out aᵢ = f(0): 0 for relu, 1/2 for a sigmoid.
+Cutting it takes Σ aᵢ Wᵢ from what reads it, the same for every example, so a bias can give it back
+("fold"). With aᵢ = E[aᵢ] of the unit as it is, on the examples, this keeps the mean of what is read
+("mean": bias compensation; ThiNet, arXiv:1707.06342, and others fit more than the mean). The mean
+of a maximum is not the maximum of means, nor is a padded border like the rest: with "mean" what a
+bias does not take over goes on through all equations, relu and pooling too, to the next bias.
 
-The large function is evaluated on the examples. Each value carries the gap to what the small one has in its place:
+The large function is evaluated on the examples. Each value carries the gap to what the small one
+has in its place:
 
     a product over what is cut    opens a gap, its sum over what is cut
     x + y, c·x, reshapes, …       what is linear hands it on
-    x + b, x − b, b a weight      closes it: the bias takes it over, and the small value is the large one
+    x + b, x − b, b a weight      closes it: the bias takes it over, and the small value is the
+                                  large one
     all else                      loses it; the place is named
 """
 
@@ -42,9 +45,11 @@ class Folds(NamedTuple):
     """What was folded.
 
     Attributes:
-      biases: path -> (largest |change|, how far from constant what it replaces is, relative to that).
+      biases: path -> (largest |change|, how far from constant what it replaces is, relative to
+        that).
       lost: places where no bias follows.
-      error: of the small function to the large one whose removed units are constant ("fold" only), relative.
+      error: of the small function to the large one whose removed units are constant ("fold" only),
+        relative.
     """
 
     biases: dict[str, tuple[float, float]]
@@ -57,16 +62,28 @@ class Folds(NamedTuple):
         return not self.lost and all(odd < 1e-5 for _, odd in self.biases.values())
 
     def __str__(self) -> str:
-        lines = [f"  folded into {p}: {size:.1e}, constant to {odd:.0e}" for p, (size, odd) in self.biases.items()]
+        lines = [
+            f"  folded into {p}: {size:.1e}, constant to {odd:.0e}"
+            for p, (size, odd) in self.biases.items()
+        ]
         lines += [f"  not folded, no bias follows: {name}" for name in self.lost]
         lines = lines or ["  nothing was folded: what was cut is 0"]
         if self.error is not None:
-            lines.append(f"  differs from f with constants in place of the units by {self.error:.1e}, relative")
+            lines.append(
+                f"  differs from f with constants in place of the units by {self.error:.1e}, "
+                f"relative"
+            )
         return "\n".join(lines)
 
 
 def folded(
-    found: Groups, narrow: Narrow, plan: Plan, tree: Any, args: Any, kind: str, small: Callable[..., Any]
+    found: Groups,
+    narrow: Narrow,
+    plan: Plan,
+    tree: Any,
+    args: Any,
+    kind: str,
+    small: Callable[..., Any],
 ) -> tuple[Any, Folds]:
     """The params with biases that stand for what is cut, and what was folded.
 
@@ -85,7 +102,10 @@ def folded(
     if kind not in ("fold", "mean"):
         raise ValueError(f"approximate={kind!r}: give True, False, 'fold' or 'mean'")
     if any(isinstance(there, Uneven) for there in narrow.keep.values()):
-        raise ValueError(f"approximate={kind!r} is for units that are cut alike everywhere: leave out uneven=True")
+        raise ValueError(
+            f"approximate={kind!r} is for units that are cut alike everywhere: leave out "
+            f"uneven=True"
+        )
     args = jax.tree.map(concrete, args)
     leaves = {path: jnp.asarray(x) for path, x in zip(found.shapes, jax.tree.leaves(tree))}
     values = given(plan.mask(tree) if kind == "fold" else tree, list(leaves), args)
@@ -99,18 +119,26 @@ def folded(
         run.keep_out(v, "an output of the function")
     made, biases = _mended(leaves, run)
     made = jax.tree.unflatten(jax.tree.structure(tree), made)
-    lost = [f"{path} is also used {run.other[path]}" for path, b in run.biases.items() if path in run.other and b.some]
+    lost = [
+        f"{path} is also used {run.other[path]}"
+        for path, b in run.biases.items()
+        if path in run.other and b.some
+    ]
     if kind == "mean":
         return made, Folds(biases, (*run.lost, *lost))
     large = jax.tree.unflatten(found.traced[0].tree, [v.x for v in outs])
-    return made, Folds(biases, (*run.lost, *lost), beside(large, small(plan.cut(made), *args), plan).error)
+    return made, Folds(
+        biases, (*run.lost, *lost), beside(large, small(plan.cut(made), *args), plan).error
+    )
 
 
 def _nearest(evaluated: Callable[..., Any]) -> Any:
-    """Of runs in which the last biases take means over, all, half of them, … one, none: the nearest to the outputs.
+    """Of runs in which the last biases take means over, all, half of them, … one, none: the nearest
+    to the outputs.
 
-    A layer whose mean is restored but whose variance is not may serve the next one worse than without. The last bias
-    alone always brings the outputs nearer on the examples, so what is chosen is never worse than leaving units out.
+    A layer whose mean is restored but whose variance is not may serve the next one worse than
+    without. The last bias alone always brings the outputs nearer on the examples, so what is chosen
+    is never worse than leaving units out.
     """
     runs = [evaluated()]
     paths = [path for path, bias in runs[0][0].biases.items() if bias.some]
@@ -125,23 +153,35 @@ def _nearest(evaluated: Callable[..., Any]) -> Any:
     return min(runs, key=distance)
 
 
-def _mended(leaves: dict[str, Any], run: "_Gaps") -> tuple[list[Any], dict[str, tuple[float, float]]]:
-    """The leaves with what they take over, and (largest change, how far from constant) of those that do."""
-    made, biases = dict(leaves), {}
+def _mended(
+    leaves: dict[str, Any], run: "_Gaps"
+) -> tuple[list[Any], dict[str, tuple[float, float]]]:
+    """The leaves with what they take over, and (largest change, how far from constant) of those
+    that do.
+    """
+    made = dict(leaves)
+    biases = {}
     for path, bias in run.biases.items():
         if path not in run.other and bias.some:
             change, odd = bias.mean()
             biases[path] = float(np.abs(change).max()), odd
-            made[path] = (leaves[path] + change.reshape(leaves[path].shape)).astype(leaves[path].dtype)
+            made[path] = (leaves[path] + change.reshape(leaves[path].shape)).astype(
+                leaves[path].dtype
+            )
     return list(made.values()), biases
 
 
 class _Bias:
-    """The gaps that a bias closes: their sum, number, least and largest for each of its elements."""
+    """The gaps that a bias closes: their sum, number, least and largest for each of its
+    elements.
+    """
 
     def __init__(self, n: int):
-        self.sum, self.count, self.some = np.zeros(n), np.zeros(n), False
-        self.low, self.high = np.full(n, np.inf), np.full(n, -np.inf)
+        self.sum = np.zeros(n)
+        self.count = np.zeros(n)
+        self.some = False
+        self.low = np.full(n, np.inf)
+        self.high = np.full(n, -np.inf)
 
     def add(self, at: np.ndarray, gap: np.ndarray) -> None:
         gap = np.asarray(gap, np.float64)
@@ -156,7 +196,9 @@ class _Bias:
         met = self.count > 0
         mean = np.where(met, self.sum / np.maximum(self.count, 1), 0)
         odd = np.where(met, np.maximum(self.high - mean, mean - self.low), 0)
-        return mean, float(odd.max(initial=0) / max(np.abs(mean).max(initial=0), np.finfo(float).tiny))
+        return mean, float(
+            odd.max(initial=0) / max(np.abs(mean).max(initial=0), np.finfo(float).tiny)
+        )
 
 
 class _Gaps(Evaluation):
@@ -171,8 +213,11 @@ class _Gaps(Evaluation):
       allowed: the leaves that may take over; None: all.
     """
 
-    def __init__(self, narrow: Narrow, leaves: dict[str, Any], masked: bool, allowed: set[str] | None = None):
-        self.narrow, self.whole = narrow, leaves if masked else None
+    def __init__(
+        self, narrow: Narrow, leaves: dict[str, Any], masked: bool, allowed: set[str] | None = None
+    ):
+        self.narrow = narrow
+        self.whole = leaves if masked else None
         self.sizes = {path: x.size for path, x in leaves.items()}
         self.biases: dict[str, _Bias] = {}
         self.other: dict[str, str] = {}
@@ -187,7 +232,9 @@ class _Gaps(Evaluation):
         if name in ADDS and sum(v.source is not None for v in ins) == 1:
             return [self._closed(r, ins)]
         outs = bind(r, [v.x for v in ins])
-        gaps = self._differences(r, ins, outs) if self.exactly else self._handed_on(r, ins, len(outs))
+        gaps = (
+            self._differences(r, ins, outs) if self.exactly else self._handed_on(r, ins, len(outs))
+        )
         gaps = [None if gap is None else _unless_zero(gap, x) for gap, x in zip(gaps, outs)]
         if name not in MOVES:
             for v in ins:
@@ -211,7 +258,8 @@ class _Gaps(Evaluation):
 
     def _handed_on(self, r: Record, ins: list[Value], n: int) -> list[Any]:
         """Gaps of the results of what is linear in all operands that have one."""
-        name, open_ = r.eqn.primitive.name, [v.gap is not None for v in ins]
+        name = r.eqn.primitive.name
+        open_ = [v.gap is not None for v in ins]
         if not any(open_):
             return [None] * n
         if name in ADDITIVE:
@@ -222,7 +270,9 @@ class _Gaps(Evaluation):
         return [None] * n
 
     def _opened(self, r: Record, ins: list[Value]) -> Value:
-        """A sum over what is cut: the part of it that is, and the gap that comes in with the part that stays."""
+        """A sum over what is cut: the part of it that is, and the gap that comes in with the part
+        that stays.
+        """
         for v in ins:
             self.keep_out(v._replace(gap=None), f"by {place(r.eqn)}")
         k = _weight(r, ins)
@@ -234,7 +284,10 @@ class _Gaps(Evaluation):
             whole = self.whole[source.path].reshape(-1)[source.at].astype(whole.dtype)
             whole = jnp.where(self._stays([a for a in axes if a not in over], whole.ndim), whole, 0)
         stays = self._stays(over, whole.ndim)
-        values = lambda x, gaps=False: [x if i == k else _small(v) if gaps else v.x for i, v in enumerate(ins)]
+
+        def values(x, gaps=False):
+            return [x if i == k else _small(v) if gaps else v.x for i, v in enumerate(ins)]
+
         large = bind(r, values(whole))[0]
         if all(v.gap is None for v in ins):
             gap = bind(r, values(jnp.where(stays, 0, whole)))[0]
@@ -251,10 +304,13 @@ class _Gaps(Evaluation):
         return found
 
     def _closed(self, r: Record, ins: list[Value]) -> Value:
-        """Something and a weight: a bias, which takes the gap over; its mean where it varies, and the rest goes on."""
+        """Something and a weight: a bias, which takes the gap over; its mean where it varies, and
+        the rest goes on.
+        """
         [out] = bind(r, [v.x for v in ins])
         k = 0 if ins[0].source is not None else 1
-        bias, other = ins[k], ins[1 - k]
+        bias = ins[k]
+        other = ins[1 - k]
         source = bias.source or Source("", np.zeros(0, int))
         if self.allowed is not None and source.path not in self.allowed:
             [gap] = self._differences(r, ins, [out])
@@ -265,11 +321,15 @@ class _Gaps(Evaluation):
         n = self.sizes[source.path]
         taken_over = _Bias(n)
         taken_over.add(spread, np.broadcast_to(np.asarray(gap), out.shape))
-        self.biases.setdefault(source.path, _Bias(n)).add(spread, np.broadcast_to(np.asarray(gap), out.shape))
+        self.biases.setdefault(source.path, _Bias(n)).add(
+            spread, np.broadcast_to(np.asarray(gap), out.shape)
+        )
         if not self.exactly or other.gap is None:
             return Value(out)
         rest = other.gap - sign * jnp.asarray(taken_over.mean()[0][spread], out.dtype)
-        return Value(out, None, _unless_zero(rest if r.eqn.primitive.name != "sub" or k == 1 else -rest, out))
+        return Value(
+            out, None, _unless_zero(rest if r.eqn.primitive.name != "sub" or k == 1 else -rest, out)
+        )
 
 
 def _small(v: Value) -> Any:
@@ -288,7 +348,9 @@ def _summed_axes(r: Record, k: int) -> tuple[int, ...]:
     p = r.eqn.params
     if r.eqn.primitive.name == "dot_general":
         return p["dimension_numbers"][0][k]
-    return p["axes"] if r.eqn.primitive.name == "reduce_sum" else (p["dimension_numbers"].rhs_spec[1],)
+    return (
+        p["axes"] if r.eqn.primitive.name == "reduce_sum" else (p["dimension_numbers"].rhs_spec[1],)
+    )
 
 
 def _unless_zero(gap: Any, large: Any) -> Any:

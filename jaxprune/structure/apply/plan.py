@@ -1,10 +1,12 @@
-"""A plan: what is kept of every leaf, and what follows from it for any tree that is shaped like the params.
+"""A plan: what is kept of every leaf, and what follows from it for any tree that is shaped like the
+params.
 
 cut      params -> smaller params; also gradients, Adam's moments, masks, another checkpoint
 expand   smaller params -> params of the old shapes, zeros where something was cut
 mask     params -> params of the old shapes, with zeros there
 
-Where a block was left out, a leaf that nothing uses any more is None in the smaller params: they are a tree without it.
+Where a block was left out, a leaf that nothing uses any more is None in the smaller params: they
+are a tree without it.
 """
 
 import pathlib
@@ -29,8 +31,9 @@ class Plan(NamedTuple):
 
     Attributes:
       shapes: path -> the shape of the leaf before, for all leaves.
-      keep: path -> axis -> the positions that stay, in order; only axes that are cut. They are one row; or, where they
-        differ along other axes, an array of the leaf's rank: as many at each position that those keep (`uneven=True`).
+      keep: path -> axis -> the positions that stay, in order; only axes that are cut. They are one
+        row; or, where they differ along other axes, an array of the leaf's rank: as many at each
+        position that those keep (`uneven=True`).
       blocks: that are left out, each by the paths of the params that it alone uses.
       dropped: path -> dtype of the leaves that nothing uses any more.
     """
@@ -41,15 +44,17 @@ class Plan(NamedTuple):
     dropped: Mapping[str, Any] = {}
 
     def cut(self, tree: Any) -> Any:
-        """A smaller copy of a tree whose leaves are params, or are named as they are (`opt_state[0].mu["dense"]`).
+        """A smaller copy of a tree whose leaves are params, or are named as they are
+        (`opt_state[0].mu["dense"]`).
 
-        A leaf is cut if its path ends with that of a param, or with what follows the collection of it: the plan of Flax
-        variables names `params/dense/kernel`, Adam's moments end with `dense/kernel`. Scalars stay, and so do leaves
-        with other names.
+        A leaf is cut if its path ends with that of a param, or with what follows the collection of
+        it: the plan of Flax variables names `params/dense/kernel`, Adam's moments end with
+        `dense/kernel`. Scalars stay, and so do leaves with other names.
 
         Raises:
-          ValueError: a leaf of another shape than its param; a leaf that is named as no param and has the shape of one
-            that is cut, for it would stay as it is; a tree with no leaf of the params' names.
+          ValueError: a leaf of another shape than its param; a leaf that is named as no param and
+            has the shape of one that is cut, for it would stay as it is; a tree with no leaf of the
+            params' names.
         """
 
         return self._over(self.cut_one, tree, lambda path: self.shapes[path])
@@ -58,7 +63,8 @@ class Plan(NamedTuple):
         """A tree of the old shapes: zeros where something was cut."""
 
         def one(x: Any, path: str) -> Any:
-            shape, keep = self.shapes[path], self.keep.get(path, {})
+            shape = self.shapes[path]
+            keep = self.keep.get(path, {})
             if x is None:
                 return jnp.zeros(shape, self.dtype(path, tree))
             if not keep:
@@ -68,7 +74,9 @@ class Plan(NamedTuple):
         return self._over(one, tree, self.small)
 
     def cut_one(self, x: Any, path: str) -> Any:
-        """What is kept of an array of the shape of the param at this path; None of one that is dropped."""
+        """What is kept of an array of the shape of the param at this path; None of one that is
+        dropped.
+        """
         keep = self.keep.get(path)
         return None if path in self.dropped else take(jnp.asarray(x), keep, jnp) if keep else x
 
@@ -87,7 +95,9 @@ class Plan(NamedTuple):
             keep = self.keep.get(path, {})
             even = all(np.ndim(at) == 1 for at in keep.values())
             for some in ({k: at} for k, at in keep.items()) if even else [keep]:
-                there = np.zeros([n if k in some or not even else 1 for k, n in enumerate(x.shape)], bool)
+                there = np.zeros(
+                    [n if k in some or not even else 1 for k, n in enumerate(x.shape)], bool
+                )
                 there[tuple(mesh(there.shape, some))] = True
                 x = jnp.where(there, x, jnp.zeros_like(x))
             return x
@@ -104,7 +114,9 @@ class Plan(NamedTuple):
         return map_with_path(one, tree, is_leaf=lambda x: x is None)
 
     def dtype(self, path: str, tree: Any) -> Any:
-        """Of a leaf that is dropped, if it were in this tree: a float is as all the others, where these are alike."""
+        """Of a leaf that is dropped, if it were in this tree: a float is as all the others, where
+        these are alike.
+        """
         own = jnp.dtype(self.dropped[path])
         others = {jnp.result_type(x) for x in jax.tree.leaves(tree) if is_float(x)}
         return others.pop() if len(others) == 1 and jnp.issubdtype(own, jnp.floating) else own
@@ -117,7 +129,9 @@ class Plan(NamedTuple):
         left = {k: len(at) if np.ndim(at) == 1 else np.shape(at)[k] for k, at in keep.items()}
         return tuple(left.get(k, n) for k, n in enumerate(self.shapes[path]))
 
-    def _over(self, one: Callable[..., Any], tree: Any, shape_of: Callable[[str], tuple[int, ...] | None]) -> Any:
+    def _over(
+        self, one: Callable[..., Any], tree: Any, shape_of: Callable[[str], tuple[int, ...] | None]
+    ) -> Any:
         met: list[str] = []
         others: list[tuple[str, tuple[int, ...]]] = []
 
@@ -132,7 +146,8 @@ class Plan(NamedTuple):
                 return x
             if x is not None and np.shape(x) != shape_of(path):
                 raise ValueError(
-                    f"plan: {name} is {np.shape(x)}, and the plan is for {shape_of(path)}: give a tree without it"
+                    f"plan: {name} is {np.shape(x)}, and the plan is for {shape_of(path)}: give a "
+                    f"tree without it"
                 )
             met.append(path)
             return one(x, path)
@@ -140,24 +155,32 @@ class Plan(NamedTuple):
         made = map_with_path(leaf, tree, is_leaf=lambda x: x is None)
         if self.shapes and not met:
             names = [leaf_path(keys) for keys, _ in flatten_with_path(tree)[0]]
-            raise ValueError(f"plan: no leaf is named as a param of the plan. It has {nearest('', names)}")
+            raise ValueError(
+                f"plan: no leaf is named as a param of the plan. It has {nearest('', names)}"
+            )
         self._refuse_namesakes(others, shape_of)
         return made
 
-    def _refuse_namesakes(self, others: list[tuple[str, Any]], shape_of: Callable[[str], Any]) -> None:
-        """Refuses leaves that are named as no param and yet seem to be one that is cut: they would stay whole."""
+    def _refuse_namesakes(
+        self, others: list[tuple[str, Any]], shape_of: Callable[[str], Any]
+    ) -> None:
+        """Refuses leaves that are named as no param and yet seem to be one that is cut: they would
+        stay whole.
+        """
         changed = [*self.keep, *self.dropped]
         for name, shape in others:
             for path in changed:
                 same_name = name.rpartition("/")[2] == path.rpartition("/")[2]
                 if shape and shape == shape_of(path) and (len(shape) > 1 or same_name):
                     raise ValueError(
-                        f"plan: {name} is {shape} as {path} is, which is cut, but is not named so: it would stay as it "
+                        f"plan: {name} is {shape} as {path} is, which is cut, but is not named so: "
+                        f"it would stay as it "
                         f"is. Give a tree in which its path ends with {path}, or one without it"
                     )
             if changed and shape in self._flat_shapes(shape_of):
                 raise ValueError(
-                    f"plan: {name} is {shape}: all params in one vector, which cannot be cut by name. Give a tree of "
+                    f"plan: {name} is {shape}: all params in one vector, which cannot be cut by "
+                    f"name. Give a tree of "
                     f"the params' structure (an optimizer without optax.flatten), or one without it"
                 )
 
@@ -171,7 +194,8 @@ class Plan(NamedTuple):
         return {(n,) for n in sizes.values()} if len(self.shapes) > 1 else set()
 
     def named(self, name: str) -> str | None:
-        """The param whose path a leaf's name ends with, the longest one; with or without its collection.
+        """The param whose path a leaf's name ends with, the longest one; with or without its
+        collection.
 
         Raises:
           ValueError: without a collection it could be of several.
@@ -185,7 +209,9 @@ class Plan(NamedTuple):
         for end in ends:
             same = [path for c in collections if end and (path := f"{c}/{end}") in self.shapes]
             if len(same) > 1:
-                raise ValueError(f"plan: {name} could be any of {', '.join(same)}: name it with its collection")
+                raise ValueError(
+                    f"plan: {name} could be any of {', '.join(same)}: name it with its collection"
+                )
             if same:
                 return same[0]
         return None
@@ -196,10 +222,15 @@ class Plan(NamedTuple):
 
     def save(self, path: Any) -> None:
         """Writes a JSON file."""
-        keep = {p: {str(k): np.asarray(kept).tolist() for k, kept in axes.items()} for p, axes in self.keep.items()}
+        keep = {
+            p: {str(k): np.asarray(kept).tolist() for k, kept in axes.items()}
+            for p, axes in self.keep.items()
+        }
         dropped = {p: jnp.dtype(dtype).name for p, dtype in self.dropped.items()}
         deep = {"blocks": self.blocks, "dropped": dropped} if self.blocks else {}
-        text = msgspec.json.encode({"format": FORMAT, "shapes": dict(self.shapes), "keep": keep} | deep)
+        text = msgspec.json.encode(
+            {"format": FORMAT, "shapes": dict(self.shapes), "keep": keep} | deep
+        )
         pathlib.Path(path).write_bytes(msgspec.json.format(text, indent=0))
 
     @classmethod
@@ -215,8 +246,16 @@ class Plan(NamedTuple):
             raise ValueError(f"{path} is not a plan: {error}") from error
         if file.format != FORMAT:
             raise ValueError(f"{path} is not a plan: its format is {file.format!r}, not {FORMAT!r}")
-        keep = {p: {k: _positions(path, p, k, kept) for k, kept in axes.items()} for p, axes in file.keep.items()}
-        plan = cls({p: tuple(s) for p, s in file.shapes.items()}, keep, tuple(map(tuple, file.blocks)), file.dropped)
+        keep = {
+            p: {k: _positions(path, p, k, kept) for k, kept in axes.items()}
+            for p, axes in file.keep.items()
+        }
+        plan = cls(
+            {p: tuple(s) for p, s in file.shapes.items()},
+            keep,
+            tuple(map(tuple, file.blocks)),
+            file.dropped,
+        )
         plan.check(str(path))
         return plan
 
@@ -232,12 +271,21 @@ class Plan(NamedTuple):
             for k, kept in ((k, np.asarray(kept)) for k, kept in axes.items()):
                 rank = len(self.shapes[path])
                 n = self.shapes[path][k] if 0 <= k < rank else 0
-                order = np.diff(kept, axis=k if kept.ndim > 1 else 0) if n and kept.ndim in (1, rank) else np.zeros(1)
+                order = (
+                    np.diff(kept, axis=k if kept.ndim > 1 else 0)
+                    if n and kept.ndim in (1, rank)
+                    else np.zeros(1)
+                )
                 if not kept.size or kept.min() < 0 or kept.max() >= n or (order <= 0).any():
-                    raise ValueError(f"{where}: {path}[{k}] of {n} positions cannot keep {kept.ravel()[:8].tolist()}")
+                    raise ValueError(
+                        f"{where}: {path}[{k}] of {n} positions cannot keep "
+                        f"{kept.ravel()[:8].tolist()}"
+                    )
             try:
                 in_turn(axes)
-                np.broadcast_shapes(self.small(path) or (), *(x.shape for x in mesh(self.shapes[path], axes)))
+                np.broadcast_shapes(
+                    self.small(path) or (), *(x.shape for x in mesh(self.shapes[path], axes))
+                )
             except ValueError as error:
                 raise ValueError(f"{where}: {path}: {error}") from None
 
@@ -248,7 +296,10 @@ def _positions(file: Any, path: str, axis: int, kept: list[Any]) -> np.ndarray:
     except ValueError:
         found = np.array("ragged")
     if found.size and found.dtype.kind != "i":
-        raise ValueError(f"{file}: {path}[{axis}] keeps {str(kept)[:80]}: give rows of positions, all of one length")
+        raise ValueError(
+            f"{file}: {path}[{axis}] keeps {str(kept)[:80]}: give rows of positions, all of one "
+            f"length"
+        )
     return found
 
 

@@ -1,8 +1,8 @@
 """Whether a module that was built anew with smaller widths computes what the smaller function does.
 
-`thin.apply` runs the equations of the large function. A module of smaller sizes is another function: a norm divides by
-the new number of channels, attention by the root of the new head size, groups have other members. Where that changes
-the result, the first equation that differs is named.
+`thin.apply` runs the equations of the large function. A module of smaller sizes is another
+function: a norm divides by the new number of channels, attention by the root of the new head size,
+groups have other members. Where that changes the result, the first equation that differs is named.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,12 @@ from jaxprune.structure.axes.traced import shapes_of
 
 
 def agreement(
-    small: Callable[..., Any], rebuilt: Callable[..., Any], params: Any, args: Any, own: Any, allowed: float
+    small: Callable[..., Any],
+    rebuilt: Callable[..., Any],
+    params: Any,
+    args: Any,
+    own: Any,
+    allowed: float,
 ) -> float:
     """The largest difference of the outputs, relative to the largest output.
 
@@ -34,8 +39,8 @@ def agreement(
       allowed: the largest difference that rounding explains.
 
     Raises:
-      ValueError: params of other names or shapes, a function that fails on them, outputs of other shapes, or a
-        difference; with what differs first.
+      ValueError: params of other names or shapes, a function that fails on them, outputs of other
+        shapes, or a difference; with what differs first.
     """
     if own is not None:
         _check_shapes(shapes_of(params), shapes_of(own))
@@ -45,24 +50,41 @@ def agreement(
         got = rebuilt(params, *args)
     except Exception as error:  # whatever a framework raises for a shape that it does not expect
         raise ValueError(f"the rebuilt function fails on the smaller params: {error}") from error
-    wants, gots = jax.tree.leaves(want), jax.tree.leaves(got)
+    wants = jax.tree.leaves(want)
+    gots = jax.tree.leaves(got)
     if [np.shape(x) for x in wants] != [np.shape(x) for x in gots]:
-        raise ValueError(f"the rebuilt function returns {[*map(np.shape, gots)]}, and apply {[*map(np.shape, wants)]}")
+        raise ValueError(
+            f"the rebuilt function returns {[*map(np.shape, gots)]}, and apply "
+            f"{[*map(np.shape, wants)]}"
+        )
     error = max((_distance(a, b) for a, b in zip(wants, gots)), default=0.0)
     if not error <= allowed:
         raise ValueError(
-            f"the rebuilt function differs from apply by {error:.1e} of the largest output, where {allowed:.0e} is "
-            f"rounding. {_first_difference(small, rebuilt, params, args)}"
+            f"the rebuilt function differs from apply by {error:.1e} of the largest output, where "
+            f"{allowed:.0e} is rounding. {_first_difference(small, rebuilt, params, args)}"
         )
     return error
 
 
 def _check_shapes(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    odd = [p for p in {**ours, **theirs} if p not in ours or p not in theirs or ours[p].shape != theirs[p].shape]
-    shape = lambda of, path: of[path].shape if path in of else "nothing"
+    odd = [
+        p
+        for p in {**ours, **theirs}
+        if p not in ours or p not in theirs or ours[p].shape != theirs[p].shape
+    ]
+
+    def shape(of, path):
+        return of[path].shape if path in of else "nothing"
+
     if odd:
-        told = "; ".join(f"{p}: {shape(ours, p)} after the cut, {shape(theirs, p)} in the rebuilt one" for p in odd[:8])
-        raise ValueError(f"params of the rebuilt function have other names or shapes than thin.widths says. {told}")
+        told = "; ".join(
+            f"{p}: {shape(ours, p)} after the cut, {shape(theirs, p)} in the rebuilt one"
+            for p in odd[:8]
+        )
+        raise ValueError(
+            f"params of the rebuilt function have other names or shapes than thin.widths says. "
+            f"{told}"
+        )
 
 
 def _distance(a: Any, b: Any) -> float:
@@ -73,13 +95,19 @@ def _distance(a: Any, b: Any) -> float:
 
 def _first_difference(small: Any, rebuilt: Any, params: Any, args: Any) -> str:
     """Where two functions start to differ, read side by side."""
-    ours, theirs = (list(_equations(open_jaxpr(jax.make_jaxpr(f)(params, *args))[0])) for f in (small, rebuilt))
+    ours, theirs = (
+        list(_equations(open_jaxpr(jax.make_jaxpr(f)(params, *args))[0])) for f in (small, rebuilt)
+    )
     for a, b in zip(ours, theirs):
         if a.primitive is not b.primitive:
             return f"They differ first in {place(b)}, where apply has {place(a)}"
-        x, y = _numbers(a), _numbers(b)
+        x = _numbers(a)
+        y = _numbers(b)
         if x != y:
-            return f"They differ first in {place(b)}: a number is {y} there, and {x} in apply, as it was before the cut"
+            return (
+                f"They differ first in {place(b)}: a number is {y} there, and {x} in apply, as it "
+                f"was before the cut"
+            )
         x, y = ([v.aval.shape for v in (*e.invars, *e.outvars)] for e in (a, b))
         if x != y:
             return f"They differ first in {place(b)}: its shapes are {y}, and {x} in apply"
@@ -97,4 +125,8 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _numbers(eqn: Any) -> list[Any]:
-    return [np.asarray(v.val).tolist() for v in eqn.invars if isinstance(v, jex.Literal) and np.ndim(v.val) == 0]
+    return [
+        np.asarray(v.val).tolist()
+        for v in eqn.invars
+        if isinstance(v, jex.Literal) and np.ndim(v.val) == 0
+    ]

@@ -30,27 +30,35 @@ class Ready(NamedTuple):
 
 
 def narrowed(f: Callable[..., Any], plan: Plan, state: str | None = None) -> Callable[..., Any]:
-    """f on smaller params: g(plan.cut(params), *args) = f(plan.mask(params), *args), where cutting is exact.
+    """f on smaller params: g(plan.cut(params), *args) = f(plan.mask(params), *args), where cutting
+    is exact.
 
-    Where a plan leaves out blocks or layers, g is as f with streams that pass them by (`bypassed`). g is pure, and
-    works under jit, grad, vmap, `jax.export`. It traces f at the old shapes of the params for whatever shapes its
-    arguments have, so a plan made for one batch size or length serves all.
+    Where a plan leaves out blocks or layers, g is as f with streams that pass them by (`bypassed`).
+    g is pure, and works under jit, grad, vmap, `jax.export`. It traces f at the old shapes of the
+    params for whatever shapes its arguments have, so a plan made for one batch size or length
+    serves all.
 
     Args:
-      f: a pure function f(params, *args, **kw): the one that the plan is of, or another that shares its params.
+      f: a pure function f(params, *args, **kw): the one that the plan is of, or another that shares
+        its params.
       plan: what is kept.
       state: outputs that are cut as the params they replace, as in `axes`.
 
     Raises:
-      ValueError: params that are not of the plan's smaller shapes; a plan that f does not allow, when it is called.
+      ValueError: params that are not of the plan's smaller shapes; a plan that f does not allow,
+        when it is called.
     """
-    return _remembered(f, plan, state, lambda ready, values: ready.narrow.run(ready.program, values))
+    return _remembered(
+        f, plan, state, lambda ready, values: ready.narrow.run(ready.program, values)
+    )
 
 
 def bypassed(f: Callable[..., Any], plan: Plan, state: str | None = None) -> Callable[..., Any]:
-    """f on params of the old shapes, where streams pass by the blocks and layers that a plan leaves out.
+    """f on params of the old shapes, where streams pass by the blocks and layers that a plan leaves
+    out.
 
-    All else is computed as f does it, what is left out too: that its result is not used is what `narrowed` must match.
+    All else is computed as f does it, what is left out too: that its result is not used is what
+    `narrowed` must match.
     """
     whole = Plan(plan.shapes, {})
 
@@ -63,9 +71,15 @@ def bypassed(f: Callable[..., Any], plan: Plan, state: str | None = None) -> Cal
 
 
 def _remembered(
-    f: Callable[..., Any], plan: Plan, state: str | None, run: Callable[..., Any], given: Plan | None = None
+    f: Callable[..., Any],
+    plan: Plan,
+    state: str | None,
+    run: Callable[..., Any],
+    given: Plan | None = None,
 ) -> Callable[..., Any]:
-    """f run by its walked program, which is made once for arguments of the same shapes; params are as `given` says."""
+    """f run by its walked program, which is made once for arguments of the same shapes; params are
+    as `given` says.
+    """
     seen: dict[Any, Ready] = {}
     given = given or plan
 
@@ -77,7 +91,9 @@ def _remembered(
         arrays = [x for x in leaves if hasattr(x, "dtype")]
         key = _key(shapes, leaves, tree)
         ready = seen.get(key) or _ready(f, plan, state, params, shapes, args, kw)
-        if key is not None and not any(isinstance(c, Tracer) for c in jax.tree.leaves(ready.program.consts)):
+        if key is not None and not any(
+            isinstance(c, Tracer) for c in jax.tree.leaves(ready.program.consts)
+        ):
             seen[key] = ready
         outs = run(ready, [*jax.tree.leaves(params), *arrays])
         return jax.tree.unflatten(ready.traced.tree, outs)
@@ -86,9 +102,16 @@ def _remembered(
 
 
 def _key(shapes: Any, leaves: list[Any], tree: Any) -> Any:
-    """What a walk depends on; None if that cannot be looked up. 2 and 2.0, 0.0 and -0.0 are equal and not the same."""
-    of_array = lambda x: (x.shape, str(x.dtype), getattr(x, "weak_type", False))
-    one = lambda x: of_array(x) if hasattr(x, "dtype") else (type(x), repr(x), x)
+    """What a walk depends on; None if that cannot be looked up. 2 and 2.0, 0.0 and -0.0 are equal
+    and not the same.
+    """
+
+    def of_array(x):
+        return (x.shape, str(x.dtype), getattr(x, "weak_type", False))
+
+    def one(x):
+        return of_array(x) if hasattr(x, "dtype") else (type(x), repr(x), x)
+
     params = tuple((path, str(s.dtype), s.weak_type) for path, s in shapes.items())
     key = (params, tree, *map(one, leaves), jax.config.read("jax_enable_x64"))
     try:
@@ -105,11 +128,19 @@ def _check(shapes: dict[str, Any], plan: Plan) -> None:
         raise ValueError(f"params and plan are not of one model: only one of them has {odd[:5]}")
     for path, x in shapes.items():
         if x.shape != plan.small(path):
-            raise ValueError(f"{path} is {x.shape}; after the cut it is {plan.small(path)}: give plan.cut(params)")
+            raise ValueError(
+                f"{path} is {x.shape}; after the cut it is {plan.small(path)}: give "
+                f"plan.cut(params)"
+            )
 
 
-def _ready(f: Any, plan: Plan, state: str | None, params: Any, shapes: Any, args: Any, kw: Any) -> Ready:
-    like = [jax.ShapeDtypeStruct(plan.shapes[p], x.dtype, weak_type=x.weak_type) for p, x in shapes.items()]
+def _ready(
+    f: Any, plan: Plan, state: str | None, params: Any, shapes: Any, args: Any, kw: Any
+) -> Ready:
+    like = [
+        jax.ShapeDtypeStruct(plan.shapes[p], x.dtype, weak_type=x.weak_type)
+        for p, x in shapes.items()
+    ]
     traced = trace(f, jax.tree.unflatten(jax.tree.structure(params), like), args, kw)
     refuse_unmatched(state, [traced])
     leaf_axes = {path: [fresh(n) for n in shape] for path, shape in plan.shapes.items()}
@@ -121,20 +152,33 @@ def kept(leaf_axes: dict[str, Any], programs: Sequence[Walked], plan: Plan) -> d
     """What the plan keeps of the variables of a walk.
 
     Raises:
-      ValueError: the plan is of other params, or cuts what the functions that were walked do not allow.
+      ValueError: the plan is of other params, or cuts what the functions that were walked do not
+        allow.
     """
     shapes = {path: tuple(map(size, axes)) for path, axes in leaf_axes.items()}
     odd = [path for path in {**shapes, **plan.shapes} if shapes.get(path) != plan.shapes.get(path)]
     if odd:
-        raise ValueError(f"the plan is of another model: {[(p, plan.shapes.get(p), shapes.get(p)) for p in odd[:3]]}")
+        raise ValueError(
+            f"the plan is of another model: "
+            f"{[(p, plan.shapes.get(p), shapes.get(p)) for p in odd[:3]]}"
+        )
     keep: dict[Any, Any] = {}
     for program in programs if plan.blocks else ():
         uses = used(program, list(leaf_axes))
-        keep |= {v: np.zeros(1, bool) for leaves in plan.blocks for v in _switch(program, leaves, uses)}
-    carriers = functools.cache(lambda: Carriers(leaf_axes, programs))  # only some plans ask for them
+        keep |= {
+            v: np.zeros(1, bool) for leaves in plan.blocks for v in _switch(program, leaves, uses)
+        }
+    carriers = functools.cache(
+        lambda: Carriers(leaf_axes, programs)
+    )  # only some plans ask for them
     for path, axes in leaf_axes.items():
         try:
-            assign(axes if path not in plan.dropped else [], plan.keep.get(path, {}), keep, lambda v: carriers()(v))
+            assign(
+                axes if path not in plan.dropped else [],
+                plan.keep.get(path, {}),
+                keep,
+                lambda v: carriers()(v),
+            )
         except ValueError as error:
             raise ValueError(f"the plan does not fit this function: {path}{error}") from None
     return keep
@@ -146,5 +190,12 @@ def _switch(program: Walked, leaves: tuple[str, ...], uses: set[str]) -> list[Va
     same = [settled(b.switch) for b in program.blocks if set(b.leaves) == there]
     if not there or (same and same[0].why is None):
         return same[:1]
-    why = same[0].why if same else "its params are used elsewhere too, or it is no branch of an addition"
-    raise ValueError(f"the plan does not fit this function: the block of {', '.join(leaves[:3])} is left out: {why}")
+    why = (
+        same[0].why
+        if same
+        else "its params are used elsewhere too, or it is no branch of an addition"
+    )
+    raise ValueError(
+        f"the plan does not fit this function: the block of {', '.join(leaves[:3])} is left out: "
+        f"{why}"
+    )

@@ -1,10 +1,12 @@
-"""A walked function whose blocks and layers are switched by values: computed all, and used where they are on.
+"""A walked function whose blocks and layers are switched by values: computed all, and used where
+they are on.
 
     y = on ? s + b(s) : s                h ← onᵢ ? h + b(h, θᵢ) : h
 
-Nothing is cut, so this says what a function without them computes, by other means than `narrow`. One compilation serves
-every choice. It also sees how much each of them changes the stream: Block Influence (ShortGPT, Men et al. 2024,
-arXiv:2403.03853), 1 − cos of what goes in and what comes out, over the last axis, in the mean of all positions.
+Nothing is cut, so this says what a function without them computes, by other means than `narrow`.
+One compilation serves every choice. It also sees how much each of them changes the stream: Block
+Influence (ShortGPT, Men et al. 2024, arXiv:2403.03853), 1 − cos of what goes in and what comes out,
+over the last axis, in the mean of all positions.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,8 @@ On = Callable[[Axis], Array]
 
 
 def switched(program: Any, values: list[Any], on: On) -> tuple[list[Any], list[tuple[Axis, Array]]]:
-    """The results of a walked function, and for each block and each scan over layers how much it changes the stream.
+    """The results of a walked function, and for each block and each scan over layers how much it
+    changes the stream.
 
     Args:
       program: `Walked`, of a whole function.
@@ -36,10 +39,12 @@ def switched(program: Any, values: list[Any], on: On) -> tuple[list[Any], list[t
     Returns:
       (results, [(switch, a number), (axis of layers, a number a layer)]).
     """
-    code, changes = flat(program), []
+    code = flat(program)
+    changes = []
     env = dict(enumerate(values)) | code.known
     for node in code.nodes:
-        r, taken = node.record, [env[i] for i in node.ins]
+        r = node.record
+        taken = [env[i] for i in node.ins]
         along = layers(r)
         if along is not None and not is_frozen(along):
             outs, change = _scan(r, taken, on(along))
@@ -47,7 +52,8 @@ def switched(program: Any, values: list[Any], on: On) -> tuple[list[Any], list[t
         else:
             outs = _equation(r.eqn, taken, program.jaxpr.debug_info)
         if isinstance(r.extra, Switch):
-            stream, v = taken[r.extra.stream], settled(r.extra.variable)
+            stream = taken[r.extra.stream]
+            v = settled(r.extra.variable)
             changes.append((v, influence(stream, outs[0])))
             outs = [jnp.where(on(v)[0], outs[0], stream)]
         env.update(zip(node.outs, outs))
@@ -68,8 +74,13 @@ def _scan(r: Any, values: list[Any], on: Array) -> tuple[list[Any], Array]:
 
     def turn(_: Any, values: list[Any], now: Any) -> tuple[list[Any], Any]:
         outs = jex.jaxpr_as_fun(jex.ClosedJaxpr(body.jaxpr, body.consts))(*values)
-        before, after = values[part], outs[: len(carry)]
-        seen = [influence(a, b) for a, b in zip(before, after) if jnp.ndim(a) and jnp.issubdtype(a.dtype, jnp.floating)]
+        before = values[part]
+        after = outs[: len(carry)]
+        seen = [
+            influence(a, b)
+            for a, b in zip(before, after)
+            if jnp.ndim(a) and jnp.issubdtype(a.dtype, jnp.floating)
+        ]
         kept = [a if a is b else jnp.where(now, b, a) for a, b in zip(before, after)]
         return [*kept, *outs[len(carry) :]], sum(seen, jnp.zeros((), jnp.float32))
 
@@ -79,7 +90,12 @@ def _scan(r: Any, values: list[Any], on: Array) -> tuple[list[Any], Array]:
 def influence(before: Array, after: Array) -> Array:
     """1 − cos over the last axis, in the mean; 0 of what stays 0, 1 of what becomes 0 or was."""
     a, b = (jnp.atleast_1d(x).astype(jnp.float32) for x in (before, after))
-    dot = lambda x, y: (x * y).sum(-1)
+
+    def dot(x, y):
+        return (x * y).sum(-1)
+
     both = jnp.sqrt(dot(a, a)) * jnp.sqrt(dot(b, b))
-    cosine = jnp.where(both > 0, dot(a, b) / jnp.where(both > 0, both, 1), (a == b).all(-1).astype(jnp.float32))
+    cosine = jnp.where(
+        both > 0, dot(a, b) / jnp.where(both > 0, both, 1), (a == b).all(-1).astype(jnp.float32)
+    )
     return 1 - cosine.mean()

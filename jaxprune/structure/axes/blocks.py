@@ -1,12 +1,15 @@
 """What can be left out whole: residual blocks, and iterations of a scan over stacked layers.
 
-    y = s + b(s, θ)    a block: an addition one of whose operands, the branch b, depends on the other, the stream s, and
-                       that alone uses some params θ. Without it y = s, whatever computed b is dead code, and θ goes.
+    y = s + b(s, θ)    a block: an addition one of whose operands, the branch b, depends on the
+                       other, the stream s, and
+                       that alone uses some params θ. Without it y = s, whatever computed b is dead
+                       code, and θ goes.
     h ← h + b(h, θᵢ)   a layer: a turn of a scan whose carry is only added to. Without it h stays.
 
-The stream may have been moved on its way (sliced, padded, reshaped: the shortcut of a ResNet whose width changes), and
-blocks may lie side by side on it: s + a(s) + b(s). A block is known by θ: the params that would be used by nothing.
-Its switch is an index variable of one position, so a plan that leaves it out is one that does not keep this position.
+The stream may have been moved on its way (sliced, padded, reshaped: the shortcut of a ResNet whose
+width changes), and blocks may lie side by side on it: s + a(s) + b(s). A block is known by θ: the
+params that would be used by nothing. Its switch is an index variable of one position, so a plan
+that leaves it out is one that does not keep this position.
 """
 
 from collections import Counter
@@ -39,27 +42,39 @@ class Block(NamedTuple):
 
 
 class Switch(NamedTuple):
-    """What the record of a block's addition remembers: its variable, and which operand is the stream."""
+    """What the record of a block's addition remembers: its variable, and which operand is the
+    stream.
+    """
 
     variable: Var
     stream: int
 
 
-def residual_blocks(program: Any, paths: Sequence[str], replaced: Sequence[str | None]) -> list[Block]:
-    """The blocks of a walked program, in order; the records of their additions are given their switch.
+def residual_blocks(
+    program: Any, paths: Sequence[str], replaced: Sequence[str | None]
+) -> list[Block]:
+    """The blocks of a walked program, in order; the records of their additions are given their
+    switch.
 
     Args:
       program: whose first inputs are the params.
       paths: of the params.
       replaced: for each result, the param whose new value it is.
     """
-    code, found = _Uses(flat(program), paths, replaced), {}
+    code = _Uses(flat(program), paths, replaced)
+    found = {}
     for node in code.flat.nodes:
-        if node.name == "add" and node.outs[0] in code.live and (side := code.stream_of(node)) is not None:
+        if (
+            node.name == "add"
+            and node.outs[0] in code.live
+            and (side := code.stream_of(node)) is not None
+        ):
             leaves, outs = code.alone(node.ins[1 - side])
             if leaves and leaves not in found:
                 found[leaves] = Block(leaves, free(1), outs, place(node.record.eqn, *node.outer))
-                node.records[node.index] = node.record._replace(extra=Switch(found[leaves].switch, side))
+                node.records[node.index] = node.record._replace(
+                    extra=Switch(found[leaves].switch, side)
+                )
     return list(found.values())
 
 
@@ -67,18 +82,23 @@ class _Uses:
     """Who uses what in a program."""
 
     def __init__(self, code: Flat, paths: Sequence[str], replaced: Sequence[str | None]):
-        self.flat, self.paths, self.replaced = code, list(paths), list(replaced)
+        self.flat = code
+        self.paths = list(paths)
+        self.replaced = list(replaced)
         self.streams: dict[int, int] = {}
         roots = [o for o, leaf in zip(code.outputs, replaced) if leaf is None]
         self.live = self._behind(roots, frozenset())
         uses = (i for node in code.nodes if node.outs[0] in self.live for i in node.ins)
         self.uses = Counter([*uses, *roots])
         # of each new value of a param: what it is made of, down to what the other results use too
-        self.made_of = {k: self._behind([code.outputs[k]], self.live) for k, leaf in enumerate(replaced) if leaf}
+        self.made_of = {
+            k: self._behind([code.outputs[k]], self.live) for k, leaf in enumerate(replaced) if leaf
+        }
 
     def _behind(self, values: Iterable[int], known: Iterable[int]) -> set[int]:
         """These values and all that they are made of; what is known is not looked behind."""
-        stack, seen = list(values), set()
+        stack = list(values)
+        seen = set()
         while stack:
             if (v := stack.pop()) not in seen:
                 seen.add(v)
@@ -91,15 +111,25 @@ class _Uses:
     def stream_of(self, node: Node) -> int | None:
         """Which operand of an addition the other one is a branch of."""
         eqn = node.record.eqn
-        like = lambda v: (v.aval.shape, v.aval.dtype) == (eqn.outvars[0].aval.shape, eqn.outvars[0].aval.dtype)
+
+        def like(v):
+            return (v.aval.shape, v.aval.dtype) == (
+                eqn.outvars[0].aval.shape,
+                eqn.outvars[0].aval.dtype,
+            )
+
         for side, branch in ((0, node.ins[1]), (1, node.ins[0])):
-            if like(eqn.invars[side]) and any(self._reaches(branch, s) for s in self._sources(node.ins[side])):
+            if like(eqn.invars[side]) and any(
+                self._reaches(branch, s) for s in self._sources(node.ins[side])
+            ):
                 self.streams[node.outs[0]] = node.ins[side]
                 return side
         return None
 
     def _sources(self, v: int) -> Iterator[int]:
-        """What the stream was before it was moved, or added to; only what others use too, as a branch must."""
+        """What the stream was before it was moved, or added to; only what others use too, as a
+        branch must.
+        """
         while v not in self.flat.known:
             if self.uses[v] > 1:
                 yield v
@@ -112,7 +142,8 @@ class _Uses:
                 return
 
     def _reaches(self, v: int, source: int) -> bool:
-        stack, seen = [v], {v}
+        stack = [v]
+        seen = {v}
         while stack:
             node = self.flat.maker.get(stack.pop())
             for i in node.ins if node is not None else ():
@@ -124,8 +155,12 @@ class _Uses:
         return False
 
     def alone(self, branch: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """The params that nothing uses without one use of the branch, and the results that go with them."""
-        gone, stack, dead = Counter([branch]), [branch], set()
+        """The params that nothing uses without one use of the branch, and the results that go with
+        them.
+        """
+        gone = Counter([branch])
+        stack = [branch]
+        dead = set()
         while stack:
             v = stack.pop()
             node = self.flat.maker.get(v)
@@ -139,7 +174,9 @@ class _Uses:
         return self._with_state(dead)
 
     def _with_state(self, dead: set[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-        """A new value of a param that is made of what is dead goes, and the param too; nothing does, if it has uses."""
+        """A new value of a param that is made of what is dead goes, and the param too; nothing
+        does, if it has uses.
+        """
         outs = tuple(k for k, seen in self.made_of.items() if seen & dead)
         number = {path: n for n, path in enumerate(self.paths)}
         lost = {number[path] for k in outs if (path := self.replaced[k]) is not None}
@@ -157,7 +194,9 @@ def used(program: Any, paths: Sequence[str]) -> set[str]:
 
 
 def joined(programs: Sequence[Any], paths: Sequence[str]) -> tuple[Block, ...]:
-    """The blocks of functions that share the params; one that is no block of all that use its params is frozen."""
+    """The blocks of functions that share the params; one that is no block of all that use its
+    params is frozen.
+    """
     uses = [used(p, paths) for p in programs] if len(programs) > 1 else []
     for i, one in enumerate(programs):
         for j, other in enumerate(programs):
@@ -179,7 +218,8 @@ def joined(programs: Sequence[Any], paths: Sequence[str]) -> tuple[Block, ...]:
 
 
 def why_not_layers(inner: Any, consts: int, carry: int) -> str | None:
-    """Why the turns of a scan are no layers that can be left out; None if its carry is only added to.
+    """Why the turns of a scan are no layers that can be left out; None if its carry is only added
+    to.
 
     Args:
       inner: its walked body.
@@ -197,8 +237,11 @@ def why_not_layers(inner: Any, consts: int, carry: int) -> str | None:
 
 
 def _only_added_to(code: Flat, out: int, start: int, turning: set[int]) -> bool:
-    """Whether `out` is `start` plus what differs from turn to turn (a counter adds the same every turn)."""
-    stack, seen = [out], set()
+    """Whether `out` is `start` plus what differs from turn to turn (a counter adds the same every
+    turn).
+    """
+    stack = [out]
+    seen = set()
     while stack:
         if (v := stack.pop()) == start:
             return True

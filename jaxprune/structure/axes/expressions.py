@@ -1,11 +1,13 @@
 """What an axis indexes: expressions over variables, and how two of them are made the same.
 
-    e  ::=  v  |  e · e · …  |  e + e + …        a variable; a row-major product (reshape); a concatenation
+    e  ::=  v  |  e · e · …  |  e + e + …        a variable; a row-major product (reshape); a
+                                                 concatenation
 
-Every axis of every value of a function carries one. Where an equation ties two axes together they are unified: a
-variable is bound to an expression, a long factor or term is split to fit a short one, and what does not fit is frozen
-with its reason. What is left after a whole function are classes of axes: an unfrozen variable is a group of positions,
-which can be cut from all arrays that it indexes at once. An element of an axis goes when any of its variables' does.
+Every axis of every value of a function carries one. Where an equation ties two axes together they
+are unified: a variable is bound to an expression, a long factor or term is split to fit a short
+one, and what does not fit is frozen with its reason. What is left after a whole function are
+classes of axes: an unfrozen variable is a group of positions, which can be cut from all arrays that
+it indexes at once. An element of an axis goes when any of its variables' does.
 """
 
 import math
@@ -23,7 +25,8 @@ class Var:
     __slots__ = ("bound", "size", "why")
 
     def __init__(self, size: int, why: str | None = None):
-        self.size, self.why = int(size), why
+        self.size = int(size)
+        self.why = why
         self.bound: Axis = None
 
     def __repr__(self) -> str:
@@ -31,7 +34,9 @@ class Var:
 
 
 class Prod:
-    """Factors in row-major order: position i·n + j for position i of the first and j of a second of size n."""
+    """Factors in row-major order: position i·n + j for position i of the first and j of a second of
+    size n.
+    """
 
     __slots__ = ("parts",)
 
@@ -147,8 +152,11 @@ def reason(e: Axis) -> str:
 
 
 def unify(a: Axis, b: Axis, why: str) -> None:
-    """Ties two axes of one size together; `why` is the reason where they cannot be, and both are frozen."""
-    a, b = settled(a), settled(b)
+    """Ties two axes of one size together; `why` is the reason where they cannot be, and both are
+    frozen.
+    """
+    a = settled(a)
+    b = settled(b)
     if _same(a, b):
         return
     if is_frozen(a) or is_frozen(b):
@@ -176,7 +184,8 @@ def _same(a: Axis, b: Axis) -> bool:
 
 def _unify_products(a: Prod, b: Prod, why: str) -> None:
     """First factor with first factor; a longer one is split where the shorter divides it."""
-    x, y = a.parts[0], b.parts[0]
+    x = a.parts[0]
+    y = b.parts[0]
     if size(x) < size(y):
         a, b, x, y = b, a, y, x
     if size(x) == size(y):
@@ -194,7 +203,8 @@ def _unify_sums(a: Axis, b: Axis, why: str) -> None:
     """Term by term; a longer one is split where the shorter ends."""
     left, right = ([*e.parts] if isinstance(e, Sum) else [e] for e in (a, b))
     while left and right:
-        x, y = settled(left.pop(0)), settled(right.pop(0))
+        x = settled(left.pop(0))
+        y = settled(right.pop(0))
         if isinstance(x, Sum) or isinstance(y, Sum):
             left[:0], right[:0] = (z.parts if isinstance(z, Sum) else [z] for z in (x, y))
         elif size(x) == size(y):
@@ -211,7 +221,9 @@ def _unify_sums(a: Axis, b: Axis, why: str) -> None:
 
 
 def split(e: Axis, at: int) -> tuple[Axis, Axis] | None:
-    """The positions before and after `at`, 0 < at < size; None where a factor would have to be cut in the middle."""
+    """The positions before and after `at`, 0 < at < size; None where a factor would have to be cut
+    in the middle.
+    """
     e = settled(e)
     if is_frozen(e):
         return fresh(at, reason(e)), fresh(size(e) - at, reason(e))
@@ -242,7 +254,8 @@ def _split_sum(e: Sum, at: int) -> tuple[Axis, Axis] | None:
 
 def pieces(e: Axis, sizes: Sequence[int], why: str) -> list[Axis]:
     """Consecutive pieces of these sizes; frozen, `e` with them, where it cannot be cut there."""
-    found, rest = [], e
+    found = []
+    rest = e
     for n in sizes:
         if n == 0:
             found.append(Var(0, "empty"))

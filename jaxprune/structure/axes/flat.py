@@ -1,4 +1,5 @@
-"""A walked program as one list: the equations of what jit and remat call stand in place of the call.
+"""A walked program as one list: the equations of what jit and remat call stand in place of the
+call.
 
 Values are numbered in the order in which they are made, so a value depends on lower numbers only.
 """
@@ -52,7 +53,9 @@ class Flat(NamedTuple):
 
 def flat(program: Any) -> Flat:
     """The list of a `Walked` program."""
-    count, nodes, known = itertools.count(), [], {}
+    count = itertools.count()
+    nodes = []
+    known = {}
 
     def constant(value: Any) -> int:
         known[number := next(count)] = value
@@ -70,7 +73,14 @@ def flat(program: Any) -> Flat:
             return made
 
         consts = [constant(value) for value in p.consts]
-        return interpret(p.jaxpr, consts, ins, visit, steps=p.records, literal=lambda literal: constant(literal.val))
+        return interpret(
+            p.jaxpr,
+            consts,
+            ins,
+            visit,
+            steps=p.records,
+            literal=lambda literal: constant(literal.val),
+        )
 
     outputs = inline(program, [next(count) for _ in program.jaxpr.invars], ())
     return Flat(nodes, known, outputs, {o: node for node in nodes for o in node.outs})

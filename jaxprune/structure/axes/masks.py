@@ -2,8 +2,9 @@
 
 mask(v) given, mask(a · b) = mask(a) ⊗ mask(b), mask(a + b) = mask(a) ‖ mask(b)
 
-A variable v that always comes with others, u (head dimensions with their head), may keep other positions at each of
-theirs, as many everywhere: K(u, v) in place of mask(v). One row of it stands for all where only sizes count.
+A variable v that always comes with others, u (head dimensions with their head), may keep other
+positions at each of theirs, as many everywhere: K(u, v) in place of mask(v). One row of it stands
+for all where only sizes count.
 """
 
 import math
@@ -43,7 +44,13 @@ def mask(e: Axis, keep: Keep) -> np.ndarray:
     e = settled(e)
     if isinstance(e, Var):
         there = keep.get(e)
-        return np.ones(e.size, bool) if there is None else there.row if isinstance(there, Uneven) else there
+        return (
+            np.ones(e.size, bool)
+            if there is None
+            else there.row
+            if isinstance(there, Uneven)
+            else there
+        )
     if isinstance(e, Sum):
         return np.concatenate([mask(t, keep) for t in e.parts])
     found = np.ones(1, bool)
@@ -53,13 +60,16 @@ def mask(e: Axis, keep: Keep) -> np.ndarray:
 
 
 def positions(e: Axis, v: Var) -> list[np.ndarray]:
-    """For each place of v in the expression: v's position at every position of the axis, −1 where v has no part."""
+    """For each place of v in the expression: v's position at every position of the axis, −1 where v
+    has no part.
+    """
     e = settled(e)
     if isinstance(e, Var):
         return [np.arange(e.size)] if e is v else []
     found = []
     if isinstance(e, Sum):
-        before, n = 0, size(e)
+        before = 0
+        n = size(e)
         for term in e.parts:
             for inner in positions(term, v):
                 found.append(np.pad(inner, (before, n - before - len(inner)), constant_values=-1))
@@ -74,7 +84,8 @@ def positions(e: Axis, v: Var) -> list[np.ndarray]:
 
 def kept_along(axes: Sequence[Axis], k: int, keep: Keep) -> np.ndarray:
     """The positions of an array's axis that stay, as in `Kept`."""
-    e, rank = axes[k], len(axes)
+    e = axes[k]
+    rank = len(axes)
     uneven = [v for v in dict.fromkeys(variables(e)) if isinstance(keep.get(v), Uneven)]
     there = along(mask(e, {v: m for v, m in keep.items() if v not in uneven}), k, rank)
     for v in uneven:
@@ -88,7 +99,9 @@ def kept_along(axes: Sequence[Axis], k: int, keep: Keep) -> np.ndarray:
 
 
 def _carrier(axes: Sequence[Axis], u: Var, k: int, keep: Keep) -> np.ndarray:
-    """u's position: at all positions of axis k if it lies there, or at the kept ones of the axis where it does."""
+    """u's position: at all positions of axis k if it lies there, or at the kept ones of the axis
+    where it does.
+    """
     j = next(j for j in (k, *range(len(axes))) if u in variables(axes[j]))
     found = where(axes[j], u)
     return along(found if j == k else found[mask(axes[j], keep)], j, len(axes))

@@ -3,7 +3,9 @@
 import os
 from typing import Any
 
-LIBRARIES = tuple(f"{os.sep}{name}{os.sep}" for name in ("jax", "jaxlib", "flax", "equinox", "haiku", "jaxprune"))
+LIBRARIES = tuple(
+    f"{os.sep}{name}{os.sep}" for name in ("jax", "jaxlib", "flax", "equinox", "haiku", "jaxprune")
+)
 
 
 def place(eqn: Any, *outer: Any) -> str:
@@ -11,11 +13,15 @@ def place(eqn: Any, *outer: Any) -> str:
 
     Args:
       eqn: the equation.
-      outer: those that call it, the nearest first; the first that was written outside of a library is the place.
+      outer: those that call it, the nearest first; the first that was written outside of a library
+        is the place.
     """
     for one in (eqn, *outer):
         frames = getattr(getattr(one.source_info, "traceback", None), "frames", None) or []
         for f in frames:
             if not any(part in f.file_name for part in LIBRARIES):
-                return f"{eqn.primitive.name} at {os.path.basename(f.file_name)}:{f.line_num} ({f.function_name})"
+                return (
+                    f"{eqn.primitive.name} at {os.path.basename(f.file_name)}:{f.line_num} "
+                    f"({f.function_name})"
+                )
     return eqn.primitive.name

@@ -2,7 +2,8 @@
 
 kept[k]                          x becomes
 [m]                              take(x, kept[k], k)
-[.., n, .., m, .., 1, ..]        take_along_axis(x, kept[k], k): other positions at each of n that another axis keeps
+[.., n, .., m, .., 1, ..]        take_along_axis(x, kept[k], k): other positions at each of n that
+                                 another axis keeps
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 
 Kept = Mapping[int, np.ndarray]
-"""axis -> positions that stay, in order: one row; or of the array's rank, 1 along axes where it does not matter."""
+"""axis -> positions that stay, in order: one row; or of the array's rank, 1 along axes where it
+does not matter."""
 
 
 def along(x: np.ndarray, k: int, rank: int) -> np.ndarray:
@@ -36,14 +38,19 @@ def take(x: Any, kept: Kept, numpy: Any) -> Any:
 
 
 def in_turn(kept: Kept) -> list[int]:
-    """The axes in an order in which they can be cut: an axis after those at whose kept positions its own differ.
+    """The axes in an order in which they can be cut: an axis after those at whose kept positions
+    its own differ.
 
     Raises:
       ValueError: there is none.
     """
-    left, order = dict(kept), []
+    left = dict(kept)
+    order = []
     while left:
-        needs = lambda k: [j for j in left if j != k and np.ndim(kept[k]) > 1 and np.shape(kept[k])[j] > 1]
+
+        def needs(k):
+            return [j for j in left if j != k and np.ndim(kept[k]) > 1 and np.shape(kept[k])[j] > 1]
+
         k = next((k for k in left if not needs(k)), None)
         if k is None:
             raise ValueError(f"what is kept of axes {list(left)} depends on each other")
@@ -53,8 +60,12 @@ def in_turn(kept: Kept) -> list[int]:
 
 
 def mesh(sizes: Sequence[int], kept: Kept) -> list[np.ndarray]:
-    """For each axis, the old position of every element that is kept: `np.ix_`, where all rows are the same."""
-    rank, whole = len(sizes), {k: np.arange(n) for k, n in enumerate(sizes)}
+    """For each axis, the old position of every element that is kept: `np.ix_`, where all rows are
+    the same.
+    """
+    rank = len(sizes)
+    whole = {k: np.arange(n) for k, n in enumerate(sizes)}
     return [
-        along(np.asarray(at), k, rank) if np.ndim(at) == 1 else np.asarray(at) for k, at in (whole | {**kept}).items()
+        along(np.asarray(at), k, rank) if np.ndim(at) == 1 else np.asarray(at)
+        for k, at in (whole | {**kept}).items()
     ]

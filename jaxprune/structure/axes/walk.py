@@ -72,7 +72,8 @@ class Walk:
     Attributes:
       unknown: places of primitives without a rule.
       outer: the equations that are being walked, from the outside in.
-      derivatives: whether rules of custom derivatives are walked too (they call the function that they are of).
+      derivatives: whether rules of custom derivatives are walked too (they call the function that
+        they are of).
       depth: whether scans over layers may lose some, and blocks are looked for.
       layers: (axis that is run along, place) of scans, those that may not among them.
     """
@@ -107,7 +108,9 @@ class Walk:
         assert made == [tuple(v.aval.shape) for v in eqn.outvars], (eqn, made)
         return outs, extra
 
-    def refuse(self, eqn: Any, ins: list[Axes], why: str = "there is no rule for") -> tuple[list[Axes], Any]:
+    def refuse(
+        self, eqn: Any, ins: list[Axes], why: str = "there is no rule for"
+    ) -> tuple[list[Axes], Any]:
         """Freezes whatever the equation touches."""
         name = f"{why} {self.place(eqn)}"
         self.unknown[name] = self.unknown.get(name, 0) + 1

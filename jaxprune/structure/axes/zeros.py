@@ -1,8 +1,9 @@
 """When cutting is exact: which values are known to be zero wherever something was cut.
 
-Put zeros into the parts of the params that a plan cuts. The small function computes the same as this masked one if
-every sum over a cut axis only leaves out zeros. So each value carries the variables v such that it is 0 at all cut
-positions of v, starting from the params and followed through the equations:
+Put zeros into the parts of the params that a plan cuts. The small function computes the same as
+this masked one if every sum over a cut axis only leaves out zeros. So each value carries the
+variables v such that it is 0 at all cut positions of v, starting from the params and followed
+through the equations:
 
     x · y, matrix products     where either is 0              x + y, max, select    where all are
     x / y, sin x, tanh x, …    where x is                     exp x, cos x, …       nowhere
@@ -19,7 +20,15 @@ from jaxprune.jaxprs.calls import scan_operands, while_operands
 from jaxprune.jaxprs.interpret import interpret
 from jaxprune.structure.axes.expressions import Var, variables
 from jaxprune.structure.axes.places import place
-from jaxprune.structure.axes.rules.zero_rules import EACH, EVERYWHERE, NOTHING, RULES, Known, all_of, any_of
+from jaxprune.structure.axes.rules.zero_rules import (
+    EACH,
+    EVERYWHERE,
+    NOTHING,
+    RULES,
+    Known,
+    all_of,
+    any_of,
+)
 from jaxprune.structure.axes.walk import Axes, Record, Walked
 
 
@@ -45,7 +54,13 @@ class Zeros:
     def run(self, program: Walked, ins: list[Known]) -> list[Known]:
         """What is known of a program's results, given what is of its inputs."""
         return interpret(
-            program.jaxpr, (), ins, self._visit, steps=program.records, literal=_of_literal, unknown=NOTHING
+            program.jaxpr,
+            (),
+            ins,
+            self._visit,
+            steps=program.records,
+            literal=_of_literal,
+            unknown=NOTHING,
         )
 
     def _visit(self, r: Record, known: list[Known]) -> list[Known]:
@@ -69,13 +84,15 @@ class Zeros:
 
     def _sums(self, r: Record, known: list[Known]) -> None:
         """Blames the equation, if it sums over a cut axis that is not known to be zero."""
-        told, over = any_of(known), self.of(summed(r))
+        told = any_of(known)
+        over = self.of(summed(r))
         self.summed |= over
         for v in NOTHING if told == EVERYWHERE else over - told:
             self.approximate.setdefault(v, set()).add(place(r.eqn, *reversed(self._outer)))
 
     def _call(self, r: Record, known: list[Known]) -> list[Known]:
-        name, inner = r.eqn.primitive.name, r.extra
+        name = r.eqn.primitive.name
+        inner = r.extra
         if name == "cond":
             return [all_of(outs) for outs in zip(*(self.run(w, known[1:]) for w in inner))]
         if name == "while":
@@ -86,12 +103,17 @@ class Zeros:
         if name != "scan":
             return self.run(inner[0], known)
         consts, carry, slices = ([known[k] for k in part] for part in scan_operands(r.eqn))
-        turn = lambda c: self.run(inner[0], [*consts, *c, *slices])
+
+        def turn(c):
+            return self.run(inner[0], [*consts, *c, *slices])
+
         carry = self._settled(lambda c: turn(c)[: len(c)], carry)
         return [*carry, *turn(carry)[len(carry) :]]
 
     def _settled(self, turn: Any, known: list[Known]) -> list[Known]:
-        """What stays known from turn to turn. A turn that knew too much blamed too little, so no blame is undone."""
+        """What stays known from turn to turn. A turn that knew too much blamed too little, so no
+        blame is undone.
+        """
         while (after := [all_of(pair) for pair in zip(known, turn(known))]) != known:
             known = after
         return known

@@ -1,8 +1,8 @@
 """How large what a weight is multiplied with is, on data: √E[x²].
 
-Of y = Σᵢ xᵢ wᵢⱼ, taking unit i away changes yⱼ by xᵢ wᵢⱼ, on average by wᵢⱼ √E[xᵢ²] (Wanda, Sun et al. 2023,
-arXiv:2306.11695); √E[xᵢ²] alone is how active the unit is (Molchanov et al. 2017, arXiv:1611.06440, compare such
-criteria).
+Of y = Σᵢ xᵢ wᵢⱼ, taking unit i away changes yⱼ by xᵢ wᵢⱼ, on average by wᵢⱼ √E[xᵢ²] (Wanda, Sun et
+al. 2023, arXiv:2306.11695); √E[xᵢ²] alone is how active the unit is (Molchanov et al. 2017,
+arXiv:1611.06440, compare such criteria).
 """
 
 import math
@@ -19,7 +19,8 @@ from jaxprune.structure.axes.walk import Record, Walk, axes_of
 
 
 def input_rms(f: Callable[..., Any], params: Any, batches: Iterable[tuple[Any, ...]]) -> Any:
-    """√E[x²] of what every weight is multiplied with, over examples, positions and all uses of the weight.
+    """√E[x²] of what every weight is multiplied with, over examples, positions and all uses of the
+    weight.
 
     Args:
       f: a pure function f(params, *batch).
@@ -27,9 +28,10 @@ def input_rms(f: Callable[..., Any], params: Any, batches: Iterable[tuple[Any, .
       batches: tuples of the arguments after params.
 
     Returns:
-      A tree like the params: for leaves that enter a matrix product or a convolution with values of the function, one
-      number a weight; None for the others. As `score=` of `jp.shrink` with reduce="mean" it ranks units by how active
-      they are; `jp.scores.wanda` of it by what they contribute.
+      A tree like the params: for leaves that enter a matrix product or a convolution with values of
+        the function, one
+      number a weight; None for the others. As `score=` of `jp.shrink` with reduce="mean" it ranks
+      units by how active they are; `jp.scores.wanda` of it by what they contribute.
 
     Raises:
       ValueError: no batches, or no weight that is multiplied with anything.
@@ -38,30 +40,42 @@ def input_rms(f: Callable[..., Any], params: Any, batches: Iterable[tuple[Any, .
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> params = {"w": jnp.ones((2, 1)), "b": jnp.ones(1)}
       >>> x = jnp.array([[1.0, 2.0], [-7.0, 2.0]])
-      >>> print(jp.input_rms(lambda p, x: x @ p["w"] + p["b"], params, [(x,)])["w"].T)      # √(50 / 2), 2
+      >>> # √(50 / 2), 2
+      >>> print(jp.input_rms(lambda p, x: x @ p["w"] + p["b"], params, [(x,)])["w"].T)
       [[5. 2.]]
     """
-    shapes, programs = shapes_of(params), {}
+    shapes = shapes_of(params)
+    programs = {}
     seen = _Inputs({path: math.prod(s.shape) for path, s in shapes.items()})
     for batch in batches:
         arrays = [x for x in jax.tree.leaves(batch) if hasattr(x, "dtype")]
         key = tuple((x.shape, str(x.dtype)) for x in arrays)
         if key not in programs:
             traced = trace(f, params, tuple(batch), {})
-            programs[key] = Walk().program(traced.jaxpr, traced.consts, [axes_of(v) for v in traced.jaxpr.invars])
+            programs[key] = Walk().program(
+                traced.jaxpr, traced.consts, [axes_of(v) for v in traced.jaxpr.invars]
+            )
         seen.run(programs[key], given(params, list(shapes), batch))
     if not any(n.any() for n in seen.counts.values()):
-        raise ValueError("input_rms: no batches, or none of the params enters a matrix product or a convolution")
-    root = lambda path, shape: np.sqrt(seen.sums[path] / np.maximum(seen.counts[path], 1)).reshape(shape)
-    found = [jnp.asarray(root(p, s.shape), jnp.float32) if seen.counts[p].any() else None for p, s in shapes.items()]
+        raise ValueError(
+            "input_rms: no batches, or none of the params enters a matrix product or a convolution"
+        )
+
+    def root(path, shape):
+        return np.sqrt(seen.sums[path] / np.maximum(seen.counts[path], 1)).reshape(shape)
+
+    found = [
+        jnp.asarray(root(p, s.shape), jnp.float32) if seen.counts[p].any() else None
+        for p, s in shapes.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(params), found)
 
 
 class _Inputs(Evaluation):
     """Sums x² over all x that a weight is multiplied with, and counts them.
 
-    Σ x² is the derivative of Σ y by w, for y the product of x² and w: whatever the dimension numbers, the padding and
-    the groups are.
+    Σ x² is the derivative of Σ y by w, for y the product of x² and w: whatever the dimension
+    numbers, the padding and the groups are.
     """
 
     def __init__(self, sizes: Mapping[str, int]):
@@ -77,10 +91,19 @@ class _Inputs(Evaluation):
 
     def _add(self, r: Record, k: int, source: Any, x: jax.Array) -> None:
         for totals, factor in ((self.sums, jnp.square(x)), (self.counts, jnp.ones_like(x))):
-            np.add.at(totals[source.path], source.at, np.asarray(_slope(r, k, factor, source.at.shape), np.float64))
+            np.add.at(
+                totals[source.path],
+                source.at,
+                np.asarray(_slope(r, k, factor, source.at.shape), np.float64),
+            )
 
 
 def _slope(r: Record, k: int, factor: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The derivative of Σ (product of w and the factor) by w, the operand k."""
-    product = lambda w: bind(r, [w, factor] if k == 0 else [factor, w], preferred_element_type=jnp.float32)[0].sum()
+
+    def product(w):
+        return bind(r, [w, factor] if k == 0 else [factor, w], preferred_element_type=jnp.float32)[
+            0
+        ].sum()
+
     return jax.grad(product)(jnp.zeros(shape, jnp.float32))

@@ -1,7 +1,8 @@
 """Which units go, so that what is left costs no more than a budget.
 
-Units are cut in steps: the least important ones of a group first, as many at once as `round_to` asks. All steps of all
-groups are ranked together, and the first m are taken: the smallest m whose cost fits is found by bisection.
+Units are cut in steps: the least important ones of a group first, as many at once as `round_to`
+asks. All steps of all groups are ranked together, and the first m are taken: the smallest m whose
+cost fits is found by bisection.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +30,16 @@ class Step(NamedTuple):
     rank: float
 
 
-def limits(groups: Sequence[Group], keep: Mapping[str, Limit], round_to: Sequence[int]) -> list[tuple[int, int]]:
+def limits(
+    groups: Sequence[Group], keep: Mapping[str, Limit], round_to: Sequence[int]
+) -> list[tuple[int, int]]:
     """The least and the most units that each group may keep.
 
     Args:
       groups: that may be cut.
-      keep: a regular expression for whole paths of leaves -> the least to keep, or (least, most); as a number of units
-        (int) or a share of them (float). A group obeys all that match any of its leaves.
+      keep: a regular expression for whole paths of leaves -> the least to keep, or (least, most);
+        as a number of units (int) or a share of them (float). A group obeys all that match any of
+        its leaves.
       round_to: of each, the least, where there are as many; 0: it may go whole.
 
     Raises:
@@ -49,13 +53,18 @@ def limits(groups: Sequence[Group], keep: Mapping[str, Limit], round_to: Sequenc
         hits = [i for i, names in enumerate(paths) if any(map(test.fullmatch, names))]
         if not hits:
             near = nearest(pattern, set().union(*paths))
-            raise ValueError(f"keep={pattern!r} matches no leaf that can be cut. The nearest: {near}")
+            raise ValueError(
+                f"keep={pattern!r} matches no leaf that can be cut. The nearest: {near}"
+            )
         least, most = limit if isinstance(limit, tuple) else (limit, None)
         for i in hits:
             low[i] = max(low[i], _units(pattern, least, groups[i].size, 1))
             high[i] = min(high[i], _units(pattern, most, groups[i].size, groups[i].size))
             if low[i] > high[i]:
-                raise ValueError(f"keep={pattern!r}: {groups[i].name} keeps {low[i]} at least and {high[i]} at most")
+                raise ValueError(
+                    f"keep={pattern!r}: {groups[i].name} keeps {low[i]} at least and {high[i]} at "
+                    f"most"
+                )
     return list(zip(low, high))
 
 
@@ -64,19 +73,27 @@ def _units(pattern: str, limit: float | None, size: int, default: int) -> int:
         return default
     units = limit if isinstance(limit, int) else int(np.ceil(limit * size))
     if not 1 <= units <= size and not (isinstance(limit, int) and units > size):
-        raise ValueError(f"keep={{{pattern!r}: {limit}}}: a number of units from 1 on, or a share in (0, 1]")
+        raise ValueError(
+            f"keep={{{pattern!r}: {limit}}}: a number of units from 1 on, or a share in (0, 1]"
+        )
     return min(units, size)
 
 
-def steps(ranks: Sequence[np.ndarray], bounds: Sequence[tuple[int, int]], round_to: Sequence[int]) -> list[Step]:
+def steps(
+    ranks: Sequence[np.ndarray], bounds: Sequence[tuple[int, int]], round_to: Sequence[int]
+) -> list[Step]:
     """All steps in the order in which they are taken.
 
-    A group of 20 that is rounded to 8 goes to 16 first and to 8 then. The rank of a step is the mean of its units',
-    and no less than that of the step before it.
+    A group of 20 that is rounded to 8 goes to 16 first and to 8 then. The rank of a step is the
+    mean of its units', and no less than that of the step before it.
     """
     found = []
-    for i, (rank, (low, high), n) in enumerate(zip(ranks, bounds, np.maximum(round_to, 1).tolist())):
-        order, kept, last = np.argsort(rank, kind="stable"), len(rank), -np.inf
+    for i, (rank, (low, high), n) in enumerate(
+        zip(ranks, bounds, np.maximum(round_to, 1).tolist())
+    ):
+        order = np.argsort(rank, kind="stable")
+        kept = len(rank)
+        last = -np.inf
         while (after := (kept - 1) // n * n) >= low:
             positions = order[len(rank) - kept : len(rank) - after]
             last = -np.inf if kept > high else max(last, float(rank[positions].mean()))
@@ -97,8 +114,14 @@ def refuse_no_fraction(name: str, budget: Any) -> None:
     """A budget is one."""
     is_number = np.ndim(budget) == 0 and np.issubdtype(np.asarray(budget).dtype, np.number)
     if not is_number or not 0 < budget <= 1:
-        percent = f": {name}={budget / 100:g} is {budget:g} percent" if is_number and 1 < budget <= 100 else ""
-        raise ValueError(f"{name}={budget!r}: a budget is a fraction of the whole, in (0, 1]{percent}")
+        percent = (
+            f": {name}={budget / 100:g} is {budget:g} percent"
+            if is_number and 1 < budget <= 100
+            else ""
+        )
+        raise ValueError(
+            f"{name}={budget!r}: a budget is a fraction of the whole, in (0, 1]{percent}"
+        )
 
 
 def fewest(name: str, cost: Callable[[int], float], budget: float, must: int, most: int) -> int:
@@ -117,27 +140,36 @@ def fewest(name: str, cost: Callable[[int], float], budget: float, must: int, mo
     whole = cost(0)
     if cost(most) > budget * whole:
         raise ValueError(
-            f"{name}={budget} cannot be met: with all that can be cut, {cost(most) / whole:.4f} are left. Nearest: "
-            f"{name}={cost(most) / whole:.4f}, or allow more (approximate=True, where=, keep=, round_to=)"
+            f"{name}={budget} cannot be met: with all that can be cut, {cost(most) / whole:.4f} "
+            f"are left. Nearest: {name}={cost(most) / whole:.4f}, or allow more (approximate=True, "
+            "where=, keep=, round_to=)"
         )
-    low, high = must, most
+    low = must
+    high = most
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(middle) <= budget * whole else (middle + 1, high)
     return low
 
 
-def chosen(groups: Sequence[Group], where: Any, approximate: bool, needed: bool = True) -> list[int]:
+def chosen(
+    groups: Sequence[Group], where: Any, approximate: bool, needed: bool = True
+) -> list[int]:
     """Numbers of the groups that may be cut.
 
     Raises:
       ValueError: there are none, though some are needed; the reasons are listed.
     """
-    hits = [i for i, g in enumerate(groups) if where is None or any(where(m.path) for m in g.members)]
+    hits = [
+        i for i, g in enumerate(groups) if where is None or any(where(m.path) for m in g.members)
+    ]
     if not hits and needed:
         raise ValueError(f"where matches no group. There are {[g.name for g in groups][:20]}")
     fit = [i for i in hits if approximate or not groups[i].approximate]
     if not fit and needed:
         reasons = sorted({groups[i].approximate[0] for i in hits})
-        raise ValueError(f"cutting would not be exact ({'; '.join(reasons[:5])}): give approximate=True to allow it")
+        raise ValueError(
+            f"cutting would not be exact ({'; '.join(reasons[:5])}): give approximate=True to "
+            f"allow it"
+        )
     return fit

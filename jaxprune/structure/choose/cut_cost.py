@@ -1,4 +1,6 @@
-"""What a function costs once it is cut: read off the walked program, without a trace or a compilation."""
+"""What a function costs once it is cut: read off the walked program, without a trace or a
+compilation.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,9 @@ from jaxprune.structure.axes.walk import Record, Walked
 
 
 def flops(program: Walked, narrow: Narrow, known: dict[int, int] | None = None) -> int:
-    """Operations of one call, counted as `jp.flops` counts; equations whose cost is known are not counted again."""
+    """Operations of one call, counted as `jp.flops` counts; equations whose cost is known are not
+    counted again.
+    """
     known = {} if known is None else known
     live = [r for r in narrow.live(program) if narrow.stream(r) is None]
     for r in live:
@@ -38,7 +42,10 @@ def _of(r: Record, narrow: Narrow, known: dict[int, int]) -> int:
     if r.extra is None:  # nothing of it is cut
         counts = [body.times * operations(body.jaxpr) for body in inside]
     else:
-        counts = [narrow.turns(r, body.times) * flops(w, narrow, known) for body, w in zip(inside, r.extra)]
+        counts = [
+            narrow.turns(r, body.times) * flops(w, narrow, known)
+            for body, w in zip(inside, r.extra)
+        ]
     return max(counts) if name == "cond" else sum(counts)
 
 
@@ -52,12 +59,16 @@ def octets(groups: Groups, narrow: Narrow, dtypes: Mapping[str, Any]) -> int:
     return sum(n * dtypes[p].itemsize for p, n in _sizes(groups, narrow).items())
 
 
-def counted_together(groups: Groups, variables: Sequence[Var], deep: Sequence[bool]) -> list[tuple[Var, ...]]:
-    """The axes of the params whose positions are units, each by the variables that it is a product of.
+def counted_together(
+    groups: Groups, variables: Sequence[Var], deep: Sequence[bool]
+) -> list[tuple[Var, ...]]:
+    """The axes of the params whose positions are units, each by the variables that it is a product
+    of.
 
-    Heads × dimensions are counted as positions of that product, as one would by hand, and not heads and dimensions each
-    by itself: where an axis is made of both, and where dimensions always come with their head on axes of their own. Of
-    an axis that is made of what another has too (keys of grouped queries) only the larger one counts.
+    Heads × dimensions are counted as positions of that product, as one would by hand, and not heads
+    and dimensions each by itself: where an axis is made of both, and where dimensions always come
+    with their head on axes of their own. Of an axis that is made of what another has too (keys of
+    grouped queries) only the larger one counts.
 
     Args:
       groups: of `axes`.
@@ -77,7 +88,11 @@ def counted_together(groups: Groups, variables: Sequence[Var], deep: Sequence[bo
         factors = [v, *(u for u in carriers(v) if u in wide)]
         products.add(tuple(sorted(factors, key=number.__getitem__)))
     sets = [frozenset(factors) for factors in products]
-    largest = [factors for factors in products if factors and not any(set(factors) < other for other in sets)]
+    largest = [
+        factors
+        for factors in products
+        if factors and not any(set(factors) < other for other in sets)
+    ]
     return sorted(largest, key=lambda factors: [number[v] for v in factors])
 
 
@@ -93,10 +108,18 @@ def _sizes(groups: Groups, narrow: Narrow) -> dict[str, int]:
 
 
 def unused(groups: Groups, narrow: Narrow) -> set[str]:
-    """The leaves that nothing uses any more, now that some blocks are left out; Python numbers and keys stay."""
+    """The leaves that nothing uses any more, now that some blocks are left out; Python numbers and
+    keys stay.
+    """
     if not any(narrow.off(b.switch) for b in groups.blocks):
         return set()
-    uses = lambda n: np.any([n.needs(p)[: len(groups.shapes)] for p in groups.programs], axis=0)
+
+    def uses(n):
+        return np.any([n.needs(p)[: len(groups.shapes)] for p in groups.programs], axis=0)
+
     gone = uses(Narrow({})) & ~uses(narrow)
-    plain = lambda x: not x.weak_type and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+
+    def plain(x):
+        return not x.weak_type and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+
     return {path for (path, x), dead in zip(groups.shapes.items(), gone) if dead and plain(x)}

@@ -1,10 +1,12 @@
-"""What can be left out whole, and how much that would change: residual blocks, and layers that a scan runs over.
+"""What can be left out whole, and how much that would change: residual blocks, and layers that a
+scan runs over.
 
     cosine    1 − cos(s, s + b(s)): Block Influence (ShortGPT, Men et al. 2024, arXiv:2403.03853)
     a loss    loss(f without the block) − loss(f)
 
-What an addition alone uses is found on the jaxpr (`structure/axes/blocks.py`). A block is one unit that is there or
-not, a scan over n layers n units; how many of them go beside units of widths, `mixing` says.
+What an addition alone uses is found on the jaxpr (`structure/axes/blocks.py`). A block is one unit
+that is there or not, a scan over n layers n units; how many of them go beside units of widths,
+`mixing` says.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ from jaxprune.structure.apply.check import concrete
 from jaxprune.structure.apply.narrow import Narrow
 from jaxprune.structure.apply.switched import switched
 from jaxprune.structure.axes.expressions import Axis, Var, settled, size
-from jaxprune.structure.axes.groups import Group, Groups, Member, axes
+from jaxprune.structure.axes.groups import Group, Groups, Member, coupled_axes
 from jaxprune.structure.axes.masks import positions
 from jaxprune.structure.choose import cut_cost as cost
 from jaxprune.structure.choose.importance import Normalize, Scope
@@ -30,19 +32,22 @@ class Depth(NamedTuple):
     """Which blocks and layers `shrink` may leave out, and in which order.
 
     Attributes:
-      score: the lower, the sooner: "cosine" (see the module); a function (outputs of f on the example) -> loss, for
-        what the loss gains without it; or {regular expression for paths: a number, or one a layer}, which chooses too.
+      score: the lower, the sooner: "cosine" (see the module); a function (outputs of f on the
+        example) -> loss, for what the loss gains without it; or {regular expression for paths: a
+        number, or one a layer}, which chooses too.
       least, most: the share of the operations of f that one carries; others stay.
       only: nothing else is cut: no widths.
-      repaired: where blocks and units share a budget: whether the plans that leave out none, one, two, four, … blocks
-        are compared after a refit to the examples (`jp.reconstruct`), as they should be; False is quicker.
+      repaired: where blocks and units share a budget: whether the plans that leave out none, one,
+        two, four, … blocks are compared after a refit to the examples (`jp.reconstruct`), as they
+        should be; False is quicker.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
       >>> f = lambda p, x: (h := x + jnp.tanh(x @ p["a"])) + jnp.tanh(h @ p["b"])
       >>> p = {"a": 0.01 * jnp.eye(4), "b": jnp.ones((4, 4))}
       >>> thin = jp.shrink(f, p, jnp.arange(4.0)[None], flops=0.6, depth=jp.Depth(only=True))
-      >>> thin.params["a"], thin.plan.blocks                                  # it changed the stream least
+      >>> # it changed the stream least
+      >>> thin.params["a"], thin.plan.blocks
       (None, (('a',),))
     """
 
@@ -57,7 +62,8 @@ class Unit(NamedTuple):
     """A block, or the layers of a scan.
 
     Attributes:
-      group: its name, its number of positions (1: a block), the leaves that go with it, and where it was written.
+      group: its name, its number of positions (1: a block), the leaves that go with it, and where
+        it was written.
       variable: that says what of it stays.
       share: of the operations of the first function, that one of its positions carries.
       block: whether it is one.
@@ -76,16 +82,24 @@ class Blocks(NamedTuple):
     scans: Mapping[str, str]
 
     def __str__(self) -> str:
-        kind = lambda u: "block" if u.block else f"{u.group.size} layers, each"
-        lines = [f"{kind(u):>16}  {u.share:>7.2%}  {u.group.name}  ({u.group.layers})" for u in self.units]
-        return "\n".join([*lines, *(f"            stays  {name}: {why}" for name, why in self.scans.items())])
+        def kind(u):
+            return "block" if u.block else f"{u.group.size} layers, each"
+
+        lines = [
+            f"{kind(u):>16}  {u.share:>7.2%}  {u.group.name}  ({u.group.layers})"
+            for u in self.units
+        ]
+        return "\n".join(
+            [*lines, *(f"            stays  {name}: {why}" for name, why in self.scans.items())]
+        )
 
 
-def blocks(f: Any, params: Any, *args: Any, state: str | None = None) -> Blocks:
-    """Residual blocks and layers that can be left out, the operations that they carry, and where they were written.
+def residual_blocks(f: Any, params: Any, *args: Any, state: str | None = None) -> Blocks:
+    """Residual blocks and layers that can be left out, the operations that they carry, and where
+    they were written.
 
     Args:
-      f, params, args, state: as in `jp.axes`.
+      f, params, args, state: as in `jp.coupled_axes`.
 
     Returns:
       `Blocks`; print it.
@@ -94,18 +108,25 @@ def blocks(f: Any, params: Any, *args: Any, state: str | None = None) -> Blocks:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
       >>> f = lambda p, x: (x + jax.nn.relu(x @ p["w"]) @ p["v"]) @ p["out"]
       >>> p = {"out": jnp.ones((4, 2)), "v": jnp.ones((8, 4)), "w": jnp.ones((4, 8))}
-      >>> print(jp.blocks(f, p, jnp.ones((1, 4))))
-                 block   89.74%  v and 1 more  (add at <doctest jaxprune.structure.choose.depth.blocks[1]>:1 (<lambda>))
+      >>> print(jp.residual_blocks(f, p, jnp.ones((1, 4))))
+                 block   89.74%  v and 1 more  (add at <doctest
+                                               jaxprune.structure.choose.depth.residual_blocks[1]>:1
+                                               (<lambda>))
     """
-    found = axes(f, params, *args, state=state, depth=True)
+    found = coupled_axes(f, params, *args, state=state, depth=True)
     return Blocks(tuple(units(found)), found.scans)
 
 
 def units(found: Groups) -> list[Unit]:
     """All blocks and layers."""
-    program, known, made = found.programs[0], {}, []
+    program = found.programs[0]
+    known = {}
+    made = []
     whole = max(1, cost.flops(program, Narrow({}), known))
-    share = lambda v, kept, known=None: 1 - cost.flops(program, Narrow({v: kept}), known) / whole
+
+    def share(v, kept, known=None):
+        return 1 - cost.flops(program, Narrow({v: kept}), known) / whole
+
     for b in found.blocks:
         group = Group("", 1, tuple(Member(path, 0, ()) for path in b.leaves), (), b.place)
         made.append(Unit(group, b.switch, share(b.switch, np.zeros(1, bool), known), True))
@@ -137,8 +158,14 @@ def chosen(found: Groups, depth: Depth) -> list[Unit]:
     if not fit:
         shares = [f"{u.group.name} carries {u.share:.2%}" for u in there][:10]
         scans = [f"{place}: {why}" for place, why in found.scans.items()][:3]
-        why = "; ".join(shares or scans) or "no branch that alone uses some params is added to what it comes from"
-        raise ValueError(f"depth: no block and no layer can be left out: {why}. jp.blocks(f, params, x) lists all")
+        why = (
+            "; ".join(shares or scans)
+            or "no branch that alone uses some params is added to what it comes from"
+        )
+        raise ValueError(
+            f"depth: no block and no layer can be left out: {why}. jp.residual_blocks(f, params, "
+            "x) lists all"
+        )
     return fit
 
 
@@ -157,7 +184,10 @@ def scored(
     elif depth.score == "cosine":
         made = _by_cosine(found, there, [values_of(tree, given) for _, given in calls])
     else:
-        raise ValueError(f'depth: score={depth.score!r} is none of "cosine", a function of outputs, {{path: number}}')
+        raise ValueError(
+            f'depth: score={depth.score!r} is none of "cosine", a function of outputs, '
+            "{path: number}"
+        )
     for unit, values in made:
         if not np.isfinite(values).all():
             raise ValueError(f"depth: the score of {unit.group.name} has NaN or Inf: {values[:5]}")
@@ -165,7 +195,8 @@ def scored(
 
 
 def ranks(values: Sequence[np.ndarray], scope: Scope, normalize: Normalize) -> list[np.ndarray]:
-    """Scores as numbers that may be ranked with those of widths: all blocks and layers are as one group.
+    """Scores as numbers that may be ranked with those of widths: all blocks and layers are as one
+    group.
 
     Args:
       values: of `scored`; those of a loss may be negative.
@@ -185,31 +216,48 @@ def ranks(values: Sequence[np.ndarray], scope: Scope, normalize: Normalize) -> l
 
 def values_of(tree: Any, args: tuple[Any, ...]) -> list[Any]:
     """The inputs of a walked function; noise where only shapes are given."""
-    return [*jax.tree.leaves(tree), *(concrete(x) for x in jax.tree.leaves(args) if hasattr(x, "dtype"))]
+    return [
+        *jax.tree.leaves(tree),
+        *(concrete(x) for x in jax.tree.leaves(args) if hasattr(x, "dtype")),
+    ]
 
 
 def _by_path(there: Sequence[Unit], score: Mapping[str, Any]) -> list[tuple[Unit, np.ndarray]]:
     made = {}
     for pattern, number in score.items():
         test = compiled("depth: score", pattern)
-        hits = [k for k, u in enumerate(there) if any(test.fullmatch(m.path) for m in u.group.members)]
+        hits = [
+            k for k, u in enumerate(there) if any(test.fullmatch(m.path) for m in u.group.members)
+        ]
         if not hits:
             paths = [m.path for u in there for m in u.group.members]
-            raise ValueError(f"depth: score of {pattern!r} matches no block. The nearest: {nearest(pattern, paths)}")
-        made |= {k: np.broadcast_to(np.asarray(number, np.float64), (there[k].group.size,)) for k in hits}
+            raise ValueError(
+                f"depth: score of {pattern!r} matches no block. The nearest: "
+                f"{nearest(pattern, paths)}"
+            )
+        made |= {
+            k: np.broadcast_to(np.asarray(number, np.float64), (there[k].group.size,)) for k in hits
+        }
     return [(there[k], values) for k, values in sorted(made.items())]
 
 
-def _by_cosine(found: Groups, there: Sequence[Unit], given: Sequence[list[Any]]) -> list[tuple[Unit, np.ndarray]]:
+def _by_cosine(
+    found: Groups, there: Sequence[Unit], given: Sequence[list[Any]]
+) -> list[tuple[Unit, np.ndarray]]:
     """Block Influence, in the first function that has the block."""
     made: dict[int, np.ndarray] = {}
-    every = lambda e: jnp.ones(size(e), bool)
+
+    def every(e):
+        return jnp.ones(size(e), bool)
+
     for program, values in zip(found.programs, given):
         if len(made) == len(there):
             break
         sites: list[Axis] = []
 
-        def changes(values: list[Any], program: Any = program, sites: list[Axis] = sites) -> list[Any]:
+        def changes(
+            values: list[Any], program: Any = program, sites: list[Axis] = sites
+        ) -> list[Any]:
             seen = switched(program, values, every)[1]
             sites.extend(e for e, _ in seen)
             return [change for _, change in seen]
@@ -225,7 +273,8 @@ def _by_cosine(found: Groups, there: Sequence[Unit], given: Sequence[list[Any]])
 
 
 def switchable(program: Any, values: list[Any]) -> Callable[[list[Any], Narrow], list[Any]]:
-    """(inputs, what is kept) -> the results of a function whose blocks and layers are on as that says; compiled once.
+    """(inputs, what is kept) -> the results of a function whose blocks and layers are on as that
+    says; compiled once.
 
     Args:
       program: of the function.
@@ -250,7 +299,9 @@ def switchable(program: Any, values: list[Any]) -> Callable[[list[Any], Narrow],
     return run
 
 
-def _by_loss(found: Groups, there: Sequence[Unit], loss: Callable[[Any], Any], values: list[Any]) -> list[Any]:
+def _by_loss(
+    found: Groups, there: Sequence[Unit], loss: Callable[[Any], Any], values: list[Any]
+) -> list[Any]:
     """loss(f without it) − loss(f), of each; one compilation."""
     tree = found.traced[0].tree
     run = switchable(found.programs[0], values)
@@ -259,9 +310,14 @@ def _by_loss(found: Groups, there: Sequence[Unit], loss: Callable[[Any], Any], v
         narrow = Narrow({settled(v): kept for v, kept in keep.items()})
         found = loss(jax.tree.unflatten(tree, run(values, narrow)))
         if np.shape(found):
-            raise ValueError(f"depth: score gives a loss of shape {np.shape(found)}: it must return one number")
+            raise ValueError(
+                f"depth: score gives a loss of shape {np.shape(found)}: it must return one number"
+            )
         return float(found)
 
     whole = of({})
-    without = lambda u, i: of({u.variable: np.arange(u.group.size) != i})
+
+    def without(u, i):
+        return of({u.variable: np.arange(u.group.size) != i})
+
     return [(u, np.array([without(u, i) - whole for i in range(u.group.size)])) for u in there]

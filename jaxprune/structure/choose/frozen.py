@@ -1,4 +1,5 @@
-"""Why nothing can be cut: the reasons that `jp.axes` gives, axes with the same one together."""
+"""Why nothing can be cut: the reasons that `jp.coupled_axes` gives, axes with the same one
+together."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ REASONS = 7
 """Lines of reasons in an error, the most frequent ones."""
 
 
-def refuse_frozen(found: Groups, groups: Sequence[Group], where: Callable[[str], bool] | None) -> None:
+def refuse_frozen(
+    found: Groups, groups: Sequence[Group], where: Callable[[str], bool] | None
+) -> None:
     """Refuses a model, or what `where` selects of it, of which nothing can be cut.
 
     Args:
@@ -21,7 +24,8 @@ def refuse_frozen(found: Groups, groups: Sequence[Group], where: Callable[[str],
       where: whether a path is selected; None: all are.
 
     Raises:
-      ValueError: there is nothing; with the reasons, and `state=` where outputs seem to be new values of params.
+      ValueError: there is nothing; with the reasons, and `state=` where outputs seem to be new
+        values of params.
     """
     chosen = [path for path in found.shapes if where is None or where(path)]
     if not chosen or any(m.path in chosen for g in groups for m in g.members):
@@ -30,12 +34,28 @@ def refuse_frozen(found: Groups, groups: Sequence[Group], where: Callable[[str],
     for name, why in found.frozen.items():
         if name.rpartition("[")[0] in chosen:
             reasons.setdefault(why, []).append(name)
-    lines = [f"  {_listed(names)}: {why}" for why, names in sorted(reasons.items(), key=lambda item: -len(item[1]))]
+    lines = [
+        f"  {_listed(names)}: {why}"
+        for why, names in sorted(reasons.items(), key=lambda item: -len(item[1]))
+    ]
     if len(lines) > REASONS:
-        lines = [*lines[: REASONS - 1], f"  and {len(lines) - REASONS + 1} more reasons: print(jp.axes(f, params, x))"]
-    what = "nothing can be cut" if where is None else f"where selects {_listed(chosen)}, of which nothing can be cut"
+        lines = [
+            *lines[: REASONS - 1],
+            f"  and {len(lines) - REASONS + 1} more reasons: print(jp.coupled_axes(f, params, x))",
+        ]
+    what = (
+        "nothing can be cut"
+        if where is None
+        else f"where selects {_listed(chosen)}, of which nothing can be cut"
+    )
     raise ValueError(
-        "\n".join([f"{what}. All axes are frozen:", *(lines or ["  all are of size 1"]), *_state_hint(found)])
+        "\n".join(
+            [
+                f"{what}. All axes are frozen:",
+                *(lines or ["  all are of size 1"]),
+                *_state_hint(found),
+            ]
+        )
     )
 
 
@@ -54,7 +74,8 @@ def _state_hint(found: Groups) -> list[str]:
     if {path for path in outputs if re.fullmatch(pattern, path)} != set(new_values):
         pattern = "|".join(map(re.escape, new_values))
     return [
-        f"Outputs that are new values of params ({_listed(new_values)}) can be cut with them: give state={pattern!r}"
+        f"Outputs that are new values of params ({_listed(new_values)}) can be cut with them: give "
+        f"state={pattern!r}"
     ]
 
 
@@ -63,7 +84,11 @@ def _is_new_value(found: Groups, output: str) -> bool:
     for traced, program in zip(found.traced, found.programs):
         for path, axes in zip(traced.paths, program.outs):
             shape = tuple(map(size, axes))
-            same = [p for p in found.shapes if f"/{output}".endswith(f"/{p}") and found.shapes[p].shape == shape]
+            same = [
+                p
+                for p in found.shapes
+                if f"/{output}".endswith(f"/{p}") and found.shapes[p].shape == shape
+            ]
             if path == output and same and np.ndim(shape):
                 return True
     return False

@@ -1,21 +1,24 @@
-"""How much each position of a group matters: one number from the scores of all weights that go with it.
+"""How much each position of a group matters: one number from the scores of all weights that go with
+it.
 
     l2   √Σ s²        l1   Σ|s|        mean   Σ|s| / n        max   max |s|
 
-Any score of single weights becomes one of units: |w| gives group L2 or L1 (DepGraph, Fang et al. 2023,
-arXiv:2301.12900), w·g Taylor, w²F Fisher and OBD; one that is not None for the scales of batch norms only gives network
-slimming (Liu et al. 2017, arXiv:1708.06519).
+Any score of single weights becomes one of units: |w| gives group L2 or L1 (DepGraph, Fang et al.
+2023, arXiv:2301.12900), w·g Taylor, w²F Fisher and OBD; one that is not None for the scales of
+batch norms only gives network slimming (Liu et al. 2017, arXiv:1708.06519).
 
 Numbers of different groups are brought to one scale by what each is divided by:
 
     mean   the mean of its group        max    the largest        none   nothing
-    lamp   v² over the sum of all v² of its group that are at least as large (Lee et al. 2021, arXiv:2010.07611)
+    lamp   v² over the sum of all v² of its group that are at least as large (Lee et al. 2021,
+           arXiv:2010.07611)
 
 and are then ranked:
 
     global       all groups together
     group        each group by itself: all lose the same share
-    isomorphic   groups with equal members together: such a class loses the same share (Fang et al. 2024,
+    isomorphic   groups with equal members together: such a class loses the same share (Fang et al.
+                 2024,
                  arXiv:2407.04616)
 """
 
@@ -25,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxprune.structure.axes.groups import Group, Member
+from jaxprune.structure.axes.groups import Group
 from jaxprune.structure.axes.selection import along
 
 Reduce = Literal["l2", "l1", "mean", "max"]
@@ -63,12 +66,14 @@ def importance(
       >>> import jax.numpy as jnp, jaxprune as jp
       >>> from jaxprune.structure.choose.importance import importance
       >>> params = {"w": jnp.array([[1.0, 3.0], [2.0, 4.0]]), "v": jnp.array([[2.0], [0.0]])}
-      >>> [group] = jp.axes(lambda p, x: x @ p["w"] @ p["v"], params, jnp.ones((1, 2))).groups
+      >>> [group] = jp.coupled_axes(lambda p, x: x @ p["w"] @ p["v"], params,
+      ...     jnp.ones((1, 2))).groups
       >>> print(importance(group, params))         # √(1 + 4 + 4), √(9 + 16)
       [3. 5.]
     """
     shape = (*(beside.sizes if beside else ()), group.size)
-    total, count = np.zeros(shape), np.zeros(shape)
+    total = np.zeros(shape)
+    count = np.zeros(shape)
     for member in group.members:
         s = scores.get(member.path)
         if s is None:
@@ -76,8 +81,13 @@ def importance(
         start, step = _REDUCES[reduce]
         sizes = np.abs(np.asarray(s)).astype(np.float64)
         places = beside.places[member.path] if beside else ()
-        rest = tuple(k for k in range(sizes.ndim) if k != member.axis and all(at.shape[k] == 1 for at in places))
-        values, n = start(sizes, rest), math.prod(sizes.shape[k] for k in rest)
+        rest = tuple(
+            k
+            for k in range(sizes.ndim)
+            if k != member.axis and all(at.shape[k] == 1 for at in places)
+        )
+        values = start(sizes, rest)
+        n = math.prod(sizes.shape[k] for k in rest)
         for at in member.maps:
             index = np.broadcast_arrays(*places, along(at, member.axis, sizes.ndim))
             there = index[-1] >= 0
@@ -120,13 +130,16 @@ def comparable(
         together = np.concatenate([values[i] for i in members])
         rank = np.empty(len(together))
         rank[np.argsort(together, kind="stable")] = (np.arange(len(together)) + 0.5) / len(together)
-        for i, part in zip(members, np.split(rank, np.cumsum([len(values[i]) for i in members])[:-1])):
+        for i, part in zip(
+            members, np.split(rank, np.cumsum([len(values[i]) for i in members])[:-1])
+        ):
             ranks[i] = part
     return ranks
 
 
 def _lamp(v: np.ndarray) -> np.ndarray:
-    order, found = np.argsort(v, kind="stable"), np.zeros(len(v))
+    order = np.argsort(v, kind="stable")
+    found = np.zeros(len(v))
     square = v[order] ** 2
     found[order] = square / np.maximum(np.cumsum(square[::-1])[::-1], np.finfo(float).tiny)
     return found
@@ -141,6 +154,11 @@ _SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def kind(group: Group) -> tuple[Any, ...]:
-    """What isomorphic groups have in common: their members' last names, axes and how often the group lies on them."""
-    last: Callable[[Member], str] = lambda m: m.path.rsplit("/", 1)[-1]
+    """What isomorphic groups have in common: their members' last names, axes and how often the
+    group lies on them.
+    """
+
+    def last(m):
+        return m.path.rsplit("/", 1)[-1]
+
     return tuple(sorted((last(m), m.axis, len(m.maps)) for m in group.members))

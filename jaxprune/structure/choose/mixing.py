@@ -1,16 +1,19 @@
 """How many blocks and layers go where they and units share a budget.
 
-What a block matters and what a unit matters are numbers on different scales, so they are not ranked together. For
-k = 0, 1, 2, 4, … the k blocks (or layers) that matter least go, and then units until the budget is met. All these plans
-cost the same, and the one that changes the outputs y of f least on the examples is taken:
+What a block matters and what a unit matters are numbers on different scales, so they are not ranked
+together. For k = 0, 1, 2, 4, … the k blocks (or layers) that matter least go, and then units until
+the budget is met. All these plans cost the same, and the one that changes the outputs y of f least
+on the examples is taken:
 
     change = ‖y' − y‖² / ‖y‖²
 
-y' are the outputs after a least-squares refit of what is left (`reconstruct`), for units and blocks differ in how much
-of them can be repaired: without it the order of the plans is often another. The plan without blocks is among those that
-are compared, so a mix is never taken that does worse by this measure than widths alone.
+y' are the outputs after a least-squares refit of what is left (`reconstruct`), for units and blocks
+differ in how much of them can be repaired: without it the order of the plans is often another. The
+plan without blocks is among those that are compared, so a mix is never taken that does worse by
+this measure than widths alone.
 
-Few examples can be fitted by any plan. Where the outputs have fewer than 32 rows, the change is that before the refit.
+Few examples can be fitted by any plan. Where the outputs have fewer than 32 rows, the change is
+that before the refit.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,14 +35,18 @@ ENOUGH = 32
 
 
 class Tried(NamedTuple):
-    """A plan that was compared: how many blocks and layers it leaves out, and the change of the outputs."""
+    """A plan that was compared: how many blocks and layers it leaves out, and the change of the
+    outputs.
+    """
 
     deep: int
     change: float
 
 
 def counts(most: int) -> list[int]:
-    """The numbers of blocks that are tried: none, the powers of two below the most, and the most."""
+    """The numbers of blocks that are tried: none, the powers of two below the most, and the
+    most.
+    """
     powers = [1 << i for i in range(most.bit_length())]
     return sorted({0, *(n for n in powers if n < most), most})
 
@@ -49,7 +56,8 @@ def best(
     plan_after: Callable[[Sequence[Step]], tuple[Plan, Narrow]],
     change_of: Callable[[Plan, Narrow], float],
 ) -> tuple[int, tuple[Tried, ...]]:
-    """The index of the candidate that changes the outputs least, of those that do alike the one with fewest blocks.
+    """The index of the candidate that changes the outputs least, of those that do alike the one
+    with fewest blocks.
 
     Args:
       candidates: (how many blocks and layers go, the steps that are taken), by how many.
@@ -63,7 +71,9 @@ def best(
     return int(np.argmin([one.change for one in tried])), tuple(tried)
 
 
-def output_change(found: Groups, tree: Any, values: list[Any], repaired: bool) -> Callable[[Plan, Narrow], float]:
+def output_change(
+    found: Groups, tree: Any, values: list[Any], repaired: bool
+) -> Callable[[Plan, Narrow], float]:
     """(plan, what it keeps) -> how much it changes the outputs of the first function.
 
     Args:
@@ -84,7 +94,9 @@ def output_change(found: Groups, tree: Any, values: list[Any], repaired: bool) -
     def before(plan: Plan, narrow: Narrow) -> float:
         outputs = run([*jax.tree.leaves(plan.mask(tree)), *values[num_params:]], narrow)
         lost = narrow.lost(program)
-        pairs = [(a, b) for k, (a, b) in enumerate(zip(outputs, dense)) if k not in lost and _is_float(b)]
+        pairs = [
+            (a, b) for k, (a, b) in enumerate(zip(outputs, dense)) if k not in lost and _is_float(b)
+        ]
         whole = sum(float(jnp.square(b).sum()) for _, b in pairs)
         return sum(float(jnp.square(a - b).sum()) for a, b in pairs) / whole if whole else 0.0
 

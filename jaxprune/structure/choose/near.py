@@ -1,12 +1,15 @@
 """Steps that come near a budget where units are few and large.
 
-`budget.steps` ranks all steps, and the shortest prefix that is within the budget is taken. Where its last step is large
-(half of the channels of a group norm, a head of two), it ends far below. Then other choices are looked at:
+`budget.steps` ranks all steps, and the shortest prefix that is within the budget is taken. Where
+its last step is large (half of the channels of a group norm, a head of two), it ends far below.
+Then other choices are looked at:
 
     skip     the step that went too far is not taken, nor later ones of its group; the others go on
-    undo     steps that were taken are taken back, the most important first, as long as the budget is met
+    undo     steps that were taken are taken back, the most important first, as long as the budget
+             is met
 
-Of all choices within `NEAR` of the budget the one that loses least importance is taken; if there is none, the nearest.
+Of all choices within `NEAR` of the budget the one that loses least importance is taken; if there is
+none, the nearest.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +22,8 @@ TRIED = 24
 """Groups whose last step is skipped; the largest steps first."""
 
 Fill = Callable[[Sequence[Step]], float]
-"""Steps that are taken -> the cost of what is left over the budget, of the budget that is fullest: 1 is just within."""
+"""Steps that are taken -> the cost of what is left over the budget, of the budget that is fullest:
+1 is just within."""
 
 
 def near_budget(order: Sequence[Step], taken: int, must: int, fill: Fill) -> list[Step]:
@@ -43,7 +47,9 @@ def near_budget(order: Sequence[Step], taken: int, must: int, fill: Fill) -> lis
 
 
 def _skipping(order: Sequence[Step], taken: int, must: int, fill: Fill) -> list[list[Step]]:
-    """Choices in which one group, and then each that went too far as well, stops before its last step."""
+    """Choices in which one group, and then each that went too far as well, stops before its last
+    step.
+    """
     last = {step.group: i for i, step in enumerate(order[:taken]) if i >= must}
     saved = {g: fill([*order[:i], *order[i + 1 : taken]]) for g, i in last.items()}
     largest = sorted(last, key=lambda g: -saved[g])[:TRIED]
@@ -63,13 +69,18 @@ def _skipping(order: Sequence[Step], taken: int, must: int, fill: Fill) -> list[
     return choices
 
 
-def _continued(start: list[Step], rest: Sequence[Step], blocked: set[int], fill: Fill) -> list[Step] | None:
-    """The fewest further steps, of groups that are not blocked, that are within the budget; None if all are not."""
+def _continued(
+    start: list[Step], rest: Sequence[Step], blocked: set[int], fill: Fill
+) -> list[Step] | None:
+    """The fewest further steps, of groups that are not blocked, that are within the budget; None if
+    all are not.
+    """
     done = {id(step) for step in start}
     rest = [step for step in rest if step.group not in blocked and id(step) not in done]
     if fill([*start, *rest]) > 1:
         return None
-    low, high = 0, len(rest)
+    low = 0
+    high = len(rest)
     while low < high:
         middle = (low + high) // 2
         if fill([*start, *rest[:middle]]) <= 1:

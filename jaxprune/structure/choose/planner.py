@@ -1,4 +1,6 @@
-"""Which units go: scores of weights become ranks of units, and the lowest go until the budget is met."""
+"""Which units go: scores of weights become ranks of units, and the lowest go until the budget is
+met.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +36,8 @@ from jaxprune.structure.time.progress import progress
 from jaxprune.structure.time.speed import Pace, Stopwatch, closed
 
 FIRST = -1.0
-"""The rank of units that hold NaN or Inf: below that of any other, and finite, for ranks are added up."""
+"""The rank of units that hold NaN or Inf: below that of any other, and finite, for ranks are added
+up."""
 
 
 class Choice(NamedTuple):
@@ -86,14 +89,21 @@ class Cuts(NamedTuple):
 
     def narrow(self, taken: Sequence[budget.Step]) -> Narrow:
         """What is left after some steps."""
-        return Narrow({r.variable: r.keep(kept) for r, kept in zip(self.units, budget.masks(self.groups, taken))})
+        return Narrow(
+            {
+                r.variable: r.keep(kept)
+                for r, kept in zip(self.units, budget.masks(self.groups, taken))
+            }
+        )
 
     def bounds(self, keep: Mapping[str, budget.Limit]) -> list[tuple[int, int]]:
         """The least and the most units that each group may keep."""
         return budget.limits(self.groups, keep, self.rounded)
 
     def scales(self) -> list[list[int]]:
-        """The groups whose ranks are on one scale when they are not all: each width alone, all of depth together."""
+        """The groups whose ranks are on one scale when they are not all: each width alone, all of
+        depth together.
+        """
         deep = [i for i, d in enumerate(self.deep) if d]
         return [*([i] for i, d in enumerate(self.deep) if not d), *([deep] if deep else [])]
 
@@ -142,9 +152,12 @@ def planned(
     order = budget.steps(cuts.ranks, cuts.bounds(how.keep), cuts.rounded)
     fill = _fill(found, cuts, wanted)
     if any(cuts.deep) and not all(cuts.deep):
-        taken, must, tried = _mixed(found, cuts, order, wanted, how, values_of(tree, calls[0][1]), tree)
+        taken, must, tried = _mixed(
+            found, cuts, order, wanted, how, values_of(tree, calls[0][1]), tree
+        )
     else:
-        must, tried = _must(order), ()
+        must = _must(order)
+        tried = ()
         taken = near_budget(order, _taken(found, cuts, order, wanted), must, fill)
     return Planned(plan_of(found, cuts.narrow(taken)), None, _short(cuts, taken, must, fill), tried)
 
@@ -169,7 +182,9 @@ def _mixed(
     free = [step for step in order if step.rank != -np.inf]
     deep = [step for step in free if cuts.deep[step.group]]
     wide = [step for step in free if not cuts.deep[step.group]]
-    losses = how.scope == "global" and how.normalize == "none"  # then what blocks and units cost is the same kind
+    losses = (
+        how.scope == "global" and how.normalize == "none"
+    )  # then what blocks and units cost is the same kind
     plans = []
     for k in [] if losses else counts(len(deep)):
         steps = [*forced, *deep[:k], *wide]
@@ -198,24 +213,39 @@ def _mixed(
     return plans[chosen][1], plans[chosen][2], tried
 
 
-def _paced(found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, watch: Stopwatch) -> Planned:
+def _paced(
+    found: Groups, cuts: Cuts, wanted: Mapping[str, float], how: Choice, watch: Stopwatch
+) -> Planned:
     """`planned`, with widths and an order that suit the device."""
-    others, measured = {name: value for name, value in wanted.items() if name != "latency"}, None
+    others = {name: value for name, value in wanted.items() if name != "latency"}
+    measured = None
     width = how.round_to if isinstance(how.round_to, int) else None
     with progress() as tell:
         whole, timings = watch.whole()
-        model = Model(found.programs[0], [r.variable for r in cuts.units], cuts.ranks, timings, whole)
+        model = Model(
+            found.programs[0], [r.variable for r in cuts.units], cuts.ranks, timings, whole
+        )
         scales = None if how.scope == "global" and how.normalize == "none" else cuts.scales()
-        bounds, sizes = cuts.bounds(how.keep), [(g.size, deep) for g, deep in zip(cuts.groups, cuts.deep)]
-        widths = [range(low, n) if d else candidates(n, low, high, width) for (n, d), (low, high) in zip(sizes, bounds)]
+        bounds = cuts.bounds(how.keep)
+        sizes = [(g.size, deep) for g, deep in zip(cuts.groups, cuts.deep)]
+        widths = [
+            range(low, n) if d else candidates(n, low, high, width)
+            for (n, d), (low, high) in zip(sizes, bounds)
+        ]
         path = Path(model, cuts.ranks, bounds, widths, scales, tell)
-        plan, fill = lambda m: plan_of(found, cuts.narrow(path.steps[:m])), _fill(found, cuts, others)
+
+        def plan(num_steps: int) -> Any:
+            return plan_of(found, cuts.narrow(path.steps[:num_steps]))
+
+        fill = _fill(found, cuts, others)
         path.extend(lambda m: fill(path.steps[:m]) <= 1)
         taken = _taken(found, cuts, path.steps, others)
         if "latency" in wanted:
             race = watch.race()
             taken, measured = closed(wanted["latency"], path, taken, lambda m: race(plan(m)))
-    return Planned(plan(taken), Pace(measured, (path.seconds[0], path.seconds[taken]), model.timings))
+    return Planned(
+        plan(taken), Pace(measured, (path.seconds[0], path.seconds[taken]), model.timings)
+    )
 
 
 def _refuse(wanted: Mapping[str, float], how: Choice) -> None:
@@ -233,16 +263,26 @@ def _cuts(found: Groups, tree: Any, how: Choice, calls: Sequence[Any]) -> Cuts:
     return Cuts(*(list(chain.from_iterable(part)) for part in zip(*parts)))
 
 
-def _wide(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | None, others: bool) -> Cuts:
+def _wide(
+    found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | None, others: bool
+) -> Cuts:
     """Units of widths; there may be none, if there is something else to cut."""
     wide = [i for i, g in enumerate(found.groups) if not g.layers]
     scores = _scores(tree, how.score)
     if not others:
         refuse_frozen(found, [found.groups[i] for i in wide], test)
-    fit = [wide[i] for i in budget.chosen([found.groups[i] for i in wide], test, how.approximate, needed=not others)]
+    fit = [
+        wide[i]
+        for i in budget.chosen(
+            [found.groups[i] for i in wide], test, how.approximate, needed=not others
+        )
+    ]
     fit = [i for i in fit if any(m.path in scores for m in found.groups[i].members)]
     if not fit and not others:
-        raise ValueError(f"no weight that can be cut has a score; those that have one: {list(scores)[:5]}: give score=")
+        raise ValueError(
+            f"no weight that can be cut has a score; those that have one: {list(scores)[:5]}: give "
+            f"score="
+        )
     groups = [found.groups[i] for i in fit]
     units = ranked(found, fit, scores, how.reduce, how.uneven, how.odd)
     ranks = comparable(groups, [r.values for r in units], how.scope, how.normalize)
@@ -250,19 +290,27 @@ def _wide(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | N
     return Cuts(groups, units, ranks, [how.width] * len(groups), [False] * len(groups))
 
 
-def _deep(found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | None, calls: Sequence[Any]) -> Cuts:
+def _deep(
+    found: Groups, tree: Any, how: Choice, test: Callable[[str], bool] | None, calls: Sequence[Any]
+) -> Cuts:
     """Blocks and layers."""
     assert how.depth is not None
     there = depth.chosen(found, how.depth)
     there = [u for u in there if test is None or any(test(m.path) for m in u.group.members)]
     if not there:
         if how.depth.only:
-            raise ValueError("where matches no block. jp.blocks(f, params, x) lists them")
+            raise ValueError("where matches no block. jp.residual_blocks(f, params, x) lists them")
         return Cuts([], [], [], [], [])
     made = depth.scored(found, there, how.depth, tree, calls)
     units = [Ranked(u.variable, values) for u, values in made]
     ranks = depth.ranks([r.values for r in units], how.scope, how.normalize)
-    return Cuts([u.group for u, _ in made], units, ranks, [int(not u.block) for u, _ in made], [True] * len(made))
+    return Cuts(
+        [u.group for u, _ in made],
+        units,
+        ranks,
+        [int(not u.block) for u, _ in made],
+        [True] * len(made),
+    )
 
 
 def _must(order: Sequence[budget.Step]) -> int:
@@ -271,14 +319,21 @@ def _must(order: Sequence[budget.Step]) -> int:
 
 
 def _taken(
-    found: Groups, cuts: Cuts, order: Sequence[budget.Step], wanted: Mapping[str, float], must: int | None = None
+    found: Groups,
+    cuts: Cuts,
+    order: Sequence[budget.Step],
+    wanted: Mapping[str, float],
+    must: int | None = None,
 ) -> int:
     """The smallest number of steps that meets all budgets, and takes those that must be."""
     must = _must(order) if must is None else must
     costs = _costs(found, cuts)
     counts = [must]
     for name, value in wanted.items():
-        after = lambda m, cost=costs[name]: cost(order[:m])
+
+        def after(m, cost=costs[name]):
+            return cost(order[:m])
+
         counts.append(budget.fewest(name, after, value, must, len(order)))
     return max(counts)
 
@@ -314,7 +369,8 @@ def _short(cuts: Cuts, taken: Sequence[budget.Step], must: int, fill: Fill) -> s
         return ""
     back = {g: fill([other for other in taken if other is not step]) for g, step in last.items()}
     group = min(back, key=back.__getitem__)
-    count, size = len(last[group].positions), cuts.groups[group].size
+    count = len(last[group].positions)
+    size = cuts.groups[group].size
     return (
         f"{full:.1%} of the budget is used: the smallest step back, {count} of the {size} units of "
         f"{cuts.groups[group].name}, would make it {back[group]:.1%}"
@@ -346,13 +402,19 @@ def _test(where: Any, tree: Any) -> Callable[[str], bool] | None:
 
 def odd_weights(tree: Any) -> dict[str, np.ndarray]:
     """path -> where a leaf has NaN or Inf; only of leaves that do."""
-    floats = {path: np.asarray(x) for path, x in zip(shapes_of(tree), jax.tree.leaves(tree)) if is_float(x)}
+    floats = {
+        path: np.asarray(x)
+        for path, x in zip(shapes_of(tree), jax.tree.leaves(tree))
+        if is_float(x)
+    }
     finite = {path: np.isfinite(x) for path, x in floats.items()}
     return {path: ~ok for path, ok in finite.items() if not ok.all()}
 
 
 def _magnitude(x: np.ndarray) -> np.ndarray:
-    """|w|, 0 for NaN and Inf: a unit that has one goes first, and must not decide what others are divided by."""
+    """|w|, 0 for NaN and Inf: a unit that has one goes first, and must not decide what others are
+    divided by.
+    """
     size = np.abs(x).astype(np.float32)
     return np.where(np.isfinite(size), size, 0)
 
@@ -364,7 +426,8 @@ def _made(score: Any, tree: Any) -> Any:
     """The tree of scores that a word, a function or the tree itself stands for."""
     if isinstance(score, str) and score in NEEDS:
         raise ValueError(
-            f"shrink(score={score!r}) needs more than the params: give score=jp.scores.{score}(params, {NEEDS[score]})"
+            f"shrink(score={score!r}) needs more than the params: give "
+            f"score=jp.scores.{score}(params, {NEEDS[score]})"
         )
     score = from_words("shrink", score)
     return score(tree) if callable(score) else score
@@ -380,10 +443,14 @@ def _scores(tree: Any, score: Any) -> dict[str, Any]:
     given = {leaf_path(keys): s for keys, s in made}
     odd = [path for path in given if path not in flat]
     if odd or not given:
-        raise ValueError(f"score has {odd[:3] or 'nothing'}, and the params {list(flat)[:5]}: name them alike")
+        raise ValueError(
+            f"score has {odd[:3] or 'nothing'}, and the params {list(flat)[:5]}: name them alike"
+        )
     for path, s in given.items():
         if np.shape(s) != np.shape(flat[path]):
-            raise ValueError(f"score of {path} is {np.shape(s)}, and the leaf {np.shape(flat[path])}")
+            raise ValueError(
+                f"score of {path} is {np.shape(s)}, and the leaf {np.shape(flat[path])}"
+            )
         odd_scores = np.argwhere(~np.isfinite(np.asarray(s)))
         if len(odd_scores):
             raise ValueError(

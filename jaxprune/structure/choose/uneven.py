@@ -1,12 +1,15 @@
-"""Units that differ: each head keeps dimensions of its own, each layer or expert channels, as many everywhere.
+"""Units that differ: each head keeps dimensions of its own, each layer or expert channels, as many
+everywhere.
 
-A group v that always comes with u (`structure.apply.carriers`) has an importance s(u, v). At each position of u its
-positions are ranked among themselves; the t-th step takes the t-th least of each u, and its rank is their mean
+A group v that always comes with u (`structure.apply.carriers`) has an importance s(u, v). At each
+position of u its positions are ranked among themselves; the t-th step takes the t-th least of each
+u, and its rank is their mean
 
     s̄(t) = mean_u s(u, v_t(u)),    s(u, v_1(u)) <= s(u, v_2(u)) <= …
 
-so a step is one unit less everywhere, arrays stay rectangular, and budgets are met as they are by even groups. Weights
-that are kept sum to at least what they do when all must keep the same: min over one choice for each u, not one for all.
+so a step is one unit less everywhere, arrays stay rectangular, and budgets are met as they are by
+even groups. Weights that are kept sum to at least what they do when all must keep the same: min
+over one choice for each u, not one for all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +32,8 @@ class Ranked(NamedTuple):
     Attributes:
       variable: of the group.
       values: [size], their importance.
-      over: what the group comes with; empty for one that is cut evenly, whose units stay in their order.
+      over: what the group comes with; empty for one that is cut evenly, whose units stay in their
+        order.
       order: [*sizes of over, size], which position is a unit's at each position of those.
       odd: [size], whether a unit holds NaN or Inf anywhere.
     """
@@ -68,7 +72,10 @@ def ranked(
       odd_weights: path -> where a leaf has NaN or Inf; units that hold one come first.
     """
     over = carried(Carriers(found.leaf_axes, found.programs), found.variables) if uneven else {}
-    return [_ranked(found, i, over.get(found.variables[i], ()), scores, reduce, odd_weights) for i in which]
+    return [
+        _ranked(found, i, over.get(found.variables[i], ()), scores, reduce, odd_weights)
+        for i in which
+    ]
 
 
 def _ranked(
@@ -79,7 +86,8 @@ def _ranked(
     reduce: Reduce,
     odd_weights: Mapping[str, np.ndarray],
 ) -> Ranked:
-    group, v = found.groups[i], found.variables[i]
+    group = found.groups[i]
+    v = found.variables[i]
     beside = None
     if over:
         places = {m.path: _places(found.leaf_axes[m.path], over) for m in group.members}
@@ -105,7 +113,9 @@ def _places(axes: Any, over: tuple[Var, ...]) -> list[np.ndarray]:
 
 
 def carried(carriers: Carriers, groups: Sequence[Var]) -> dict[Var, tuple[Var, ...]]:
-    """What each group may differ along. What others differ along is cut evenly itself: the smaller of two is."""
+    """What each group may differ along. What others differ along is cut evenly itself: the smaller
+    of two is.
+    """
     over: dict[Var, tuple[Var, ...]] = {}
     even: set[Var] = set()
     for v in sorted(groups, key=lambda v: -v.size):
@@ -118,7 +128,8 @@ def carried(carriers: Carriers, groups: Sequence[Var]) -> dict[Var, tuple[Var, .
 
 def told(found: Groups, keep: Mapping[Var, Any]) -> dict[str, str]:
     """What the units of each group differ along, or why they do not; by the group's name."""
-    carriers, names = Carriers(found.leaf_axes, found.programs), _names(found)
+    carriers = Carriers(found.leaf_axes, found.programs)
+    names = _names(found)
     over = carried(carriers, found.variables)
     lines = {}
     for group, v in zip(found.groups, found.variables):
@@ -127,7 +138,11 @@ def told(found: Groups, keep: Mapping[Var, Any]) -> dict[str, str]:
             lines[group.name] = f"differs along {', '.join(names.get(u, '?') for u in chosen)}"
         else:
             missing = carriers.lost.get(v)
-            why = f"what it comes with elsewhere is missing in {missing}" if missing else "others differ along it"
+            why = (
+                f"what it comes with elsewhere is missing in {missing}"
+                if missing
+                else "others differ along it"
+            )
             lines[group.name] = f"is the same everywhere: {why}"
     return lines
 

@@ -1,17 +1,19 @@
 """The remaining weights and biases, refit by least squares to what the large network gave.
 
-After He, Zhang & Sun 2017 (arXiv:1707.06168). A layer loses inputs and outputs. Its weights W' and bias b' are fitted
-so that what counts of its outputs is near to what it was:
+After He, Zhang & Sun 2017 (arXiv:1707.06168). A layer loses inputs and outputs. Its weights W' and
+bias b' are fitted so that what counts of its outputs is near to what it was:
 
     min over W', b' of  ‖X' W' + b' − Y‖² + λ ‖W' − W‖²
 
-X' is what the smaller network feeds the layer, behind all layers that were fitted before; W are its weights before the
-fit. Y is what the large network has there. Where the output is added to a residual stream, Y is the sum in the large
-network less the stream of the smaller one, so each layer also corrects the error that its stream has by then. A layer
-without a bias whose outputs go through a batch norm uses the norm's mean.
+X' is what the smaller network feeds the layer, behind all layers that were fitted before; W are its
+weights before the fit. Y is what the large network has there. Where the output is added to a
+residual stream, Y is the sum in the large network less the stream of the smaller one, so each layer
+also corrects the error that its stream has by then. A layer without a bias whose outputs go through
+a batch norm uses the norm's mean.
 
-The equations of the two programs are evaluated side by side, once, on all batches; no gradient is taken and no label
-is read. Behind a block that is left out the stream is brought near to what it was with it.
+The equations of the two programs are evaluated side by side, once, on all batches; no gradient is
+taken and no label is read. Behind a block that is left out the stream is brought near to what it
+was with it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,10 +35,27 @@ from jaxprune.structure.axes.expressions import fresh
 from jaxprune.structure.axes.groups import walked
 from jaxprune.structure.axes.traced import shapes_of, trace
 from jaxprune.structure.axes.walk import Walk, Walked
-from jaxprune.structure.repair.recurrent import Cell, bias_in, cell_of, layers_of, sums_over_turns, uses_of
+from jaxprune.structure.repair.recurrent import (
+    Cell,
+    bias_in,
+    cell_of,
+    layers_of,
+    sums_over_turns,
+    uses_of,
+)
 from jaxprune.structure.repair.ridge import Batch, change_of, summed
 from jaxprune.structure.repair.rows import CONTRACTIONS, columns_of, weights
-from jaxprune.structure.repair.sites import Bias, Layer, Leaf, Ways, bias_of, layer_of, leaf_of, moved_from, unmoved
+from jaxprune.structure.repair.sites import (
+    Bias,
+    Layer,
+    Leaf,
+    Ways,
+    bias_of,
+    layer_of,
+    leaf_of,
+    moved_from,
+    unmoved,
+)
 from jaxprune.structure.repair.steps import (
     LARGE,
     MOVES,
@@ -58,8 +77,8 @@ class Reconstruction(NamedTuple):
 
     Attributes:
       params: the smaller params, fitted.
-      errors: path of a weight -> ‖Y' − Y‖ / ‖Y‖ of its layer's outputs, before its fit and after. A weight that a scan
-        slices has a path for each turn: "layers[0]".
+      errors: path of a weight -> ‖Y' − Y‖ / ‖Y‖ of its layer's outputs, before its fit and after. A
+        weight that a scan slices has a path for each turn: "layers[0]".
       left: path of a weight that was not fitted -> why.
       done: path of a leaf that was changed -> how.
     """
@@ -71,8 +90,13 @@ class Reconstruction(NamedTuple):
 
     def __str__(self) -> str:
         width = max(map(len, [*self.errors, *self.left, *self.done]), default=0)
-        lines = [f"{path:<{width}}  {before:8.4f} -> {after:8.4f}" for path, (before, after) in self.errors.items()]
-        lines += [f"{path:<{width}}  {how}" for path, how in self.done.items() if path not in self.errors]
+        lines = [
+            f"{path:<{width}}  {before:8.4f} -> {after:8.4f}"
+            for path, (before, after) in self.errors.items()
+        ]
+        lines += [
+            f"{path:<{width}}  {how}" for path, how in self.done.items() if path not in self.errors
+        ]
         lines += [f"{path:<{width}}  not fitted: {why}" for path, why in self.left.items()]
         return "\n".join(lines)
 
@@ -88,44 +112,54 @@ def reconstruct(
     streams: bool = True,
     state: str | None = None,
 ) -> Reconstruction:
-    """The smaller or compressed params, refit by least squares to the outputs of the large network's layers.
+    """The smaller or compressed params, refit by least squares to the outputs of the large
+    network's layers.
 
     Args:
       f: the pure function f(params, *args) that the plan is of.
       params: its params before they were cut or compressed.
-      plan: what is kept, of `jp.shrink`; or a tree like params with compressed leaves. Of such a tree the dense leaves
-        are fitted to what the compressed ones before them give, the kept weights of a `Masked` leaf under its mask;
-        other codes stay as they are, and the biases behind them are fitted.
-      batches: of the arguments after params, as tuples; all of one shape, and held in memory together.
-      ridge: the pull towards the weights before the fit, as a share of the mean of X'ᵀX' on its diagonal. None: for
-        each layer the one of six from 1e-5 to 1 that is best on a quarter of the rows, fitted to the others.
+      plan: what is kept, of `jp.shrink`; or a tree like params with compressed leaves. Of such a
+        tree the dense leaves are fitted to what the compressed ones before them give, the kept
+        weights of a `Masked` leaf under its mask; other codes stay as they are, and the biases
+        behind them are fitted.
+      batches: of the arguments after params, as tuples; all of one shape, and held in memory
+        together.
+      ridge: the pull towards the weights before the fit, as a share of the mean of X'ᵀX' on its
+        diagonal. None: for each layer the one of six from 1e-5 to 1 that is best on a quarter of
+          the rows, fitted to the others.
       biases: whether biases and the means of norms are fitted with the weights in front of them.
       streams: whether a layer that is added to something corrects the error of that too.
-      state: outputs that are new values of params, as in `jp.axes`.
+      state: outputs that are new values of params, as in `jp.coupled_axes`.
 
     Returns:
-      A `Reconstruction`: print it for what was done to each leaf. The layers of a scan over stacked params are fitted
-      in turn, the weights of a recurrent cell to all times at once. Weights used twice, in a cond or a while loop stay
-      as they are, and are named.
+      A `Reconstruction`: print it for what was done to each leaf. The layers of a scan over stacked
+        params are fitted
+      in turn, the weights of a recurrent cell to all times at once. Weights used twice, in a cond
+      or a while loop stay as they are, and are named.
 
     Raises:
-      ValueError: no batches, batches of several shapes, a ridge below 0, or of 0 where inputs are dependent, NaN, or a
-        plan or tree of another model.
+      ValueError: no batches, batches of several shapes, a ridge below 0, or of 0 where inputs are
+        dependent, NaN, or a plan or tree of another model.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxprune as jp
       >>> f = lambda p, x: x @ p["w"] @ p["out"]["w"]
       >>> p = {"w": jnp.array([[1.0, 1.0], [0.0, 0.1]]), "out": {"w": jnp.array([[2.0], [1.0]])}}
-      >>> x = jax.random.normal(jax.random.key(0), (64, 2)) * jnp.array([1.0, 0.0])    # only the first input varies
+      >>> # only the first input varies
+      >>> x = jax.random.normal(jax.random.key(0), (64, 2)) * jnp.array([1.0, 0.0])
       >>> thin = jp.shrink(f, p, x, ratio=0.5)
       >>> fitted = jp.reconstruct(f, p, thin.plan, [(x,)], ridge=1e-9)
       >>> print(thin.params["out"]["w"][0], fitted.params["out"]["w"][0])  # the first unit gives it
       [2.] [3.]
     """
     given = [tuple(batch) for batch in batches]
-    shapes = {str(jax.tree.map(lambda x: (np.shape(x), jnp.result_type(x)), batch)) for batch in given}
+    shapes = {
+        str(jax.tree.map(lambda x: (np.shape(x), jnp.result_type(x)), batch)) for batch in given
+    }
     if len(shapes) != 1:
-        raise ValueError(f"reconstruct: batches of one shape are asked for; there are {sorted(shapes) or 'none'}")
+        raise ValueError(
+            f"reconstruct: batches of one shape are asked for; there are {sorted(shapes) or 'none'}"
+        )
     if ridge is not None:
         at_least_zero("reconstruct(ridge={})", ridge, schedule=False)
     flag("reconstruct(biases={})", biases)
@@ -135,7 +169,8 @@ def reconstruct(
     if isinstance(plan, Plan):
         tree = plan.cut(params)
     else:
-        tree, plan = plan, Plan({path: x.shape for path, x in shapes_of(params).items()}, {})
+        tree = plan
+        plan = Plan({path: x.shape for path, x in shapes_of(params).items()}, {})
         _refuse_other_tree(params, tree)
     program = walked(Walk(depth=True), traced, leaf_axes, state)
     narrow = Narrow(kept(leaf_axes, [program], plan))
@@ -162,15 +197,22 @@ def _refuse_other_tree(params: Any, tree: Any) -> None:
     if odd:
         path = odd[0]
         raise ValueError(
-            f"reconstruct: {path} is {shapes.get(path, 'missing')} in the tree and {wanted.get(path, 'missing')} in "
+            f"reconstruct: {path} is {shapes.get(path, 'missing')} in the tree and "
+            f"{wanted.get(path, 'missing')} in "
             "the params: give a Plan, or a tree that was compressed from these params"
         )
 
 
 def change_after(
-    program: Walked, narrow: Narrow, plan: Plan, params: Any, examples: Sequence[Any], ridge: float | None = None
+    program: Walked,
+    narrow: Narrow,
+    plan: Plan,
+    params: Any,
+    examples: Sequence[Any],
+    ridge: float | None = None,
 ) -> float:
-    """‖y' − y‖² / ‖y‖² of the outputs y of a walked function, once what the plan leaves is refit to examples.
+    """‖y' − y‖² / ‖y‖² of the outputs y of a walked function, once what the plan leaves is refit to
+    examples.
 
     Args:
       program: of the function.
@@ -182,7 +224,9 @@ def change_after(
     small = {leaf_path(keys): x for keys, x in flatten_with_path(plan.cut(params))[0]}
     paths = list(shapes_of(params))
     inputs = [([x], [small.get(path)]) for path, x in zip(paths, jax.tree.leaves(params))]
-    fit = _Fit(program, narrow, paths, inputs + [([x], [x]) for x in examples], dict(small), small, ridge)
+    fit = _Fit(
+        program, narrow, paths, inputs + [([x], [x]) for x in examples], dict(small), small, ridge
+    )
     fit.run()
     large, made = fit.values.memo
     lost = narrow.lost(program)
@@ -191,7 +235,8 @@ def change_after(
         [y], [new] = large[number], made.get(number) or [None]
         if k in lost or new is None or np.shape(new) != np.shape(y) or not is_float(y):
             continue
-        y, new = np.asarray(y, np.float64), np.asarray(new, np.float64)
+        y = np.asarray(y, np.float64)
+        new = np.asarray(new, np.float64)
         rest += float(np.square(new - y).sum())
         whole += float(np.square(y).sum())
     return rest / whole if whole else 0.0
@@ -228,7 +273,9 @@ class _Fit:
         self.undone: dict[str, str] = {}
 
     def _uses(self) -> dict[tuple[str, tuple[int, ...]], list[str]]:
-        """What uses each leaf, or each turn's slice of it, but to hand it on: names of primitives."""
+        """What uses each leaf, or each turn's slice of it, but to hand it on: names of
+        primitives.
+        """
         uses: dict[tuple[str, tuple[int, ...]], list[str]] = {}
         for step in self.program.steps:
             if not isinstance(step, Equation) or step.name in MOVES:
@@ -251,7 +298,11 @@ class _Fit:
                 continue
             code = self.leaves[path]
             fixed = is_code(code) and not _is_masked(code)
-            why[path] = f"its code stays: {type(code).__name__}" if fixed else f"it is used by {', '.join(uses)}"
+            why[path] = (
+                f"its code stays: {type(code).__name__}"
+                if fixed
+                else f"it is used by {', '.join(uses)}"
+            )
         return why
 
     def leaf_again(self, path: str) -> Any:
@@ -282,7 +333,9 @@ class _Fit:
         return self.values.memo[side][number]
 
     def compute(self, i: int, side: int) -> None:
-        """Runs a step whose operands are there; a product of the small program is fitted then, and dropped."""
+        """Runs a step whose operands are there; a product of the small program is fitted then, and
+        dropped.
+        """
         step = self.program.steps[i]
         self.values.compute(i, side)
         if side == SMALL and i not in self.fitted and isinstance(step, Equation):
@@ -332,7 +385,11 @@ class _Fit:
 
     def _batches(self, layer: Layer) -> list[Batch]:
         large, small = self.values.memo
-        columns = [small[layer.step.ins[1 - layer.weight]], small[layer.step.outs[0]], large[layer.way.end]]
+        columns = [
+            small[layer.step.ins[1 - layer.weight]],
+            small[layer.step.outs[0]],
+            large[layer.way.end],
+        ]
         others = layer.others(self.values)
         batches = []
         for b in range(self.values.batches):
@@ -342,9 +399,11 @@ class _Fit:
         return batches
 
     def fit_cell(self, i: int, cell: Cell) -> None:
-        """Fits the weights and biases that a scan uses in every turn; a change that makes its results worse is undone.
+        """Fits the weights and biases that a scan uses in every turn; a change that makes its
+        results worse is undone.
 
-        What a cell is fed comes from itself, so a better product at each time need not give better states.
+        What a cell is fed comes from itself, so a better product at each time need not give better
+        states.
         """
         fittable = {n for n in cell.consts if self.leaf(moved_from(self.program, n)[0]) is not None}
         operands = [*cell.consts, *cell.carry, *cell.slices]
@@ -397,7 +456,9 @@ class _Fit:
 
         return leaf_at
 
-    def _take(self, layer: Layer, sums: Any, leaf: Leaf, moves: Sequence[Equation], bias: Bias | None) -> None:
+    def _take(
+        self, layer: Layer, sums: Any, leaf: Leaf, moves: Sequence[Equation], bias: Bias | None
+    ) -> None:
         """Solves for the changes of a layer, and makes them."""
         code = self.leaves[leaf.path]
         fixed = is_code(code) and not _is_masked(code)
@@ -415,7 +476,9 @@ class _Fit:
             made = weights(layer.eqn, change.weights, layer.kernel, layer.weight)
             shapes = [self.narrow.shape(step.record.ins[0]) for step in moves]
             self._add(leaf, np.asarray(unmoved(moves, made, shapes)))
-            self.done[leaf.path] = "weights fitted" if mask is None else "kept weights fitted under their mask"
+            self.done[leaf.path] = (
+                "weights fitted" if mask is None else "kept weights fitted under their mask"
+            )
         if bias is not None:
             delta = np.zeros(np.size(self.values.memo[SMALL][bias.leaf.number][0]))
             delta[bias.at] = change.bias * bias.slope
@@ -426,7 +489,11 @@ class _Fit:
         """[groups, columns, outputs]: which weights of a layer are kept."""
         mask = jnp.asarray(code.mask)[leaf.index]
         for step in moves:
-            mask = mask if step.name in SAME else self.narrow.results(step.record, [mask], step.info)[0]
+            mask = (
+                mask
+                if step.name in SAME
+                else self.narrow.results(step.record, [mask], step.info)[0]
+            )
         return columns_of(layer.eqn, np.asarray(mask), layer.weight, layer.groups)
 
     def _add(self, leaf: Leaf, delta: np.ndarray) -> None:
@@ -435,7 +502,12 @@ class _Fit:
         old = memo[leaf.number][0]
         new = widen(old) + delta.reshape(np.shape(old)).astype(np.float32)
         whole = jnp.asarray(self.params[leaf.path])
-        self._set(leaf, whole.at[leaf.index].set(new.astype(whole.dtype)) if leaf.index else new.astype(whole.dtype))
+        self._set(
+            leaf,
+            whole.at[leaf.index].set(new.astype(whole.dtype))
+            if leaf.index
+            else new.astype(whole.dtype),
+        )
 
     def _set(self, leaf: Leaf, whole: Any) -> None:
         """A leaf's new values, of which `leaf` may be the slice that has changed."""

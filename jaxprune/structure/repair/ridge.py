@@ -2,9 +2,10 @@
 
     min over D, β of  ‖X D + 1 βᵀ − R‖² + λ ‖D‖²,        R = Y − (X W + b)
 
-X is what the small network feeds the layer, Y what its outputs should be, W and b its weights and bias, D and β their
-changes, so λ pulls towards the weights as they are; λ = ridge · tr(XᵀX) / columns, X about its mean where there is a
-bias. Sums over batches are float64, and so is all that is solved.
+X is what the small network feeds the layer, Y what its outputs should be, W and b its weights and
+bias, D and β their changes, so λ pulls towards the weights as they are; λ = ridge · tr(XᵀX) /
+columns, X about its mean where there is a bias. Sums over batches are float64, and so is all that
+is solved.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Strengths that are tried on held-out rows."""
 
 ENOUGH = 200
-"""Rows for each weight of an output: of convolutions with more, only every other place is taken along each axis."""
+"""Rows for each weight of an output: of convolutions with more, only every other place is taken
+along each axis."""
 
 FITTED = 0.75
 """The share of the rows of each batch that strengths are fitted to; the rest judges them."""
@@ -85,26 +87,34 @@ class Change(NamedTuple):
 
 
 def summed(layer: Layer, batches: Sequence[Batch], held_out: bool) -> tuple[Sums, Sums]:
-    """Sums over the rows that are fitted to, and over those that are held out (empty if not asked for)."""
+    """Sums over the rows that are fitted to, and over those that are held out (empty if not asked
+    for).
+    """
     every = _every(layer, batches)
     of_batch = jax.jit(lambda batch: sums_of(layer, batch, held_out, every))
-    total = [jax.tree.map(lambda a: np.asarray(a, np.float64), of_batch(batch)) for batch in batches]
+    total = [
+        jax.tree.map(lambda a: np.asarray(a, np.float64), of_batch(batch)) for batch in batches
+    ]
     fit, rest = total[0]
     for more_fit, more_rest in total[1:]:
-        fit, rest = fit + more_fit, rest + more_rest
+        fit = fit + more_fit
+        rest = rest + more_rest
     return fit, rest
 
 
 def sums_of(layer: Layer, batch: Batch, held_out: bool, every: int = 1) -> tuple[Sums, Sums]:
     """The sums of one batch; every: see `_every`."""
-    eqn, k = layer.eqn, layer.weight
+    eqn = layer.eqn
+    k = layer.weight
     wanted = layer.wanted(batch.end, batch.others, batch.made)
     x = inputs(eqn, widen(batch.x), layer.kernel, k, every)
     y = outputs(eqn, wanted, k, layer.groups, every)
     r = y - outputs(eqn, widen(batch.made), k, layer.groups, every)
     n = x.shape[1]
     first = max(1, int(FITTED * n)) if held_out else n
-    return _sums(x[:, :first], r[:, :first], y[:, :first]), _sums(x[:, first:], r[:, first:], y[:, first:])
+    return _sums(x[:, :first], r[:, :first], y[:, :first]), _sums(
+        x[:, first:], r[:, first:], y[:, first:]
+    )
 
 
 def _every(layer: Layer, batches: Sequence[Batch]) -> int:
@@ -131,17 +141,31 @@ def _sums(x: Any, r: Any, y: Any) -> Sums:
         return jnp.einsum("gni,gnj->gij", a, b, precision="highest")
 
     count = jnp.float32(x.shape[1])
-    return Sums(count, product(x, x), product(x, r), x.sum(1), r.sum(1), jnp.square(r).sum(1), jnp.square(y).sum())
+    return Sums(
+        count,
+        product(x, x),
+        product(x, r),
+        x.sum(1),
+        r.sum(1),
+        jnp.square(r).sum(1),
+        jnp.square(y).sum(),
+    )
 
 
 def change_of(
-    fit: Sums, rest: Sums, ridge: float | None, bias: bool, mask: np.ndarray | None = None, fixed: bool = False
+    fit: Sums,
+    rest: Sums,
+    ridge: float | None,
+    bias: bool,
+    mask: np.ndarray | None = None,
+    fixed: bool = False,
 ) -> Change:
     """The change of a layer.
 
     Args:
       fit, rest: of `summed`.
-      ridge: the strength; None: the one of `GRID` whose error is least on the held-out rows, then fitted to all.
+      ridge: the strength; None: the one of `GRID` whose error is least on the held-out rows, then
+        fitted to all.
       bias: whether a constant is fitted.
       mask: [groups, columns, outputs], the weights that may change.
       fixed: no weight may.
@@ -167,14 +191,20 @@ def _told(sums: Sums, weights: np.ndarray, bias: np.ndarray, ridge: float) -> Ch
     before = error(sums, np.zeros_like(weights), np.zeros_like(bias))
     after = error(sums, weights, bias)
     size = max(float(sums.whole), np.finfo(float).tiny)
-    return Change(weights, bias, ridge, (float(np.sqrt(before / size)), float(np.sqrt(after / size))))
+    return Change(
+        weights, bias, ridge, (float(np.sqrt(before / size)), float(np.sqrt(after / size)))
+    )
 
 
 def error(sums: Sums, weights: np.ndarray, bias: np.ndarray) -> float:
     """‖X D + 1 βᵀ − R‖²."""
     quadratic = np.sum(weights * (sums.gram @ weights)) - 2 * np.sum(weights * sums.cross)
-    shifted = np.sum(weights * (sums.mean_x[..., None] * bias[:, None])) - np.sum(bias * sums.mean_r)
-    return max(float(quadratic + 2 * shifted + sums.count * np.sum(bias**2) + sums.square.sum()), 0.0)
+    shifted = np.sum(weights * (sums.mean_x[..., None] * bias[:, None])) - np.sum(
+        bias * sums.mean_r
+    )
+    return max(
+        float(quadratic + 2 * shifted + sums.count * np.sum(bias**2) + sums.square.sum()), 0.0
+    )
 
 
 def _intercept(sums: Sums, weights: np.ndarray, bias: bool) -> np.ndarray:
@@ -184,7 +214,8 @@ def _intercept(sums: Sums, weights: np.ndarray, bias: bool) -> np.ndarray:
 
 
 def _weights(sums: Sums, ridge: float, bias: bool, mask: np.ndarray | None) -> np.ndarray:
-    gram, cross = sums.gram, sums.cross
+    gram = sums.gram
+    cross = sums.cross
     if bias:
         count = max(float(sums.count), 1.0)
         gram = gram - sums.mean_x[:, :, None] * sums.mean_x[:, None] / count
@@ -204,17 +235,25 @@ def ridge_regression(gram: np.ndarray, cross: np.ndarray, ridge: float) -> np.nd
     try:
         change[live] = np.linalg.solve(gram[live] + pull * np.eye(n), cross[live])
     except np.linalg.LinAlgError:
-        raise ValueError("its inputs are dependent: give a ridge above 0, or more examples") from None
+        raise ValueError(
+            "its inputs are dependent: give a ridge above 0, or more examples"
+        ) from None
     return change
 
 
-def masked_regression(gram: np.ndarray, cross: np.ndarray, ridge: float, mask: np.ndarray) -> np.ndarray:
-    """The same where each output may use some inputs only: a system for each output, of the inputs that it has."""
+def masked_regression(
+    gram: np.ndarray, cross: np.ndarray, ridge: float, mask: np.ndarray
+) -> np.ndarray:
+    """The same where each output may use some inputs only: a system for each output, of the inputs
+    that it has.
+    """
     change = np.zeros_like(cross)
     for g in range(len(gram)):
         for o in range(cross.shape[-1]):
             used = np.nonzero(mask[g, :, o])[0]
             if used.size:
                 inner = gram[g][np.ix_(used, used)][None]
-                change[g, used, o] = ridge_regression(inner, cross[g, used, o][None, :, None], ridge)[0, :, 0]
+                change[g, used, o] = ridge_regression(
+                    inner, cross[g, used, o][None, :, None], ridge
+                )[0, :, 0]
     return change

@@ -3,7 +3,8 @@
     dot_general     rows are the free positions of the input, columns the contracted ones
     convolution     rows are examples and places, columns (input channel, window) (im2col)
 
-A leading axis of G groups holds batch dimensions of a product, or the feature groups of a convolution.
+A leading axis of G groups holds batch dimensions of a product, or the feature groups of a
+convolution.
 """
 
 import math
@@ -31,7 +32,8 @@ def inputs(eqn: Any, x: Array, kernel: Sequence[int], weight: int, every: int = 
     if eqn.primitive.name == "dot_general":
         batch, contract, free = _parts(p, 1 - weight, x.ndim)
         return _stacked(x, batch, free, contract)
-    dims, groups = p["dimension_numbers"], kernel_groups(eqn, x.shape, kernel)
+    dims = p["dimension_numbers"]
+    groups = kernel_groups(eqn, x.shape, kernel)
     patches = lax.conv_general_dilated_patches(
         x,
         [kernel[k] for k in dims.rhs_spec[2:]],
@@ -52,9 +54,11 @@ def outputs(eqn: Any, y: Array, weight: int, groups: int, every: int = 1) -> Arr
         (_, _), (lb, _) = eqn.params["dimension_numbers"]
         n = len(lb)
         free = y.ndim - n - _free(eqn, weight)
-        first, last = (range(n, n + free), range(n + free, y.ndim))
+        first = range(n, n + free)
+        last = range(n + free, y.ndim)
         if weight == 0:
-            first, last = range(y.ndim - free, y.ndim), range(n, y.ndim - free)
+            first = range(y.ndim - free, y.ndim)
+            last = range(n, y.ndim - free)
         return _stacked(y, range(n), first, last)
     spec = eqn.params["dimension_numbers"].out_spec
     y = y[tuple(slice(None, None, every) if k in spec[2:] else slice(None) for k in range(y.ndim))]
@@ -68,12 +72,16 @@ def weights(eqn: Any, w: np.ndarray, shape: Sequence[int], weight: int) -> np.nd
         order = [k for part in _parts(eqn.params, weight, len(shape)) for k in part]
         return w.reshape([shape[k] for k in order]).transpose(np.argsort(order))
     dims = eqn.params["dimension_numbers"].rhs_spec  # (out, in, window); columns are (in, window)
-    made = w.transpose(0, 2, 1).reshape([shape[k] for k in dims])  # out = group, output of the group
+    made = w.transpose(0, 2, 1).reshape(
+        [shape[k] for k in dims]
+    )  # out = group, output of the group
     return made.transpose(np.argsort(dims))
 
 
 def columns_of(eqn: Any, w: np.ndarray, weight: int, groups: int) -> np.ndarray:
-    """[groups, columns, outputs] of weights in the shape that the equation takes: the inverse of `weights`."""
+    """[groups, columns, outputs] of weights in the shape that the equation takes: the inverse of
+    `weights`.
+    """
     if eqn.primitive.name == "dot_general":
         return np.asarray(_stacked(w, *_parts(eqn.params, weight, w.ndim)))
     dims = eqn.params["dimension_numbers"].rhs_spec
@@ -82,7 +90,9 @@ def columns_of(eqn: Any, w: np.ndarray, weight: int, groups: int) -> np.ndarray:
 
 
 def kernel_groups(eqn: Any, x: Sequence[int], kernel: Sequence[int]) -> int:
-    """How many groups the weights have: by the shapes, for a cut equation may have fewer than its parameters say."""
+    """How many groups the weights have: by the shapes, for a cut equation may have fewer than its
+    parameters say.
+    """
     if eqn.primitive.name == "dot_general":
         raise ValueError("a product's groups are its batch dimensions")
     dims = eqn.params["dimension_numbers"]

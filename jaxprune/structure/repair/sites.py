@@ -2,10 +2,11 @@
 
     y = X W,    z = a(y),    a: additions, scales and moves that params alone say
 
-Adding a bias, a batch norm in eval mode, a reshape, and at last the addition to a residual stream are such a way. The
-small network is right where z is what the large network has there, so y is fitted to a⁻¹(z of the large network), which
-subtracts what the small network's stream has by now. The first param that the way adds to all rows alike (a bias, the
-mean of a norm) can take a constant over.
+Adding a bias, a batch norm in eval mode, a reshape, and at last the addition to a residual stream
+are such a way. The small network is right where z is what the large network has there, so y is
+fitted to a⁻¹(z of the large network), which subtracts what the small network's stream has by now.
+The first param that the way adds to all rows alike (a bias, the mean of a norm) can take a constant
+over.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +103,8 @@ class Ways:
 
         Args:
           start: the index of the step.
-          values: what is known by now; what the way needs from elsewhere is computed by whoever asked.
+          values: what is known by now; what the way needs from elsewhere is computed by whoever
+            asked.
           busy: steps that are being fitted: nothing on the way may need them.
         """
         links: list[Link] = []
@@ -125,12 +127,17 @@ class Ways:
             return Link(step, step.stream, None)
         operand = step.ins.index(number)
         if step.name in MOVES or step.name == "neg":
-            before, after = (np.prod(v.aval.shape) for v in (step.record.eqn.invars[0], step.record.eqn.outvars[0]))
+            before, after = (
+                np.prod(v.aval.shape)
+                for v in (step.record.eqn.invars[0], step.record.eqn.outvars[0])
+            )
             return Link(step, operand, None) if before == after and _real(step) else None
         if step.name not in ADDS | {"mul", "div"}:
             return None
         other = step.ins[1 - operand]
-        shapes = [v.aval.shape for v in (step.record.eqn.invars[operand], step.record.eqn.outvars[0])]
+        shapes = [
+            v.aval.shape for v in (step.record.eqn.invars[operand], step.record.eqn.outvars[0])
+        ]
         scales = step.name in ("mul", "div")
         fixed = scales or not self.streams
         if other == number or shapes[0] != shapes[1] or (fixed and other not in self.constant):
@@ -146,8 +153,11 @@ def _real(step: Equation) -> bool:
     return jnp.issubdtype(step.record.eqn.outvars[0].aval.dtype, jnp.floating)
 
 
-def back(way: Sequence[Link], z: Any, others: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> Any:
-    """a⁻¹(z), float32: what the product should be for z to come out; NaN where a scale of 0 hides it.
+def back(
+    way: Sequence[Link], z: Any, others: Sequence[Any], shapes: Sequence[tuple[int, ...]]
+) -> Any:
+    """a⁻¹(z), float32: what the product should be for z to come out; NaN where a scale of 0 hides
+    it.
 
     Args:
       way: the links.
@@ -157,7 +167,8 @@ def back(way: Sequence[Link], z: Any, others: Sequence[Any], shapes: Sequence[tu
     """
     z = widen(z)
     for link, other, shape in reversed(list(zip(way, others, shapes))):
-        name, first = link.step.name, link.operand == 0
+        name = link.step.name
+        first = link.operand == 0
         if other is None:
             z = _unmoved(link, z, shape)
         elif name in ADDS - {"sub"}:
@@ -172,10 +183,13 @@ def back(way: Sequence[Link], z: Any, others: Sequence[Any], shapes: Sequence[tu
     return z
 
 
-def slope_back(way: Sequence[Link], ones: Any, others: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> Any:
+def slope_back(
+    way: Sequence[Link], ones: Any, others: Sequence[Any], shapes: Sequence[tuple[int, ...]]
+) -> Any:
     """The derivative of a⁻¹, at the product: `back` without what is added."""
     zeros = [
-        jnp.zeros(()) if link.step.name in ADDS and other is not None else other for link, other in zip(way, others)
+        jnp.zeros(()) if link.step.name in ADDS and other is not None else other
+        for link, other in zip(way, others)
     ]
     return back(way, ones, zeros, shapes)
 
@@ -231,12 +245,21 @@ class Layer(NamedTuple):
         return self.step.record.eqn
 
     def others(self, values: Values) -> list[list[Any] | None]:
-        """The other operand of each link in the small program, over batches; None where a link has one."""
-        return [None if link.other is None else values.memo[SMALL][link.other] for link in self.way.links]
+        """The other operand of each link in the small program, over batches; None where a link has
+        one.
+        """
+        return [
+            None if link.other is None else values.memo[SMALL][link.other]
+            for link in self.way.links
+        ]
 
     def wanted(self, z: Any, others: Sequence[Any], made: Any) -> Any:
-        """What the product should give for z to come out at the end; what it gives where a scale of 0 hides it."""
-        hidden = jnp.isnan(slope_back(self.way.links, jnp.ones(jnp.shape(z), jnp.float32), others, self.shapes))
+        """What the product should give for z to come out at the end; what it gives where a scale of
+        0 hides it.
+        """
+        hidden = jnp.isnan(
+            slope_back(self.way.links, jnp.ones(jnp.shape(z), jnp.float32), others, self.shapes)
+        )
         return jnp.where(hidden, widen(made), back(self.way.links, z, others, self.shapes))
 
 
@@ -249,7 +272,8 @@ def layer_of(step: Equation, weight: int, way: Way, narrow: Any) -> Layer:
         groups = int(np.prod([kernel[axis] for axis in batch[weight]], dtype=int))
     else:
         groups = kernel_groups(record.eqn, narrow.shape(record.ins[1 - weight]), kernel)
-    shapes, end = [], record.outs[0]
+    shapes = []
+    end = record.outs[0]
     for link in way.links:
         inner = link.step.record if isinstance(link.step, Equation) else None
         shapes.append(narrow.shape(end if inner is None else inner.ins[link.operand]))
@@ -298,8 +322,13 @@ def bias_of(layer: Layer, values: Values, leaf_at: Callable[[int], Any]) -> Bias
         slope = slope_back(links[:k], jnp.ones(at.shape, jnp.float32), scales, layer.shapes)
         rows = np.asarray(outputs(layer.eqn, positions, layer.weight, layer.groups))
         slopes = np.asarray(outputs(layer.eqn, slope, layer.weight, layer.groups))
-        first, alike = rows[:, 0], bool((rows == rows[:, :1]).all())
-        if not alike or len(np.unique(first)) < first.size or not np.allclose(slopes, slopes[:, :1], rtol=1e-5):
+        first = rows[:, 0]
+        alike = bool((rows == rows[:, :1]).all())
+        if (
+            not alike
+            or len(np.unique(first)) < first.size
+            or not np.allclose(slopes, slopes[:, :1], rtol=1e-5)
+        ):
             continue
         sign = -1.0 if link.step.name == "sub" and link.operand == 0 else 1.0
         return Bias(leaf, first, sign / slopes[:, 0])

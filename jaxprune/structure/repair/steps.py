@@ -1,8 +1,9 @@
 """A walked function as one list of steps, for the large program and the small one at once.
 
-Calls are inlined, and scans over stacked layers are unrolled, so each layer has steps of its own. A value has a number;
-steps come in the order of the program, and a value depends on lower numbers only. What is left out of the small
-program (a block, a turn of a scan) is not live: the large program computes it, the small one passes it by.
+Calls are inlined, and scans over stacked layers are unrolled, so each layer has steps of its own. A
+value has a number; steps come in the order of the program, and a value depends on lower numbers
+only. What is left out of the small program (a block, a turn of a scan) is not live: the large
+program computes it, the small one passes it by.
 """
 
 import itertools
@@ -33,7 +34,9 @@ SMALL = 1
 
 
 class Equation(NamedTuple):
-    """An equation of the program; `stream` is the operand that it gives where its block is left out."""
+    """An equation of the program; `stream` is the operand that it gives where its block is left
+    out.
+    """
 
     record: Record
     info: Any
@@ -55,7 +58,9 @@ class Equation(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """What one turn of a scan takes of an array: the positions in the large array and in the small one, if there."""
+    """What one turn of a scan takes of an array: the positions in the large array and in the small
+    one, if there.
+    """
 
     ins: tuple[int, ...]
     outs: tuple[int, ...]
@@ -72,7 +77,9 @@ class Slice(NamedTuple):
 
 
 class Join(NamedTuple):
-    """A value that is one thing in the large program and another in the small one: the carry behind a turn left out."""
+    """A value that is one thing in the large program and another in the small one: the carry behind
+    a turn left out.
+    """
 
     ins: tuple[int, int]
     outs: tuple[int, ...]
@@ -118,7 +125,8 @@ class Steps(NamedTuple):
 
 
 def unrolled(program: Walked, narrow: Narrow, num_params: int) -> Steps:
-    """The steps of a program; a scan that takes slices of params is one over layers, and is unrolled.
+    """The steps of a program; a scan that takes slices of params is one over layers, and is
+    unrolled.
 
     Args:
       program: of a whole function, or of the body of a scan.
@@ -154,19 +162,30 @@ class _Build:
             numbers = self._numbers(r.invars, operands, r.ins)
             return self.equation(r, numbers, id(r) in live_records, program.jaxpr.debug_info)
 
-        consts = [self.constant(value, axes) for value, axes in zip(program.consts, program.const_axes)]
+        consts = [
+            self.constant(value, axes) for value, axes in zip(program.consts, program.const_axes)
+        ]
         results = interpret(program.jaxpr, consts, inputs, visit, steps=program.records)
         return self._numbers(program.jaxpr.outvars, results, program.outs)
 
-    def _numbers(self, variables: Sequence[Any], found: list[Any], axes: Sequence[Axes]) -> list[int]:
+    def _numbers(
+        self, variables: Sequence[Any], found: list[Any], axes: Sequence[Axes]
+    ) -> list[int]:
         """Numbers of variables and of literals, whose values were found in their place."""
-        return [self.constant(x, one) if isinstance(v, jex.Literal) else x for v, x, one in zip(variables, found, axes)]
+        return [
+            self.constant(x, one) if isinstance(v, jex.Literal) else x
+            for v, x, one in zip(variables, found, axes)
+        ]
 
     def equation(self, r: Record, operands: list[int], live: bool, info: Any) -> list[int]:
         name = r.eqn.primitive.name
         if name in CALLS and r.extra:
             return self.inline(r.extra[0], operands, live)
-        if name == "scan" and r.extra and any(operands[k] in self.params for k in scan_operands(r.eqn)[2]):
+        if (
+            name == "scan"
+            and r.extra
+            and any(operands[k] in self.params for k in scan_operands(r.eqn)[2])
+        ):
             return self.scan(r, operands, live)
         outs = [next(self.count) for _ in r.eqn.outvars]
         stream = self.narrow.stream(r)
@@ -213,11 +232,14 @@ class Values:
     """The values of both programs over batches, computed when they are asked for.
 
     Attributes:
-      memo: for each side, number -> a value a batch, or one for all batches where it depends on params alone.
+      memo: for each side, number -> a value a batch, or one for all batches where it depends on
+        params alone.
     """
 
     def __init__(self, steps: Steps, narrow: Narrow, inputs: Sequence[tuple[list[Any], list[Any]]]):
-        """`inputs`: for each input its values in the large and in the small program, a batch each or one for all."""
+        """`inputs`: for each input its values in the large and in the small program, a batch each
+        or one for all.
+        """
         self.program = steps
         self.narrows = Narrow({}), narrow
         self.batches = max((len(large) for large, _ in inputs), default=1)
@@ -231,7 +253,8 @@ class Values:
 
     def missing(self, number: int, side: int) -> list[int]:
         """Indices of the steps that have to run before this value is there, in order."""
-        stack, needed = [number], set()
+        stack = [number]
+        needed = set()
         while stack:
             n = stack.pop()
             if n in self.memo[side] or self.program.maker[n] in needed:
@@ -266,7 +289,9 @@ class Values:
             return operands
         if isinstance(step, Stack):
             empty = step.empty
-            return [jnp.stack(operands) if operands else jnp.zeros((0, *empty.shape[1:]), empty.dtype)]
+            return [
+                jnp.stack(operands) if operands else jnp.zeros((0, *empty.shape[1:]), empty.dtype)
+            ]
         if side == SMALL and step.stream is not None:
             return operands
         return self.narrows[side].results(step.record, operands, step.info)

@@ -1,13 +1,13 @@
 """The order in which units go for the sake of time.
 
-Time is not monotone in the width of a group, and what a width is worth depends on those of others. So from the widths
-that are left by now, of all narrower widths of all groups that one comes next which loses the least importance for the
-time that it saves:
+Time is not monotone in the width of a group, and what a width is worth depends on those of others.
+So from the widths that are left by now, of all narrower widths of all groups that one comes next
+which loses the least importance for the time that it saves:
 
     argmin over (group, width)   importance lost / seconds saved
 
-after HALP (Shen et al. 2021, arXiv:2110.10811) and NetAdapt (Yang et al. 2018, arXiv:1804.03230). Widths that save
-nothing are passed over. A block is a group of one unit, which may go.
+after HALP (Shen et al. 2021, arXiv:2110.10811) and NetAdapt (Yang et al. 2018, arXiv:1804.03230).
+Widths that save nothing are passed over. A block is a group of one unit, which may go.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,9 @@ from jaxprune.structure.time.progress import Tell
 
 
 def candidates(size: int, low: int, high: int, round_to: int | None) -> list[int]:
-    """Widths that a group may have beside its own: multiples of `round_to`, else 8 to 16 of 2ᵏ, and its most."""
+    """Widths that a group may have beside its own: multiples of `round_to`, else 8 to 16 of 2ᵏ, and
+    its most.
+    """
     step = round_to or 1 << max(size.bit_length() - 4, 0)
     found = {n for n in range(step, size, step) if n >= low}
     return sorted(found if round_to or high == size else found | {high})
@@ -34,8 +36,8 @@ class Path:
       ranks: of each group, the importance of its units.
       bounds: the least and the most units that each may keep.
       allowed: the widths below its own that each may have, see `candidates`.
-      scales: sets of groups whose importance is on one scale: it and the time of each set count as shares of its whole.
-        None: all are on one, as they are.
+      scales: sets of groups whose importance is on one scale: it and the time of each set count as
+        shares of its whole. None: all are on one, as they are.
       tell: what is said while it is measured.
 
     Attributes:
@@ -54,7 +56,9 @@ class Path:
     ):
         self.steps: list[Step] = []
         self.seconds = [model.total(model.full)]
-        self._model, self._widths, self._tell = model, list(model.full), tell
+        self._model = model
+        self._widths = list(model.full)
+        self._tell = tell
         self._orders = [np.argsort(r, kind="stable") for r in ranks]
         self._lost = [np.concatenate([[0.0], np.cumsum(r[o])]) for r, o in zip(ranks, self._orders)]
         self._allowed = allowed
@@ -79,13 +83,18 @@ class Path:
 
     def _next(self) -> bool:
         stale = [g for g in range(len(self._widths)) if g not in self._best]
-        self._model.measure((i, at) for g in stale for at in self._narrower(g) for i in self._model.of[g])
+        self._model.measure(
+            (i, at) for g in stale for at in self._narrower(g) for i in self._model.of[g]
+        )
         self._best |= {g: self._choice(g) for g in stale}
         rank, g = min((best[0], g) for g, best in self._best.items())
         if rank == np.inf:
             return False
-        now, best = tuple(self._widths), self._best[g][1]
-        for at in reversed([at for at in self._narrower(g) if at[g] >= best]):  # on the way, for budgets that end there
+        now = tuple(self._widths)
+        best = self._best[g][1]
+        for at in reversed(
+            [at for at in self._narrower(g) if at[g] >= best]
+        ):  # on the way, for budgets that end there
             if self._seconds(g, at) < self._seconds(g, now):
                 self._take(g, at[g], rank)
                 now = at
@@ -97,7 +106,8 @@ class Path:
 
     def _choice(self, g: int) -> tuple[float, int]:
         """(importance lost for a second saved, width) of the best width of a group."""
-        size, now = self._model.full[g], self._seconds(g, tuple(self._widths))
+        size = self._model.full[g]
+        now = self._seconds(g, tuple(self._widths))
         best = np.inf, self._widths[g]
         for at in reversed(self._narrower(g)):
             saved = now - self._seconds(g, at)
@@ -121,5 +131,7 @@ class Path:
         self._model.measure((i, tuple(self._widths)) for i in touched)
         self.seconds.append(self._model.total(tuple(self._widths)))
         left = self.seconds[-1] / self.seconds[0]
-        self._tell(f"{len(self._model.timings.seconds)} times measured, {left:.0%} of the time left")
+        self._tell(
+            f"{len(self._model.timings.seconds)} times measured, {left:.0%} of the time left"
+        )
         self._best = {h: b for h, b in self._best.items() if touched.isdisjoint(self._model.of[h])}

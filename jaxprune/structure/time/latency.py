@@ -1,11 +1,13 @@
 """Seconds of a program by the widths of its groups, read off a table.
 
-    seconds(widths) = Σ times · table[equation at widths]  +  rate · Σ times · bytes(other equations at widths)
+    seconds(widths) = Σ times · table[equation at widths]  +  rate · Σ times · bytes(other equations
+    at widths)
 
-Matrix products and convolutions are looked up among measured times. All else moves data, and takes what is left of the
-measured time of the whole program, in proportion to the bytes. The body of a scan runs as often as it says, that of a
-while once, and each branch of a cond is as likely as the others. A block that is left out takes its equations along;
-a scan over layers runs as often as it has layers.
+Matrix products and convolutions are looked up among measured times. All else moves data, and takes
+what is left of the measured time of the whole program, in proportion to the bytes. The body of a
+scan runs as often as it says, that of a while once, and each branch of a cond is as likely as the
+others. A block that is left out takes its equations along; a scan over layers runs as often as it
+has layers.
 """
 
 import math
@@ -71,17 +73,30 @@ class Model:
     """
 
     def __init__(
-        self, program: Walked, groups: Sequence[Var], ranks: Sequence[np.ndarray], timings: Timings, whole: float
+        self,
+        program: Walked,
+        groups: Sequence[Var],
+        ranks: Sequence[np.ndarray],
+        timings: Timings,
+        whole: float,
     ):
-        self.timings, self.full = timings, tuple(len(r) for r in ranks)
-        self._groups, self._orders = groups, [np.argsort(r, kind="stable") for r in ranks]
+        self.timings = timings
+        self.full = tuple(len(r) for r in ranks)
+        self._groups = groups
+        self._orders = [np.argsort(r, kind="stable") for r in ranks]
         self._terms = list(terms(program, groups))
         self._found: dict[tuple[int, Widths], float | str] = {}
-        self.of = [[i for i, t in enumerate(self._terms) if g in t.groups] for g in range(len(groups))]
+        self.of = [
+            [i for i, t in enumerate(self._terms) if g in t.groups] for g in range(len(groups))
+        ]
         self._rate, every = 1.0, range(len(self._terms))
         self.measure((i, self.full) for i in every)
         known, moved = (
-            sum(self.seconds(i, self.full) for i in every if (self._terms[i].record is None) == arrays)
+            sum(
+                self.seconds(i, self.full)
+                for i in every
+                if (self._terms[i].record is None) == arrays
+            )
             for arrays in (False, True)
         )
         self._rate = max(whole - known, 0.0) / max(moved, 1.0)
@@ -92,7 +107,9 @@ class Model:
 
     def seconds(self, i: int, widths: Widths) -> float:
         """Of a term, at widths that are measured."""
-        term, key, times = self._terms[i], self._key(i, widths), self._times(i, widths)
+        term = self._terms[i]
+        key = self._key(i, widths)
+        times = self._times(i, widths)
         if not times:
             return 0.0
         if term.record is not None:
@@ -105,14 +122,18 @@ class Model:
         """Terms at widths: what of it is not in the table is measured."""
         calls: dict[str, Call] = {}
         for i, widths in wanted:
-            record, key = self._terms[i].record, self._key(i, widths)
+            record = self._terms[i].record
+            key = self._key(i, widths)
             if record is not None and key not in self._found and self._times(i, widths):
                 name, call = equation(self._narrow(i, widths).equation(record))
-                self._found[key], calls[name] = name, call
+                self._found[key] = name
+                calls[name] = call
         self.timings = self.timings.extended(calls)
 
     def _times(self, i: int, widths: Widths) -> float:
-        return self._terms[i].times * math.prod(widths[g] / self.full[g] for g in self._terms[i].scales)
+        return self._terms[i].times * math.prod(
+            widths[g] / self.full[g] for g in self._terms[i].scales
+        )
 
     def _key(self, i: int, widths: Widths) -> tuple[int, Widths]:
         return i, tuple(widths[g] for g in self._terms[i].groups)
@@ -127,11 +148,14 @@ class Model:
 
 
 def terms(program: Walked, groups: Sequence[Var]) -> Iterator[Term]:
-    """Equations that are measured, and the arrays of all others; those of one shape at all widths together."""
+    """Equations that are measured, and the arrays of all others; those of one shape at all widths
+    together.
+    """
     numbers = {v: i for i, v in enumerate(groups)}
     arrays: dict[Any, tuple[float, Axes]] = {}
     for r, times, scales in equations(program, numbers, blocks_of(program, numbers)):
-        name, both = plain(r.eqn.primitive.name), [*zip(r.eqn.invars, r.ins), *zip(r.eqn.outvars, r.outs)]
+        name = plain(r.eqn.primitive.name)
+        both = [*zip(r.eqn.invars, r.ins), *zip(r.eqn.outvars, r.outs)]
         if name in MEASURED:
             yield Term(_touched((axes for _, axes in both), numbers, scales), scales, times, r, [])
         for v, axes in both if name not in MEASURED | FREE else []:
@@ -143,7 +167,10 @@ def terms(program: Walked, groups: Sequence[Var]) -> Iterator[Term]:
 
 def _touched(arrays: Iterable[Axes], numbers: Numbers, others: Scales = ()) -> tuple[int, ...]:
     return tuple(
-        sorted({numbers[v] for axes in arrays for e in axes for v in variables(e) if v in numbers} | {*others})
+        sorted(
+            {numbers[v] for axes in arrays for e in axes for v in variables(e) if v in numbers}
+            | {*others}
+        )
     )
 
 
@@ -166,15 +193,21 @@ def _idle(program: Walked, narrow: Narrow) -> Iterator[Record]:
 
 
 def equations(
-    program: Walked, numbers: Numbers, blocks: dict[int, Scales], times: float = 1.0, scales: Scales = ()
+    program: Walked,
+    numbers: Numbers,
+    blocks: dict[int, Scales],
+    times: float = 1.0,
+    scales: Scales = (),
 ) -> Iterator[tuple[Record, float, Scales]]:
     """Those that call no others, how often they run, and the blocks and layers that they are of."""
     for r in program.records:
-        name, mine = plain(r.eqn.primitive.name), (*scales, *blocks.get(id(r), ()))
+        name = plain(r.eqn.primitive.name)
+        mine = (*scales, *blocks.get(id(r), ()))
         inside = [] if name in COSTS or name in OPAQUE else bodies(r.eqn)
         if not inside:
             yield r, times, mine
-        share, along = 1 / len(inside) if name == "cond" else 1.0, layers(r)
+        share = 1 / len(inside) if name == "cond" else 1.0
+        along = layers(r)
         mine = mine if along is None else (*mine, *_touched([[along]], numbers))
         for body, inner in zip(inside, r.extra or map(_uncut, inside)):
             yield from equations(inner, numbers, blocks, times * share * body.times, mine)
@@ -182,6 +215,9 @@ def equations(
 
 def _uncut(body: Body) -> Walked:
     """A body of which nothing is cut, as if it had been walked."""
-    axes: Any = lambda some: [axes_of(v) for v in some]
+
+    def axes(some):
+        return [axes_of(v) for v in some]
+
     records = [Record(e, axes(e.invars), axes(e.outvars), None) for e in equations_of(body.jaxpr)]
     return Walked(body.jaxpr, body.consts, [], [], [], records)

@@ -1,4 +1,6 @@
-"""What is said on stderr while times are measured: on a terminal a line that changes, else one every ten seconds."""
+"""What is said on stderr while times are measured: on a terminal a line that changes, else one
+every ten seconds.
+"""
 
 import sys
 import time

@@ -1,8 +1,10 @@
-"""How long the small function takes beside the large one, and a budget of that which is met as measured.
+"""How long the small function takes beside the large one, and a budget of that which is met as
+measured.
 
-What a table predicts is not what a compiled program takes: it fuses, and overlaps. So the loop is closed: the function
-that the prediction chooses is compiled and timed in turns with the large one, and the target of the prediction is moved
-along the line through what was predicted and measured (the secant), until the measured ratio is within the budget.
+What a table predicts is not what a compiled program takes: it fuses, and overlaps. So the loop is
+closed: the function that the prediction chooses is compiled and timed in turns with the large one,
+and the target of the prediction is moved along the line through what was predicted and measured
+(the secant), until the measured ratio is within the budget.
 """
 
 import hashlib
@@ -20,7 +22,9 @@ from jaxprune.structure.time.greedy import Path
 from jaxprune.structure.time.timings import Call, Timings
 
 TRIES = 6
-AIM, NEAR = 0.98, 0.95  # shares of the budget: what is aimed at, and what is near enough not to try less
+# shares of the budget: what is aimed at, and what is near enough not to try less
+AIM = 0.98
+NEAR = 0.95
 
 Seconds = tuple[float, float]
 """Before and after."""
@@ -69,7 +73,9 @@ class Stopwatch(NamedTuple):
         return timings.seconds[name], timings
 
     def race(self) -> Callable[[Plan], Seconds]:
-        """plan -> median seconds of f, and those times the median ratio of the rounds; f is compiled once."""
+        """plan -> median seconds of f, and those times the median ratio of the rounds; f is
+        compiled once.
+        """
         dense = called(self.f, self.params, self.args)
 
         def timed(plan: Plan) -> Seconds:
@@ -87,7 +93,9 @@ def called(f: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Call:
     return Call(jax.jit(g), tuple(arrays))
 
 
-def closed(budget: float, path: Path, least: int, timed: Callable[[int], Seconds]) -> tuple[int, Seconds]:
+def closed(
+    budget: float, path: Path, least: int, timed: Callable[[int], Seconds]
+) -> tuple[int, Seconds]:
     """How many steps of a path it takes until the measured time is within a budget.
 
     Args:
@@ -102,7 +110,9 @@ def closed(budget: float, path: Path, least: int, timed: Callable[[int], Seconds
     Raises:
       ValueError: all steps are not enough; the nearest that can be reached is named.
     """
-    fails, target, over = least - 1, budget, (1.0, 1.0)
+    fails = least - 1
+    target = budget
+    over = (1.0, 1.0)
     met: tuple[int, Seconds] | None = None
     under: Point | None = None
     for _ in range(TRIES):
@@ -111,21 +121,28 @@ def closed(budget: float, path: Path, least: int, timed: Callable[[int], Seconds
         if m <= fails:
             break
         before, after = timed(m)
-        last, point = over, (path.seconds[m] / path.seconds[0], after / before)
+        last = over
+        point = (path.seconds[m] / path.seconds[0], after / before)
         if after <= budget * before:
-            met, under = (m, (before, after)), point
+            met = (m, (before, after))
+            under = point
         else:
-            fails, over = m, point
+            fails = m
+            over = point
         if met and (met[0] == fails + 1 or met[1][1] >= NEAR * budget * met[1][0]):
             break
         target = (
-            _between(budget, over, under) if under else min(_between(budget, last, over), over[0] * budget / over[1])
+            _between(budget, over, under)
+            if under
+            else min(_between(budget, last, over), over[0] * budget / over[1])
         )
     return met or _all(budget, path, timed)
 
 
 def _between(budget: float, one: Point, other: Point) -> float:
-    """What to predict, for a little less than the budget to be measured, on the line through two points."""
+    """What to predict, for a little less than the budget to be measured, on the line through two
+    points.
+    """
     (p, r), (q, s) = one, other
     return p + (q - p) * (AIM * budget - r) / (s - r) if s != r else q
 
@@ -135,7 +152,8 @@ def _all(budget: float, path: Path, timed: Callable[[int], Seconds]) -> tuple[in
     before, after = timed(len(path.steps))
     if after > budget * before:
         raise ValueError(
-            f"latency={budget} cannot be met: with all that saves time gone, {after / before:.4f} of it are left. "
-            f"Nearest: latency={after / before:.4f}, or allow more (approximate=True, where=, keep=, round_to=)"
+            f"latency={budget} cannot be met: with all that saves time gone, {after / before:.4f} "
+            f"of it are left. Nearest: latency={after / before:.4f}, or allow more "
+            "(approximate=True, where=, keep=, round_to=)"
         )
     return len(path.steps), (before, after)

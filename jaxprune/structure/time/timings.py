@@ -1,8 +1,9 @@
 """What single equations take on this device, measured: a table that can be kept.
 
-Operations do not say how long they take: on one CPU a convolution of 13 channels takes longer than one of 16. So each
-equation is run by itself at the shapes that a plan would leave, as in the tables of NetAdapt (Yang et al. 2018,
-arXiv:1804.03230). What is written down is the shortest of some rounds: all else that a machine does only adds to it.
+Operations do not say how long they take: on one CPU a convolution of 13 channels takes longer than
+one of 16. So each equation is run by itself at the shapes that a plan would leave, as in the tables
+of NetAdapt (Yang et al. 2018, arXiv:1804.03230). What is written down is the shortest of some
+rounds: all else that a machine does only adds to it.
 """
 
 import os
@@ -39,11 +40,13 @@ Clock = Callable[[Sequence[Call]], np.ndarray]
 
 
 def race(calls: Sequence[Call], now: Callable[[], float] = time.perf_counter) -> np.ndarray:
-    """Seconds of every call in rounds in which each has its turn, after one round that compiles and one that warms.
+    """Seconds of every call in rounds in which each has its turn, after one round that compiles and
+    one that warms.
 
     Args:
       calls: what is timed.
-      now: a clock. `time.process_time` sees less of what else a busy machine does, and counts all threads together.
+      now: a clock. `time.process_time` sees less of what else a busy machine does, and counts all
+        threads together.
     """
     ready = [(f, jax.tree.map(_ones, args)) for f, args in calls]
 
@@ -65,19 +68,23 @@ def _ones(x: Any) -> Any:
 
 
 class Timings(NamedTuple):
-    """A table of measured times, for `jp.shrink(..., latency=, timings=)`; one that is empty grows there.
+    """A table of measured times, for `jp.shrink(..., latency=, timings=)`; one that is empty grows
+    there.
 
     Attributes:
       seconds: what is measured -> how long it took.
       device: where; empty for this device.
-      clock: how what is missing is measured; [rounds, calls] seconds from functions and their arguments.
+      clock: how what is missing is measured; [rounds, calls] seconds from functions and their
+        arguments.
 
     Example:
       >>> import jax, jax.numpy as jnp, numpy as np, jaxprune as jp
       >>> f = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
       >>> p, x = {"w": jnp.ones((8, 32)), "v": jnp.ones((32, 4))}, jnp.ones((16, 8))
-      >>> reads = lambda calls: np.array([[float(sum(x.size for x in jax.tree.leaves(args))) for f, args in calls]])
-      >>> thin = jp.shrink(f, p, x, latency=0.5, timings=jp.Timings(clock=reads))       # a made-up clock
+      >>> reads = lambda calls: np.array([[float(sum(x.size for x in jax.tree.leaves(args))) for f,
+      ...     args in calls]])
+      >>> # a made-up clock
+      >>> thin = jp.shrink(f, p, x, latency=0.5, timings=jp.Timings(clock=reads))
       >>> print(thin.report.latency, thin.params["w"].shape, len(thin.report.timings.seconds))
       (512.0, 224.0) (8, 8) 16
     """
@@ -88,7 +95,8 @@ class Timings(NamedTuple):
 
     def extended(self, calls: Mapping[str, Call]) -> "Timings":
         """With what was missing."""
-        found, missing = dict(self.seconds), [key for key in calls if key not in self.seconds]
+        found = dict(self.seconds)
+        missing = [key for key in calls if key not in self.seconds]
         for some in (missing[i : i + TOGETHER] for i in range(0, len(missing), TOGETHER)):
             found.update(zip(some, map(float, self.clock([calls[key] for key in some]).min(0))))
         return self._replace(seconds=found, device=self.device or device())
@@ -110,7 +118,9 @@ class Timings(NamedTuple):
         except msgspec.DecodeError as error:
             raise ValueError(f"{path} holds no timings: {error}") from error
         if file.format != FORMAT:
-            raise ValueError(f"{path} holds no timings: its format is {file.format!r}, not {FORMAT!r}")
+            raise ValueError(
+                f"{path} holds no timings: its format is {file.format!r}, not {FORMAT!r}"
+            )
         odd = [key for key, s in file.seconds.items() if not 0 < s < np.inf]
         if odd:
             raise ValueError(f"{path}: {odd[0]} took {file.seconds[odd[0]]} seconds: measure anew")
@@ -123,7 +133,9 @@ class Timings(NamedTuple):
           ValueError: it is not.
         """
         if self.device not in ("", device()):
-            raise ValueError(f"{name}: measured on {self.device!r}, and this is {device()!r}: measure anew here")
+            raise ValueError(
+                f"{name}: measured on {self.device!r}, and this is {device()!r}: measure anew here"
+            )
         return self
 
 
@@ -136,14 +148,21 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 def device() -> str:
     """What times depend on: the device, how many cores may be used, the version of JAX."""
     one = jax.local_devices()[0]
-    kind = f"{one.device_kind} {_processor()}, {_cores()} cores" if one.platform == "cpu" else one.device_kind
+    kind = (
+        f"{one.device_kind} {_processor()}, {_cores()} cores"
+        if one.platform == "cpu"
+        else one.device_kind
+    )
     return f"{kind}, jax {jax.__version__}"
 
 
 def _processor() -> str:
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(": ")[1] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def _cores() -> int:

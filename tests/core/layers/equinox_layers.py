@@ -37,11 +37,15 @@ def conv(depth: int) -> Weight:
     return Weight((-2 - depth,))
 
 
-LINE, IMAGE, BOX = jnp.ones((6, 5)), jnp.ones((6, 5, 5)), jnp.ones((6, 3, 3, 3))
+LINE = jnp.ones((6, 5))
+IMAGE = jnp.ones((6, 5, 5))
+BOX = jnp.ones((6, 3, 3, 3))
 STATE = jnp.ones(4)
 CELL = {"layer/weight_ih": FIRST, "layer/weight_hh": FIRST}
 HEADS = {
-    f"layer/{name}_proj/weight": Weight((-2,), hand="the projection back mixes all heads; as Linear")
+    f"layer/{name}_proj/weight": Weight(
+        (-2,), hand="the projection back mixes all heads; as Linear"
+    )
     for name in ("query", "key", "value")
 }
 
@@ -57,10 +61,16 @@ def side_by_side(layers: Any) -> Any:
 
 LAYERS = [
     Layer("Linear", layer(lambda: eqx.nn.Linear(6, 5, key=KEY), X), {"layer/weight": FIRST}),
-    Layer("Conv1d", layer(lambda: eqx.nn.Conv1d(6, 4, 3, key=KEY), LINE), {"layer/weight": conv(1)}),
-    Layer("Conv2d", layer(lambda: eqx.nn.Conv2d(6, 4, 3, key=KEY), IMAGE), {"layer/weight": conv(2)}),
     Layer(
-        "Conv2d (grouped)", layer(lambda: eqx.nn.Conv2d(6, 4, 3, groups=2, key=KEY), IMAGE), {"layer/weight": conv(2)}
+        "Conv1d", layer(lambda: eqx.nn.Conv1d(6, 4, 3, key=KEY), LINE), {"layer/weight": conv(1)}
+    ),
+    Layer(
+        "Conv2d", layer(lambda: eqx.nn.Conv2d(6, 4, 3, key=KEY), IMAGE), {"layer/weight": conv(2)}
+    ),
+    Layer(
+        "Conv2d (grouped)",
+        layer(lambda: eqx.nn.Conv2d(6, 4, 3, groups=2, key=KEY), IMAGE),
+        {"layer/weight": conv(2)},
     ),
     Layer(
         "Conv2d (depthwise)",
@@ -68,11 +78,29 @@ LAYERS = [
         {"layer/weight": conv(2)},
     ),
     Layer("Conv3d", layer(lambda: eqx.nn.Conv3d(6, 4, 2, key=KEY), BOX), {"layer/weight": conv(3)}),
-    Layer("Conv", layer(lambda: eqx.nn.Conv(2, 6, 4, 3, key=KEY), IMAGE), {"layer/weight": conv(2)}),
-    Layer("ConvTranspose1d", layer(lambda: eqx.nn.ConvTranspose1d(6, 4, 3, key=KEY), LINE), {"layer/weight": conv(1)}),
-    Layer("ConvTranspose2d", layer(lambda: eqx.nn.ConvTranspose2d(6, 4, 3, key=KEY), IMAGE), {"layer/weight": conv(2)}),
-    Layer("ConvTranspose3d", layer(lambda: eqx.nn.ConvTranspose3d(6, 4, 2, key=KEY), BOX), {"layer/weight": conv(3)}),
-    Layer("ConvTranspose", layer(lambda: eqx.nn.ConvTranspose(2, 6, 4, 3, key=KEY), IMAGE), {"layer/weight": conv(2)}),
+    Layer(
+        "Conv", layer(lambda: eqx.nn.Conv(2, 6, 4, 3, key=KEY), IMAGE), {"layer/weight": conv(2)}
+    ),
+    Layer(
+        "ConvTranspose1d",
+        layer(lambda: eqx.nn.ConvTranspose1d(6, 4, 3, key=KEY), LINE),
+        {"layer/weight": conv(1)},
+    ),
+    Layer(
+        "ConvTranspose2d",
+        layer(lambda: eqx.nn.ConvTranspose2d(6, 4, 3, key=KEY), IMAGE),
+        {"layer/weight": conv(2)},
+    ),
+    Layer(
+        "ConvTranspose3d",
+        layer(lambda: eqx.nn.ConvTranspose3d(6, 4, 2, key=KEY), BOX),
+        {"layer/weight": conv(3)},
+    ),
+    Layer(
+        "ConvTranspose",
+        layer(lambda: eqx.nn.ConvTranspose(2, 6, 4, 3, key=KEY), IMAGE),
+        {"layer/weight": conv(2)},
+    ),
     Layer("Embedding", layer(lambda: eqx.nn.Embedding(5, 4, key=KEY)), {}),
     Layer("LayerNorm", layer(lambda: eqx.nn.LayerNorm(6)), {}),
     Layer("LayerNorm (2 axes)", layer(lambda: eqx.nn.LayerNorm((6, 4))), {}),
@@ -82,18 +110,25 @@ LAYERS = [
     Layer("PReLU", layer(lambda: eqx.nn.PReLU()), {}),
     Layer("RotaryPositionalEmbedding", layer(lambda: eqx.nn.RotaryPositionalEmbedding(6)), {}),
     Layer(
-        "LSTMCell", layer(lambda: eqx.nn.LSTMCell(6, 4, key=KEY), call=lambda cell: cell(X, (STATE, STATE))[0]), CELL
+        "LSTMCell",
+        layer(lambda: eqx.nn.LSTMCell(6, 4, key=KEY), call=lambda cell: cell(X, (STATE, STATE))[0]),
+        CELL,
     ),
     Layer("GRUCell", layer(lambda: eqx.nn.GRUCell(6, 4, key=KEY), X, STATE), CELL),
     Layer(
         "MultiheadAttention",
-        layer(lambda: eqx.nn.MultiheadAttention(2, 6, output_size=5, key=KEY), *[jnp.ones((3, 6))] * 3),
+        layer(
+            lambda: eqx.nn.MultiheadAttention(2, 6, output_size=5, key=KEY), *[jnp.ones((3, 6))] * 3
+        ),
         {**HEADS, "layer/output_proj/weight": Weight((-2,), hand="as Linear")},
     ),
     Layer(
         "MLP",
         layer(lambda: eqx.nn.MLP(6, 5, 4, 1, key=KEY), X),
-        {"layer/layers/0/weight": Weight((-2,), hand="the next layer mixes"), "layer/layers/1/weight": FIRST},
+        {
+            "layer/layers/0/weight": Weight((-2,), hand="the next layer mixes"),
+            "layer/layers/1/weight": FIRST,
+        },
     ),
     Layer(
         "SpectralNorm(Linear)",

@@ -27,7 +27,8 @@ def layer(f: Callable[..., Any], *args: Any) -> Callable[[], Built]:
 
 
 def core(make: Callable[[], Any], x: Any = X) -> Callable[[], Built]:
-    """One step of a recurrent core, from a state of ones: of unit k's gates only unit k of the output depends."""
+    """One step of a recurrent core, from a state of ones: of unit k's gates only unit k of the
+    output depends."""
 
     def step(x: Any) -> Any:
         inner = make()
@@ -37,7 +38,9 @@ def core(make: Callable[[], Any], x: Any = X) -> Callable[[], Built]:
 
 
 HEADS = {
-    f"multi_head_attention\\/{name}/w": Weight(hand="the projection back mixes all heads; as Linear")
+    f"multi_head_attention\\/{name}/w": Weight(
+        hand="the projection back mixes all heads; as Linear"
+    )
     for name in ("query", "key", "value")
 }
 PICTURE = jnp.ones((1, 32, 32, 3))
@@ -49,17 +52,43 @@ LAYERS = [
     Layer("Conv1D", layer(lambda x: hk.Conv1D(4, 3)(x), LINE), {"conv1_d/w": LAST}),
     Layer("Conv2D", layer(lambda x: hk.Conv2D(4, 3)(x), IMAGE), {"conv2_d/w": LAST}),
     Layer("Conv3D", layer(lambda x: hk.Conv3D(4, 2)(x), BOX), {"conv3_d/w": LAST}),
-    Layer("Conv1DTranspose", layer(lambda x: hk.Conv1DTranspose(4, 3)(x), LINE), {"conv1_d_transpose/w": TRANSPOSED}),
-    Layer("Conv2DTranspose", layer(lambda x: hk.Conv2DTranspose(4, 3)(x), IMAGE), {"conv2_d_transpose/w": TRANSPOSED}),
-    Layer("Conv3DTranspose", layer(lambda x: hk.Conv3DTranspose(4, 2)(x), BOX), {"conv3_d_transpose/w": TRANSPOSED}),
-    Layer("DepthwiseConv1D", layer(lambda x: hk.DepthwiseConv1D(2, 3)(x), LINE), {"depthwise_conv1_d/w": LAST}),
-    Layer("DepthwiseConv2D", layer(lambda x: hk.DepthwiseConv2D(2, 3)(x), IMAGE), {"depthwise_conv2_d/w": LAST}),
-    Layer("DepthwiseConv3D", layer(lambda x: hk.DepthwiseConv3D(2, 2)(x), BOX), {"depthwise_conv3_d/w": LAST}),
+    Layer(
+        "Conv1DTranspose",
+        layer(lambda x: hk.Conv1DTranspose(4, 3)(x), LINE),
+        {"conv1_d_transpose/w": TRANSPOSED},
+    ),
+    Layer(
+        "Conv2DTranspose",
+        layer(lambda x: hk.Conv2DTranspose(4, 3)(x), IMAGE),
+        {"conv2_d_transpose/w": TRANSPOSED},
+    ),
+    Layer(
+        "Conv3DTranspose",
+        layer(lambda x: hk.Conv3DTranspose(4, 2)(x), BOX),
+        {"conv3_d_transpose/w": TRANSPOSED},
+    ),
+    Layer(
+        "DepthwiseConv1D",
+        layer(lambda x: hk.DepthwiseConv1D(2, 3)(x), LINE),
+        {"depthwise_conv1_d/w": LAST},
+    ),
+    Layer(
+        "DepthwiseConv2D",
+        layer(lambda x: hk.DepthwiseConv2D(2, 3)(x), IMAGE),
+        {"depthwise_conv2_d/w": LAST},
+    ),
+    Layer(
+        "DepthwiseConv3D",
+        layer(lambda x: hk.DepthwiseConv3D(2, 2)(x), BOX),
+        {"depthwise_conv3_d/w": LAST},
+    ),
     Layer(
         "SeparableDepthwiseConv2D",
         layer(lambda x: hk.SeparableDepthwiseConv2D(2, 3)(x), IMAGE),
         {
-            "separable_depthwise_conv2_d\\/~\\/depthwise_conv2_d/w": Weight(hand="the next layer mixes"),
+            "separable_depthwise_conv2_d\\/~\\/depthwise_conv2_d/w": Weight(
+                hand="the next layer mixes"
+            ),
             "separable_depthwise_conv2_d\\/~\\/depthwise_conv2_d_1/w": LAST,
         },
     ),
@@ -88,7 +117,10 @@ LAYERS = [
     ),
     Layer(
         "MultiHeadAttention",
-        layer(lambda x: hk.MultiHeadAttention(2, 4, w_init=jnp.ones, model_size=5)(x, x, x), jnp.ones((1, 3, 6))),
+        layer(
+            lambda x: hk.MultiHeadAttention(2, 4, w_init=jnp.ones, model_size=5)(x, x, x),
+            jnp.ones((1, 3, 6)),
+        ),
         {**HEADS, "multi_head_attention\\/linear/w": Weight(hand="as Linear")},
     ),
     Layer(
@@ -96,7 +128,9 @@ LAYERS = [
         layer(lambda x: hk.nets.MLP((4, 5))(x), X),
         {"mlp\\/~\\/linear_0/w": Weight(hand="the next layer mixes"), "mlp\\/~\\/linear_1/w": LAST},
     ),
-    Layer("nets.VectorQuantizer", layer(lambda x: hk.nets.VectorQuantizer(6, 5, 0.25)(x, True), X), {}),
+    Layer(
+        "nets.VectorQuantizer", layer(lambda x: hk.nets.VectorQuantizer(6, 5, 0.25)(x, True), X), {}
+    ),
 ]
 
 # Networks of layers that stand in the table: their names are longer.

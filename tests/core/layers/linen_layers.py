@@ -25,7 +25,9 @@ def linen(module: nn.Module, *args: Any, name: str = "", pick: Any = None, **kw:
         variables = filled(jax.eval_shape(net.init, jax.random.key(0), *args))
 
         def apply(params: Any) -> Any:
-            out = net.apply({**variables, "params": params}, *args, mutable=list(variables.keys() - {"params"}))[0]
+            out = net.apply(
+                {**variables, "params": params}, *args, mutable=list(variables.keys() - {"params"})
+            )[0]
             return out if pick is None else pick(out)
 
         return Built(variables["params"], apply)
@@ -38,7 +40,9 @@ def whole(net: nn.Module, *args: Any) -> Any:
 
     def build() -> Built:
         variables = filled(jax.eval_shape(net.init, jax.random.key(0), *args))
-        return Built(variables["params"], lambda params: net.apply({**variables, "params": params}, *args))
+        return Built(
+            variables["params"], lambda params: net.apply({**variables, "params": params}, *args)
+        )
 
     return build
 
@@ -55,7 +59,8 @@ def linen_around(wrapper: Any, inner: nn.Module, **kw: Any) -> Any:
 
 
 def cell(module: Any, *shape: int) -> Any:
-    """A recurrent cell, from a state of ones: of unit k's gates only unit k of the new state depends."""
+    """A recurrent cell, from a state of ones: of unit k's gates only unit k of the new state
+    depends."""
     inputs = jnp.ones((2, *shape))
 
     def build() -> Built:
@@ -63,7 +68,9 @@ def cell(module: Any, *shape: int) -> Any:
             @nn.compact
             def __call__(self, x: Any) -> Any:
                 inner = module.clone(parent=self, name=None)
-                carry = jax.tree.map(jnp.ones_like, inner.initialize_carry(jax.random.key(0), x.shape))
+                carry = jax.tree.map(
+                    jnp.ones_like, inner.initialize_carry(jax.random.key(0), x.shape)
+                )
                 return inner(carry, x)[1]
 
         net = Net()
@@ -131,28 +138,61 @@ LINE = jnp.ones((1, 5, 6))
 LAYERS = [
     Layer("Dense", linen(nn.Dense(5), X), {"Dense_0/kernel": LAST}),
     Layer(
-        "DenseGeneral (2 axes out)", linen(nn.DenseGeneral((4, 3)), X), {"DenseGeneral_0/kernel": Weight((-2, -1))}, 2
+        "DenseGeneral (2 axes out)",
+        linen(nn.DenseGeneral((4, 3)), X),
+        {"DenseGeneral_0/kernel": Weight((-2, -1))},
+        2,
     ),
     Layer(
         "DenseGeneral (2 axes in)",
         linen(nn.DenseGeneral(5, axis=(-2, -1)), jnp.ones((2, 3, 4))),
         {"DenseGeneral_0/kernel": LAST},
     ),
-    Layer("Einsum", linen(nn.Einsum((6, 4, 3), "bi,ihd->bhd"), X), {"Einsum_0/kernel": Weight((-2, -1))}, 2),
+    Layer(
+        "Einsum",
+        linen(nn.Einsum((6, 4, 3), "bi,ihd->bhd"), X),
+        {"Einsum_0/kernel": Weight((-2, -1))},
+        2,
+    ),
     Layer("Conv (1-D)", linen(nn.Conv(4, (3,)), LINE), {"Conv_0/kernel": LAST}),
     Layer("Conv (2-D)", linen(nn.Conv(4, (3, 3)), IMAGE), {"Conv_0/kernel": LAST}),
-    Layer("Conv (3-D)", linen(nn.Conv(4, (2, 2, 2)), jnp.ones((1, 3, 3, 3, 6))), {"Conv_0/kernel": LAST}),
-    Layer("Conv (grouped)", linen(nn.Conv(4, (3, 3), feature_group_count=2), IMAGE), {"Conv_0/kernel": LAST}),
-    Layer("Conv (depthwise)", linen(nn.Conv(12, (3, 3), feature_group_count=6), IMAGE), {"Conv_0/kernel": LAST}),
+    Layer(
+        "Conv (3-D)",
+        linen(nn.Conv(4, (2, 2, 2)), jnp.ones((1, 3, 3, 3, 6))),
+        {"Conv_0/kernel": LAST},
+    ),
+    Layer(
+        "Conv (grouped)",
+        linen(nn.Conv(4, (3, 3), feature_group_count=2), IMAGE),
+        {"Conv_0/kernel": LAST},
+    ),
+    Layer(
+        "Conv (depthwise)",
+        linen(nn.Conv(12, (3, 3), feature_group_count=6), IMAGE),
+        {"Conv_0/kernel": LAST},
+    ),
     Layer(
         "ConvLocal (1-D)",
         linen(nn.ConvLocal(4, (3,)), LINE, pick=lambda y: y),
         {"ConvLocal_0/kernel": Weight((-1,), (-3,))},
         2,
     ),
-    Layer("ConvLocal (2-D)", linen(nn.ConvLocal(4, (3, 3)), IMAGE), {"ConvLocal_0/kernel": Weight((-1,), (-4, -3))}, 3),
-    Layer("ConvTranspose (1-D)", linen(nn.ConvTranspose(4, (3,)), LINE), {"ConvTranspose_0/kernel": LAST}),
-    Layer("ConvTranspose (2-D)", linen(nn.ConvTranspose(4, (3, 3)), IMAGE), {"ConvTranspose_0/kernel": LAST}),
+    Layer(
+        "ConvLocal (2-D)",
+        linen(nn.ConvLocal(4, (3, 3)), IMAGE),
+        {"ConvLocal_0/kernel": Weight((-1,), (-4, -3))},
+        3,
+    ),
+    Layer(
+        "ConvTranspose (1-D)",
+        linen(nn.ConvTranspose(4, (3,)), LINE),
+        {"ConvTranspose_0/kernel": LAST},
+    ),
+    Layer(
+        "ConvTranspose (2-D)",
+        linen(nn.ConvTranspose(4, (3, 3)), IMAGE),
+        {"ConvTranspose_0/kernel": LAST},
+    ),
     Layer(
         "ConvTranspose (transpose_kernel)",
         linen(nn.ConvTranspose(4, (3, 3), transpose_kernel=True), IMAGE),
@@ -170,21 +210,39 @@ LAYERS = [
     Layer("GroupNorm", linen(nn.GroupNorm(2), X), {}),
     Layer("InstanceNorm", linen(nn.InstanceNorm(), IMAGE), {}),
     Layer("PReLU", linen(nn.PReLU(), X), {}),
-    Layer("LSTMCell", cell(nn.LSTMCell(4), 6), gates("LSTMCell_0", "ii", "if", "ig", "io", "hi", "hf", "hg", "ho")),
+    Layer(
+        "LSTMCell",
+        cell(nn.LSTMCell(4), 6),
+        gates("LSTMCell_0", "ii", "if", "ig", "io", "hi", "hf", "hg", "ho"),
+    ),
     Layer(
         "OptimizedLSTMCell",
         cell(nn.OptimizedLSTMCell(4), 6),
         gates("OptimizedLSTMCell_0", "ii", "if", "ig", "io", "hi", "hf", "hg", "ho"),
     ),
-    Layer("GRUCell", cell(nn.GRUCell(4), 6), gates("GRUCell_0", "ir", "iz", "in", "hr", "hz", "hn")),
+    Layer(
+        "GRUCell", cell(nn.GRUCell(4), 6), gates("GRUCell_0", "ir", "iz", "in", "hr", "hz", "hn")
+    ),
     Layer("MGUCell", cell(nn.MGUCell(4), 6), gates("MGUCell_0", "if", "in", "hf", "hn")),
     Layer("SimpleCell", cell(nn.SimpleCell(4), 6), gates("SimpleCell_0", "i", "h")),
-    Layer("ConvLSTMCell", cell(nn.ConvLSTMCell(4, (3, 3)), 5, 5, 6), gates("ConvLSTMCell_0", "ih", "hh")),
-    Layer("WeightNorm(Dense)", linen_around(nn.WeightNorm, nn.Dense(5)), {"WeightNorm_0/layer_instance/kernel": LAST}),
+    Layer(
+        "ConvLSTMCell",
+        cell(nn.ConvLSTMCell(4, (3, 3)), 5, 5, 6),
+        gates("ConvLSTMCell_0", "ih", "hh"),
+    ),
+    Layer(
+        "WeightNorm(Dense)",
+        linen_around(nn.WeightNorm, nn.Dense(5)),
+        {"WeightNorm_0/layer_instance/kernel": LAST},
+    ),
     Layer(
         "SpectralNorm(Dense)",
         linen_around(nn.SpectralNorm, nn.Dense(5), update_stats=False),
-        {"SpectralNorm_0/layer_instance/kernel": Weight(hand="the largest singular value is that of all")},
+        {
+            "SpectralNorm_0/layer_instance/kernel": Weight(
+                hand="the largest singular value is that of all"
+            )
+        },
     ),
     Layer(
         "RNN(GRUCell)",
@@ -194,21 +252,34 @@ LAYERS = [
     Layer(
         "Bidirectional",
         linen(
-            nn.Bidirectional(nn.RNN(nn.SimpleCell(4)), nn.RNN(nn.SimpleCell(4)), merge_fn=sum_of), jnp.ones((2, 1, 6))
+            nn.Bidirectional(nn.RNN(nn.SimpleCell(4)), nn.RNN(nn.SimpleCell(4)), merge_fn=sum_of),
+            jnp.ones((2, 1, 6)),
         ),
-        {**gates("Bidirectional_0/forward_rnn/cell", "i", "h"), **gates("Bidirectional_0/backward_rnn/cell", "i", "h")},
+        {
+            **gates("Bidirectional_0/forward_rnn/cell", "i", "h"),
+            **gates("Bidirectional_0/backward_rnn/cell", "i", "h"),
+        },
     ),
     Layer(
         "MultiHeadDotProductAttention",
-        linen(nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=5), jnp.ones((1, 3, 6))),
+        linen(
+            nn.MultiHeadDotProductAttention(2, qkv_features=8, out_features=5), jnp.ones((1, 3, 6))
+        ),
         attention("MultiHeadDotProductAttention_0"),
     ),
     Layer(
         "MultiHeadAttention",
-        linen(nn.MultiHeadAttention(2, qkv_features=8, out_features=5, normalize_qk=True), jnp.ones((1, 3, 6))),
+        linen(
+            nn.MultiHeadAttention(2, qkv_features=8, out_features=5, normalize_qk=True),
+            jnp.ones((1, 3, 6)),
+        ),
         attention("MultiHeadAttention_0"),
     ),
-    Layer("SelfAttention", linen(nn.SelfAttention(2), jnp.ones((1, 3, 6))), attention("SelfAttention_0")),
+    Layer(
+        "SelfAttention",
+        linen(nn.SelfAttention(2), jnp.ones((1, 3, 6))),
+        attention("SelfAttention_0"),
+    ),
     Layer(
         "scan of Dense",
         whole(Blocks(), X),
@@ -218,5 +289,10 @@ LAYERS = [
         },
     ),
     Layer("vmap of Dense", whole(Heads(), X), {"VmapDense_0/kernel": Weight((-1,), (-3,))}, 2),
-    Layer("vmap of Dense (axis 1)", whole(Heads(1), X), {"VmapDense_0/kernel": Weight((-1,), (-2,))}, 2),
+    Layer(
+        "vmap of Dense (axis 1)",
+        whole(Heads(1), X),
+        {"VmapDense_0/kernel": Weight((-1,), (-2,))},
+        2,
+    ),
 ]

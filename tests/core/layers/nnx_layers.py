@@ -20,8 +20,11 @@ class Net(nnx.Module):
         self.layer = layer
 
 
-def layer(make: Callable[[nnx.Rngs], Any], *args: Any, call: Any = None, drawn: bool = False) -> Callable[[], Built]:
-    """A builder of a layer; `call` gives its outputs. `drawn` ones hold arrays that are no variables."""
+def layer(
+    make: Callable[[nnx.Rngs], Any], *args: Any, call: Any = None, drawn: bool = False
+) -> Callable[[], Built]:
+    """A builder of a layer; `call` gives its outputs. `drawn` ones hold arrays that are no
+    variables."""
 
     def build() -> Built:
         net = Net(make(nnx.Rngs(0))) if drawn else nnx.eval_shape(lambda: Net(make(nnx.Rngs(0))))
@@ -38,7 +41,8 @@ def layer(make: Callable[[nnx.Rngs], Any], *args: Any, call: Any = None, drawn: 
 
 
 def cell(make: Callable[[nnx.Rngs], Any]) -> Callable[[], Built]:
-    """A recurrent cell, from a state of ones: of unit k's gates only unit k of the new state depends."""
+    """A recurrent cell, from a state of ones: of unit k's gates only unit k of the new state
+    depends."""
 
     def step(inner: Any) -> Any:
         carry = jax.tree.map(jnp.ones_like, inner.initialize_carry(X.shape, nnx.Rngs(0)))
@@ -54,7 +58,10 @@ def kernels(*names: str, weight: Weight = LAST) -> dict[str, Weight]:
 LSTM = kernels("ii", "if_", "ig", "io", "hi", "hf", "hg", "ho")
 DENSE_IH = kernels("dense_i", "dense_h")
 HEADS = kernels(
-    "query", "key", "value", weight=Weight((-2, -1), hand="the projection back mixes all heads; as LinearGeneral")
+    "query",
+    "key",
+    "value",
+    weight=Weight((-2, -1), hand="the projection back mixes all heads; as LinearGeneral"),
 )
 RANK = Weight(hand="the second factor mixes the ranks")
 
@@ -107,14 +114,22 @@ LAYERS = [
         {"layer/kernel": Weight((-2, -1))},
         2,
     ),
-    Layer("Conv (1-D)", layer(lambda r: nnx.Conv(6, 4, (3,), rngs=r), LINE), {"layer/kernel": LAST}),
-    Layer("Conv (2-D)", layer(lambda r: nnx.Conv(6, 4, (3, 3), rngs=r), IMAGE), {"layer/kernel": LAST}),
+    Layer(
+        "Conv (1-D)", layer(lambda r: nnx.Conv(6, 4, (3,), rngs=r), LINE), {"layer/kernel": LAST}
+    ),
+    Layer(
+        "Conv (2-D)", layer(lambda r: nnx.Conv(6, 4, (3, 3), rngs=r), IMAGE), {"layer/kernel": LAST}
+    ),
     Layer(
         "Conv (depthwise)",
         layer(lambda r: nnx.Conv(6, 12, (3, 3), feature_group_count=6, rngs=r), IMAGE),
         {"layer/kernel": LAST},
     ),
-    Layer("ConvTranspose", layer(lambda r: nnx.ConvTranspose(6, 4, (3, 3), rngs=r), IMAGE), {"layer/kernel": LAST}),
+    Layer(
+        "ConvTranspose",
+        layer(lambda r: nnx.ConvTranspose(6, 4, (3, 3), rngs=r), IMAGE),
+        {"layer/kernel": LAST},
+    ),
     Layer(
         "ConvTranspose (transpose_kernel)",
         layer(lambda r: nnx.ConvTranspose(6, 4, (3, 3), transpose_kernel=True, rngs=r), IMAGE),
@@ -127,7 +142,11 @@ LAYERS = [
     Layer("GroupNorm", layer(lambda r: nnx.GroupNorm(6, 2, rngs=r)), {}),
     Layer("InstanceNorm", layer(lambda r: nnx.InstanceNorm(6, rngs=r)), {}),
     Layer("PReLU", layer(lambda r: nnx.PReLU()), {}),
-    Layer("LoRA", layer(lambda r: nnx.LoRA(6, 2, 5, rngs=r), X), {"layer/lora_a": RANK, "layer/lora_b": LAST}),
+    Layer(
+        "LoRA",
+        layer(lambda r: nnx.LoRA(6, 2, 5, rngs=r), X),
+        {"layer/lora_a": RANK, "layer/lora_b": LAST},
+    ),
     Layer(
         "LoRALinear",
         layer(lambda r: nnx.LoRALinear(6, 5, lora_rank=2, rngs=r), X),
@@ -135,7 +154,9 @@ LAYERS = [
     ),
     Layer(
         "MultiHeadAttention",
-        layer(lambda r: nnx.MultiHeadAttention(2, 6, 8, 5, decode=False, rngs=r), jnp.ones((1, 3, 6))),
+        layer(
+            lambda r: nnx.MultiHeadAttention(2, 6, 8, 5, decode=False, rngs=r), jnp.ones((1, 3, 6))
+        ),
         {**HEADS, "layer/out/kernel": LAST},
     ),
     Layer("LSTMCell", cell(lambda r: nnx.LSTMCell(6, 4, rngs=r)), LSTM),
@@ -176,5 +197,10 @@ LAYERS = [
         {"layer/kernel": Weight((-1,), (-3,))},
         2,
     ),
-    Layer("vmap of a block", layer(stacked(Block), call=side_by_side), {"layer/up/kernel": Weight((-1,), (-3,))}, 2),
+    Layer(
+        "vmap of a block",
+        layer(stacked(Block), call=side_by_side),
+        {"layer/up/kernel": Weight((-1,), (-3,))},
+        2,
+    ),
 ]

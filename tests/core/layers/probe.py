@@ -1,7 +1,9 @@
-"""One layer of a framework, the right answers for its leaves, and a measurement of them that knows nothing of names.
+"""One layer of a framework, the right answers for its leaves, and a measurement of them that knows
+nothing of names.
 
-A NaN goes through every sum, product and nonlinearity. So with NaN in all weights of one output unit exactly one
-feature of what the layer returns is NaN; with NaN in one input, or in one place of a window, all are.
+A NaN goes through every sum, product and nonlinearity. So with NaN in all weights of one output
+unit exactly one feature of what the layer returns is NaN; with NaN in one input, or in one place of
+a window, all are.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +25,8 @@ class Weight(NamedTuple):
     Attributes:
       outputs: the axes that number the outputs, counted from the end.
       stacked: the axes that number layers or positions with weights of their own.
-      hand: why a NaN cannot show it, where the answer is from the layer's definition; "" where it is measured.
+      hand: why a NaN cannot show it, where the answer is from the layer's definition; "" where it
+        is measured.
     """
 
     outputs: tuple[int, ...] = (-1,)
@@ -49,8 +52,10 @@ class Layer(NamedTuple):
     Attributes:
       name: the class, and what matters of its arguments.
       build: makes it.
-      weights: path -> the right answer, for every leaf that is taken; all other leaves are left alone.
-      features: how many of the last axes of the output number its features; for a stack they begin with it.
+      weights: path -> the right answer, for every leaf that is taken; all other leaves are left
+        alone.
+      features: how many of the last axes of the output number its features; for a stack they begin
+        with it.
     """
 
     name: str
@@ -68,14 +73,17 @@ def filled(shapes: Any) -> Any:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.key(0)
         return jnp.asarray(
-            np.ones(x.shape, x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, x.dtype)
+            np.ones(x.shape, x.dtype)
+            if jnp.issubdtype(x.dtype, jnp.floating)
+            else np.zeros(x.shape, x.dtype)
         )
 
     return jax.tree.map(fill, shapes)
 
 
 def computed(params: Any) -> dict[str, tuple[str, Any]]:
-    """path -> (why the default selection leaves a leaf alone or "", the axes that the library reads)."""
+    """path -> (why the default selection leaves a leaf alone or "", the axes that the library
+    reads)."""
     answers = {}
     for slot in leaf_slots(params)[0]:
         if hasattr(slot.value, "dtype"):

@@ -1,4 +1,5 @@
-"""What the default selection takes of every layer that Flax, Haiku and Equinox ship, and which axis is the output."""
+"""What the default selection takes of every layer that Flax, Haiku and Equinox ship, and which axis
+is the output."""
 
 import pathlib
 from typing import Any
@@ -17,8 +18,14 @@ FRAMEWORKS = {
     "Haiku": haiku_layers.LAYERS,
     "Equinox": equinox_layers.LAYERS,
 }
-pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
-ROWS = [pytest.param(layer, id=f"{name}: {layer.name}") for name, layers in FRAMEWORKS.items() for layer in layers]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:SelfAttention will be deprecated:DeprecationWarning"
+)
+ROWS = [
+    pytest.param(layer, id=f"{name}: {layer.name}")
+    for name, layers in FRAMEWORKS.items()
+    for layer in layers
+]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +49,9 @@ def test_one_unit_of_a_kernel_is_one_feature_of_the_output(layer: Layer):
     built = layer.build()
     apply = jax.jit(built.apply)
     shapes = {
-        leaf_path(keys): leaf.shape for keys, leaf in flatten_with_path(built.params)[0] if hasattr(leaf, "shape")
+        leaf_path(keys): leaf.shape
+        for keys, leaf in flatten_with_path(built.params)[0]
+        if hasattr(leaf, "shape")
     }
     for path, weight in layer.weights.items():
         if weight.hand:
@@ -68,7 +77,8 @@ PAGE = pathlib.Path(__file__).parents[3] / "docs" / "layers.md"
 
 
 def table(layers: list[Layer]) -> str:
-    """A row for each layer: the leaves that the default takes and their output axes, and those that it leaves alone."""
+    """A row for each layer: the leaves that the default takes and their output axes, and those that
+    it leaves alone."""
     rows = ["| layer | taken: output axis | left alone |", "|---|---|---|"]
     for layer in layers:
         answers = computed(layer.build().params)
@@ -80,14 +90,17 @@ def table(layers: list[Layer]) -> str:
 
 def _axes(axes: Any) -> str:
     text = " and ".join(map(str, axes.outputs))
-    return f"{text} of the layers on {' and '.join(map(str, axes.stacked))}" if axes.stacked else text
+    return (
+        f"{text} of the layers on {' and '.join(map(str, axes.stacked))}" if axes.stacked else text
+    )
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_the_page_has_every_layer(framework):
     """`python -m tests.core.layers.test_every_layer` writes the page anew.
 
-    What is left alone is not compared: versions of a framework differ in that (a scale of WeightNorm's).
+    What is left alone is not compared: versions of a framework differ in that (a scale of
+    WeightNorm's).
     """
     section = PAGE.read_text().split(f"## {framework}\n\n")[1].split("\n\n")[0].splitlines()
     expected = table(FRAMEWORKS[framework]).splitlines()

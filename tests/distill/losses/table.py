@@ -11,8 +11,11 @@ import jaxprune as jp
 from tests.reference import distill_losses as reference
 
 L = jp.distill.losses
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it compiles in half the time
-BATCH, CLASSES = 8, 5
+quick = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)  # it compiles in half the time
+BATCH = 8
+CLASSES = 5
 
 
 class Loss(NamedTuple):
@@ -28,7 +31,8 @@ class Loss(NamedTuple):
       zero: it is 0 where student and teacher are equal; None where the two cannot be.
       axes: where the examples stand in the student and in the teacher.
       held: no gradient reaches the teacher, by the paper.
-      slope: the reference has the same derivative (False where the loss holds a statistic constant).
+      slope: the reference has the same derivative (False where the loss holds a statistic
+        constant).
     """
 
     name: str
@@ -49,30 +53,60 @@ def normal(seed, *shape, scale=1.0):
 
 
 def row(
-    name, f, ref, student, teacher, /, relational=False, zero=True, axes=(0, 0), held=False, slope=True, rows=None, **kw
+    name,
+    f,
+    ref,
+    student,
+    teacher,
+    /,
+    relational=False,
+    zero=True,
+    axes=(0, 0),
+    held=False,
+    slope=True,
+    rows=None,
+    **kw,
 ):
     """The keyword arguments go to the loss and to its reference."""
     return Loss(
-        name, partial(f, **kw), partial(ref, **kw), student, teacher, rows or {}, relational, zero, axes, held, slope
+        name,
+        partial(f, **kw),
+        partial(ref, **kw),
+        student,
+        teacher,
+        rows or {},
+        relational,
+        zero,
+        axes,
+        held,
+        slope,
     )
 
 
 def alone(f):
-    """A loss of the teacher alone, as one of a pair: what a generator is trained by stands where a student would."""
+    """A loss of the teacher alone, as one of a pair: what a generator is trained by stands where a
+    student would.
+    """
     return lambda teacher, _, *, mask=None, **kw: f(teacher, mask=mask, **kw)
 
 
-z_s, z_t = normal(0, BATCH, CLASSES, scale=2), normal(1, BATCH, CLASSES, scale=2)
-m_s, m_t = normal(2, BATCH, 4, 3, 6), normal(3, BATCH, 4, 3, 6)
-small, wide = normal(4, BATCH, 2, 3, 6), normal(5, BATCH, 4, 3, 7)
-e_s, e_t = normal(6, BATCH, 6), normal(7, BATCH, 2, 4)
+z_s = normal(0, BATCH, CLASSES, scale=2)
+z_t = normal(1, BATCH, CLASSES, scale=2)
+m_s = normal(2, BATCH, 4, 3, 6)
+m_t = normal(3, BATCH, 4, 3, 6)
+small = normal(4, BATCH, 2, 3, 6)
+wide = normal(5, BATCH, 4, 3, 7)
+e_s = normal(6, BATCH, 6)
+e_t = normal(7, BATCH, 2, 4)
 labels = {"labels": np.array([0, 4, 2, 2, 1, 3, 0, 4])}
 draws = {
     "indices": np.array([3, 1, 4, 15, 9, 2, 6, 5]),
     "negatives": np.random.default_rng(8).integers(0, 16, (BATCH, 7)),
 }
 bank = L.crd_init(jax.random.key(0), 16, 6)._replace(
-    log_z_student=np.float32(np.log(30.0)), log_z_teacher=np.float32(np.log(50.0)), ready=np.array(True)
+    log_z_student=np.float32(np.log(30.0)),
+    log_z_teacher=np.float32(np.log(50.0)),
+    ready=np.array(True),
 )
 
 
@@ -99,9 +133,26 @@ LOSSES = [
     row("reverse_kl", L.reverse_kl, reference.reverse_kl, z_s, z_t, temperature=2.0),
     row("jsd", L.jsd, reference.jsd, z_s, z_t, beta=0.3, temperature=2.0),
     row("dkd", L.dkd, reference.dkd, z_s, z_t, rows=labels, alpha=1.5, beta=8.0, temperature=3.0),
-    row("standardised_targets", L.standardised_targets, reference.standardised_targets, z_s, z_t, temperature=2.0),
+    row(
+        "standardised_targets",
+        L.standardised_targets,
+        reference.standardised_targets,
+        z_s,
+        z_t,
+        temperature=2.0,
+    ),
     row("top_k", L.top_k, reference.top_k, z_s, z_t, k=2, temperature=2.0),
-    row("dist", L.dist, reference.dist, z_s, z_t, relational=True, inter=2.0, intra=0.7, temperature=1.5),
+    row(
+        "dist",
+        L.dist,
+        reference.dist,
+        z_s,
+        z_t,
+        relational=True,
+        inter=2.0,
+        intra=0.7,
+        temperature=1.5,
+    ),
     row("hint", L.hint, reference.hint, m_s, m_t),
     row("hint pooled", L.hint, reference.hint_pooled, small, m_t, zero=None),
     row("attention_transfer", L.attention_transfer, reference.attention_code, m_s, wide, zero=None),
@@ -119,9 +170,26 @@ LOSSES = [
     row("nst gaussian", L.nst, reference.nst, m_s, m_t, slope=False, kernel="gaussian"),
     row("fsp", L.fsp, reference.fsp, (m_s, small), (m_t, wide[:, :, :, :6])),
     row("vid", L.vid, reference.vid, m_s, m_t, zero=False, raw_variance=normal(9, 6)),
-    row("activation_boundary", L.activation_boundary, reference.activation_boundary, m_s, m_t, zero=False, margin=1.0),
-    row("overhaul", L.overhaul, reference.overhaul, m_s, m_t, zero=False, margin=-abs(normal(10, 6))),
-    row("similarity_preserving", L.similarity_preserving, reference.similarity_preserving, e_s, e_t, relational=True),
+    row(
+        "activation_boundary",
+        L.activation_boundary,
+        reference.activation_boundary,
+        m_s,
+        m_t,
+        zero=False,
+        margin=1.0,
+    ),
+    row(
+        "overhaul", L.overhaul, reference.overhaul, m_s, m_t, zero=False, margin=-abs(normal(10, 6))
+    ),
+    row(
+        "similarity_preserving",
+        L.similarity_preserving,
+        reference.similarity_preserving,
+        e_s,
+        e_t,
+        relational=True,
+    ),
     row("rkd_distance", L.rkd_distance, reference.rkd_distance, e_s, e_t, relational=True),
     row("rkd_angle", L.rkd_angle, reference.rkd_angle, e_s, e_t, relational=True),
     row("pkt", L.pkt, reference.pkt, e_s, e_t, relational=True),
@@ -156,7 +224,16 @@ LOSSES = [
         held=True,
         temperature=2.0,
     ),
-    row("born_again", L.born_again, reference.born_again, z_s, z_t, zero=False, held=True, rows=labels),
+    row(
+        "born_again",
+        L.born_again,
+        reference.born_again,
+        z_s,
+        z_t,
+        zero=False,
+        held=True,
+        rows=labels,
+    ),
     row(
         "born_again_confidence",
         L.born_again_confidence,
@@ -183,8 +260,23 @@ LOSSES = [
     ),
     row("one_hot", alone(L.one_hot), reference.one_hot, z_s, z_t, zero=None),
     row("one_hot labels", alone(L.one_hot), reference.one_hot, z_s, z_t, zero=None, rows=labels),
-    row("information_entropy", alone(L.information_entropy), reference.information_entropy, z_s, z_t, True, None),
-    row("activation_magnitude", alone(L.activation_magnitude), reference.activation_magnitude, m_s, m_t, zero=None),
+    row(
+        "information_entropy",
+        alone(L.information_entropy),
+        reference.information_entropy,
+        z_s,
+        z_t,
+        True,
+        None,
+    ),
+    row(
+        "activation_magnitude",
+        alone(L.activation_magnitude),
+        reference.activation_magnitude,
+        m_s,
+        m_t,
+        zero=None,
+    ),
     row(
         "batch_norm_matching",
         alone(L.batch_norm_matching),

@@ -26,16 +26,26 @@ every_map = pytest.mark.parametrize("f", MAPS.values(), ids=MAPS)
 
 @every_map
 def test_channels_stand_where_they_are_said_to(f):
-    first = lambda x: np.moveaxis(x, -1, 1)
+    def first(x):
+        return np.moveaxis(x, -1, 1)
+
     for axis in (1, -3):
         close(quick(partial(f, channel_axis=axis))(first(m_s), first(m_t)), quick(f)(m_s, m_t))
-    keep = np.random.default_rng(0).random((8, 4, 3)) < 0.7  # positions do not move with the channels
-    close(quick(partial(f, channel_axis=1, mask=keep))(first(m_s), first(m_t)), quick(partial(f, mask=keep))(m_s, m_t))
+    keep = (
+        np.random.default_rng(0).random((8, 4, 3)) < 0.7
+    )  # positions do not move with the channels
+    close(
+        quick(partial(f, channel_axis=1, mask=keep))(first(m_s), first(m_t)),
+        quick(partial(f, mask=keep))(m_s, m_t),
+    )
 
 
 def test_flows_find_their_channels():
-    first = lambda x: np.moveaxis(x, -1, 1)
-    f, g = quick(partial(L.fsp, channel_axis=1)), quick(L.fsp)
+    def first(x):
+        return np.moveaxis(x, -1, 1)
+
+    f = quick(partial(L.fsp, channel_axis=1))
+    g = quick(L.fsp)
     close(f((first(m_s), first(small)), (first(m_t), first(small))), g((m_s, small), (m_t, small)))
 
 
@@ -78,7 +88,8 @@ def test_attention_has_no_scale():
 
 
 def test_cosines_of_huge_and_tiny_vectors():
-    f, m_x = quick(L.hidden_cosine), np.ascontiguousarray(m_t[:, 0, 0])
+    f = quick(L.hidden_cosine)
+    m_x = np.ascontiguousarray(m_t[:, 0, 0])
     wanted = f(m_s[:, 0, 0], m_x)
     for scale in (1e-25, 1e25):
         close(f(m_s[:, 0, 0] * np.float32(scale), m_x), wanted)
@@ -97,7 +108,10 @@ def test_variances_are_trained_to_the_mean_squared_error():
     start = L.vid_raw_variance(6, variance=5.0)
     close(jnp.logaddexp(start, 0) + 1e-5, np.full(6, 5.0))
     best = np.concatenate([np.asarray(L.vid_raw_variance(1, variance=float(v))) for v in error])
-    loss = lambda raw: L.masked_mean(L.vid(m_s, m_t, raw_variance=raw))
+
+    def loss(raw):
+        return L.masked_mean(L.vid(m_s, m_t, raw_variance=raw))
+
     assert np.abs(jax.grad(loss)(best)).max() < 1e-6 < 1e-3 < np.abs(jax.grad(loss)(start)).min()
     assert loss(best) < loss(start)
     close(L.vid_raw_variance(1, variance=1e-3, eps=1e-5), [np.log(np.expm1(1e-3 - 1e-5))], 1e-4)
@@ -107,29 +121,39 @@ def test_boundaries_are_sides():
     teacher = np.array([[-3.0, 0.0, 0.5, 2.0]], np.float32)
     close(L.activation_boundary(np.array([[-1.0, -1.0, 1.0, 7.0]]), teacher), [0])
     close(L.activation_boundary(np.zeros((1, 4)), teacher, margin=2.0), [16])
-    crossed = jax.grad(lambda s: L.activation_boundary(s, teacher)[0])(np.array([[0.5, -2.0, 0.5, 3.0]], np.float32))
+    crossed = jax.grad(lambda s: L.activation_boundary(s, teacher)[0])(
+        np.array([[0.5, -2.0, 0.5, 3.0]], np.float32)
+    )
     close(crossed, [[3, 0, -1, 0]])
 
 
 def test_the_margin_is_the_mean_of_the_negative_part():
-    mean, std = np.array([0.3, -2.0, 1.0, 9.0, -1.0, 2.0]), np.array([1.0, 0.5, -2.0, 1.0, 0.0, 0.0])
+    mean = np.array([0.3, -2.0, 1.0, 9.0, -1.0, 2.0])
+    std = np.array([1.0, 0.5, -2.0, 1.0, 0.0, 0.0])
     draws = mean[:3] + std[:3] * np.random.default_rng(0).standard_normal((200_000, 3))
     wanted = [d[d < 0].mean() for d in draws.T]
     got = quick(L.overhaul_margin)(mean.astype(np.float32), std.astype(np.float32))
     close(got[:3], wanted, 0.01)
     close(got[3:], [-3, -1, 0])
-    extreme = quick(L.overhaul_margin)(np.float32([-50, 3, 0, 0, 0, 0]), np.float32([1, 1e-8, 0, 0, 0, 0]))
+    extreme = quick(L.overhaul_margin)(
+        np.float32([-50, 3, 0, 0, 0, 0]), np.float32([1, 1e-8, 0, 0, 0, 0])
+    )
     close(extreme[0], -50), close(extreme[1], -3e-8)
 
 
 def test_below_the_margin_the_student_is_free():
-    slope = jax.grad(lambda s: L.overhaul(s, np.float32([[-5.0, -5.0, -0.5, 2.0]]), margin=-np.ones(4))[0])
+    slope = jax.grad(
+        lambda s: L.overhaul(s, np.float32([[-5.0, -5.0, -0.5, 2.0]]), margin=-np.ones(4))[0]
+    )
     close(slope(np.float32([[-9.0, 0.0, -0.7, 1.0]])), [[0, 2, 0, -2]])
 
 
 def test_margins_may_be_arrays_of_jax_under_jit():
     fixed = jnp.asarray(margin)  # concrete, while what is computed of it there is traced
-    close(quick(lambda s, t: L.overhaul(s, t, margin=fixed))(m_s, m_t), L.overhaul(m_s, m_t, margin=margin))
+    close(
+        quick(lambda s, t: L.overhaul(s, t, margin=fixed))(m_s, m_t),
+        L.overhaul(m_s, m_t, margin=margin),
+    )
 
 
 def test_flows_of_one_network_meet_at_the_smaller_size():
@@ -138,23 +162,38 @@ def test_flows_of_one_network_meet_at_the_smaller_size():
 
 
 REFUSED = [
-    (lambda: L.hint(m_s, wide), r"student \(8, 4, 3, 6\) and teacher \(8, 4, 3, 7\) .*project the student to 7"),
+    (
+        lambda: L.hint(m_s, wide),
+        r"student \(8, 4, 3, 6\) and teacher \(8, 4, 3, 7\) .*project the student to 7",
+    ),
     (lambda: L.hint(m_s, m_t[:7]), "give maps of one batch"),
     (lambda: L.hint(m_s, m_t[:, 0]), "one number of axes"),
-    (lambda: L.hint(m_s, m_t, channel_axis=0), "channel_axis=0: student has shape .* axis 0 is the batch"),
+    (
+        lambda: L.hint(m_s, m_t, channel_axis=0),
+        "channel_axis=0: student has shape .* axis 0 is the batch",
+    ),
     (lambda: L.hint(m_s, m_t, channel_axis=-4), "channel_axis=-4"),
     (lambda: L.nst(m_s, m_t, channel_axis=4), "channel_axis=4: .* one of 1 to 3, or of -3 to -1"),
     (lambda: L.hint(m_s, m_t, mask=np.ones((8, 4), bool)), r"mask: shape \(8, 4\)"),
     (lambda: L.hint(small, m_t, mask=np.ones((8, 4, 3), bool)), r"mask: shape \(8, 4, 3\)"),
-    (lambda: L.attention_transfer(m_s, m_t, form="theirs"), "form='theirs': choose one of code, paper"),
+    (
+        lambda: L.attention_transfer(m_s, m_t, form="theirs"),
+        "form='theirs': choose one of code, paper",
+    ),
     (lambda: L.attention_transfer(m_s, m_t, p=0.5), "p=0.5: give a number >= 1"),
     (lambda: L.nst(m_s, m_t, kernel="rbf"), "kernel='rbf'"),
     (lambda: L.hidden_mse(m_s, wide), "Project the student"),
     (lambda: L.hidden_cosine(m_s[0], m_t), r"student \(4, 3, 6\)"),
     (lambda: L.fsp(m_s, m_t), "student: a flow goes between two layers"),
     (lambda: L.fsp((m_s, small), (m_t, wide)), "flows of .* project the student's"),
-    (lambda: L.fsp((m_s, small[:4]), (m_t, m_t)), "student's first .* and student's second .* one batch"),
-    (lambda: L.vid(m_s, m_t, raw_variance=np.ones(5)), r"raw_variance: shape \(5,\); the maps have 6 channels"),
+    (
+        lambda: L.fsp((m_s, small[:4]), (m_t, m_t)),
+        "student's first .* and student's second .* one batch",
+    ),
+    (
+        lambda: L.vid(m_s, m_t, raw_variance=np.ones(5)),
+        r"raw_variance: shape \(5,\); the maps have 6 channels",
+    ),
     (lambda: L.vid_raw_variance(3, variance=0.0), "variance=0.0"),
     (lambda: L.activation_boundary(m_s, m_t, margin=0.0), "margin=0.0"),
     (lambda: L.overhaul(m_s, m_t, margin=np.ones(6)), "margin: its largest is 1.0"),

@@ -1,4 +1,6 @@
-"""The losses of a generator: whose means are the paper's numbers, where they are least, and what they refuse."""
+"""The losses of a generator: whose means are the paper's numbers, where they are least, and what
+they refuse.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +12,39 @@ from hypothesis import strategies as st
 from tests.distill.losses.table import L, close, m_s, normal, quick, z_s
 from tests.reference import distill_losses as reference
 
-MEAN, VAR = normal(0, 6), abs(normal(1, 6))
+MEAN = normal(0, 6)
+VAR = abs(normal(1, 6))
 matching = quick(lambda f, mask=None: L.batch_norm_matching(f, mean=MEAN, var=VAR, mask=mask))
 
 
 def test_the_masked_mean_of_batch_norm_matching_is_the_papers():
     keep = np.arange(8) != 5
-    close(L.masked_mean(matching(m_s, keep), keep), reference.batch_norm_total(m_s[keep].astype(float), MEAN, VAR))
+    close(
+        L.masked_mean(matching(m_s, keep), keep),
+        reference.batch_norm_total(m_s[keep].astype(float), MEAN, VAR),
+    )
     positions = np.random.default_rng(0).random((8, 4, 3)) < 0.6
     positions[2] = False
     values = matching(np.where(positions[..., None], m_s, np.nan), positions)
-    close(L.masked_mean(values, positions), reference.batch_norm_total(m_s[positions].astype(float), MEAN, VAR))
+    close(
+        L.masked_mean(values, positions),
+        reference.batch_norm_total(m_s[positions].astype(float), MEAN, VAR),
+    )
     assert values[2] == 0
 
 
 def test_equal_moments_cost_nothing_and_pull_nowhere():
     now = {"mean": m_s.mean((0, 1, 2)), "var": m_s.var((0, 1, 2))}
-    value, slope = quick(jax.value_and_grad(lambda f: L.masked_mean(L.batch_norm_matching(f, **now))))(m_s)
+    value, slope = quick(
+        jax.value_and_grad(lambda f: L.masked_mean(L.batch_norm_matching(f, **now)))
+    )(m_s)
     assert abs(value) < 1e-10 and np.abs(slope).max() < 1e-6
 
 
 def test_descent_finds_the_moments():
-    total = lambda f: L.masked_mean(L.batch_norm_matching(f, mean=MEAN, var=VAR))
+    def total(f):
+        return L.masked_mean(L.batch_norm_matching(f, mean=MEAN, var=VAR))
+
     step = quick(lambda f: f - 2 * jax.grad(total)(f))
     f = m_s
     for _ in range(200):
@@ -51,7 +64,9 @@ def test_the_entropy_is_least_where_the_classes_are_alike(seed, scale):
     z = np.float32(scale) * np.random.default_rng(seed).standard_normal((8, 5)).astype(np.float32)
     value = float(L.masked_mean(entropy(z)))
     assert -np.log(5) - 1e-5 <= value <= 1e-6
-    turned = np.stack([np.roll(z[0], i) for i in range(5)])  # each class as often as another, however sure it is
+    turned = np.stack(
+        [np.roll(z[0], i) for i in range(5)]
+    )  # each class as often as another, however sure it is
     close(L.masked_mean(entropy(turned)), -np.log(5), 1e-5)
 
 
@@ -85,9 +100,18 @@ REFUSED = [
     (lambda: L.information_entropy(z_s, mask=np.ones(3, bool)), r"mask: shape \(3,\)"),
     (lambda: L.activation_magnitude(z_s[:, 0]), r"teacher: shape \(8,\)"),
     (lambda: L.activation_magnitude(m_s, channel_axis=0), "channel_axis=0: teacher has shape"),
-    (lambda: L.batch_norm_matching(m_s, mean=MEAN[:4], var=VAR), r"mean: shape \(4,\); the features have 6 channels"),
-    (lambda: L.batch_norm_matching(m_s, mean=MEAN, var=np.float32(1)), r"var: shape \(\); the features have 6"),
-    (lambda: L.batch_norm_matching(m_s, mean=MEAN, var=-VAR), r"var: its least is -.*; a variance is >= 0"),
+    (
+        lambda: L.batch_norm_matching(m_s, mean=MEAN[:4], var=VAR),
+        r"mean: shape \(4,\); the features have 6 channels",
+    ),
+    (
+        lambda: L.batch_norm_matching(m_s, mean=MEAN, var=np.float32(1)),
+        r"var: shape \(\); the features have 6",
+    ),
+    (
+        lambda: L.batch_norm_matching(m_s, mean=MEAN, var=-VAR),
+        r"var: its least is -.*; a variance is >= 0",
+    ),
     (lambda: L.batch_norm_matching(m_s, mean=jnp.arange(6), var=VAR), "mean: .*give floats"),
 ]
 

@@ -52,19 +52,31 @@ def test_a_mean_over_shards_is_another_loss(name):
 
 def test_the_masked_means_are_the_published_totals():
     keep = np.arange(8) != 4
-    s, t = e_s[keep].astype(float), e_t[keep].astype(float).reshape(7, -1)
-    gram = lambda x: x @ x.T / np.linalg.norm(x @ x.T, axis=1, keepdims=True)
+    s = e_s[keep].astype(float)
+    t = e_t[keep].astype(float).reshape(7, -1)
+
+    def gram(x):
+        return x @ x.T / np.linalg.norm(x @ x.T, axis=1, keepdims=True)
+
     total = ((gram(s) - gram(t)) ** 2).sum() / 49
     close(L.masked_mean(L.similarity_preserving(e_s, e_t, mask=keep), keep), total)
     total = ((s @ s.T - t @ t.T) ** 2).sum() / 49
-    close(L.masked_mean(L.correlation_congruence(e_s, e_t, kernel="bilinear", mask=keep), keep), total)
+    close(
+        L.masked_mean(L.correlation_congruence(e_s, e_t, kernel="bilinear", mask=keep), keep), total
+    )
 
 
 def test_a_line_against_a_corner():
-    line, corner = np.float32([[0], [1], [2]]), np.float32([[0, 0], [1, 0], [1, 1]])
-    a, b = np.array([0, 1, 2, 1, 1]) / (4 / 3), np.array([0, 1, 2**0.5, 1, 1]) / ((2 + 2**0.5) * 2 / 6)
+    line = np.float32([[0], [1], [2]])
+    corner = np.float32([[0, 0], [1, 0], [1, 1]])
+    a = np.array([0, 1, 2, 1, 1]) / (4 / 3)
+    b = np.array([0, 1, 2**0.5, 1, 1]) / ((2 + 2**0.5) * 2 / 6)
     d = (a - b) ** 2 / 2
-    close(quick(L.rkd_distance)(line, corner), [(d[1] + d[2]) / 3, (d[3] + d[4]) / 3, (d[1] + d[2]) / 3], 1e-4)
+    close(
+        quick(L.rkd_distance)(line, corner),
+        [(d[1] + d[2]) / 3, (d[3] + d[4]) / 3, (d[1] + d[2]) / 3],
+        1e-4,
+    )
     sharp = 2 * (1 - 2**-0.5) ** 2 / 2 / 9
     close(quick(L.rkd_angle)(line, corner), [sharp, 2 * 0.5 / 9, sharp], 1e-4)
 
@@ -78,9 +90,15 @@ def test_repeated_examples_have_distance_zero():
 
 
 def test_the_series_is_nearly_the_gaussian():
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-    s, t = unit(e_s.astype(float)), unit(e_t.astype(float).reshape(8, -1))
-    kernel = lambda x: np.exp(-0.4 * ((x[:, None] - x[None]) ** 2).sum(-1))
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    s = unit(e_s.astype(float))
+    t = unit(e_t.astype(float).reshape(8, -1))
+
+    def kernel(x):
+        return np.exp(-0.4 * ((x[:, None] - x[None]) ** 2).sum(-1))
+
     exact = ((kernel(s) - kernel(t)) ** 2).mean(1)
     close(L.correlation_congruence(e_s, e_t, order=12), exact, 1e-4)
     assert np.abs(L.correlation_congruence(e_s, e_t, order=2) - exact).max() < 0.02
@@ -94,9 +112,12 @@ def unit(x):
 
 
 def test_the_bank_remembers():
-    update = quick(lambda s, t: L.crd_update(bank, s, t, momentum=0.3, mask=np.arange(8) != 2, **draws))
+    update = quick(
+        lambda s, t: L.crd_update(bank, s, t, momentum=0.3, mask=np.arange(8) != 2, **draws)
+    )
     new = update(e_s, e_s[::-1])
-    student, teacher = np.array(bank.student), np.array(bank.teacher)
+    student = np.array(bank.student)
+    teacher = np.array(bank.teacher)
     for i, row in enumerate(draws["indices"]):
         if i != 2:
             student[row] = unit(0.3 * student[row] + 0.7 * unit(e_s[i]))
@@ -109,8 +130,14 @@ def test_the_constants_are_those_of_the_first_batch():
     fresh = bank._replace(ready=jnp.array(False))
     keep = np.arange(8) != 2
     pairs = np.concatenate([draws["indices"][:, None], draws["negatives"]], 1)[keep]
-    z = lambda anchor, memory: 16 * np.mean(np.exp(np.einsum("bd,bkd->bk", unit(anchor[keep]), memory[pairs]) / 0.07))
-    z_s, z_t = z(e_s.astype(float), np.array(bank.teacher)), z(e_s[::-1].astype(float), np.array(bank.student))
+
+    def z(anchor, memory):
+        return 16 * np.mean(
+            np.exp(np.einsum("bd,bkd->bk", unit(anchor[keep]), memory[pairs]) / 0.07)
+        )
+
+    z_s = z(e_s.astype(float), np.array(bank.teacher))
+    z_t = z(e_s[::-1].astype(float), np.array(bank.student))
     update = quick(lambda bank, s, t, mask: L.crd_update(bank, s, t, mask=mask, **draws))
     after = update(fresh, e_s, e_s[::-1], keep)
     close(jnp.stack([after.log_z_student, after.log_z_teacher]), np.log([z_s, z_t]), 1e-4)
@@ -149,18 +176,27 @@ def test_no_gradient_reaches_the_bank_and_both_views_learn():
 
 
 def test_no_gradient_comes_out_of_the_bank():
-    f = lambda s, rows: L.crd_update(bank._replace(student=rows), s, e_s, **draws).student.sum()
+    def f(s, rows):
+        return L.crd_update(bank._replace(student=rows), s, e_s, **draws).student.sum()
+
     assert not any(np.any(g) for g in quick(jax.grad(f, (0, 1)))(e_s, bank.student))
 
 
 def test_negatives_are_never_the_example():
-    negatives = np.asarray(L.crd_negatives(jax.random.key(1), draws["indices"], count=400, examples=16))
+    negatives = np.asarray(
+        L.crd_negatives(jax.random.key(1), draws["indices"], count=400, examples=16)
+    )
     assert negatives.shape == (8, 400) and not (negatives == draws["indices"][:, None]).any()
-    assert all(set(row) == set(range(16)) - {own} for row, own in zip(negatives.tolist(), draws["indices"].tolist()))
+    assert all(
+        set(row) == set(range(16)) - {own}
+        for row, own in zip(negatives.tolist(), draws["indices"].tolist())
+    )
 
 
 @pytest.mark.parametrize(
-    "kind, spec", [(AxisType.Auto, P("data")), (AxisType.Explicit, P("data")), (AxisType.Explicit, P())], ids=str
+    "kind, spec",
+    [(AxisType.Auto, P("data")), (AxisType.Explicit, P("data")), (AxisType.Explicit, P())],
+    ids=str,
 )
 def test_the_bank_may_lie_anywhere(kind, spec):
     def step(bank, s, t, rows):
@@ -169,7 +205,10 @@ def test_the_bank_may_lie_anywhere(kind, spec):
     fresh = bank._replace(ready=jnp.array(False))
     wanted = quick(step)(fresh, e_s, e_s[::-1], draws)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
-    put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+
+    def put(x, spec):
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
     with jax.set_mesh(mesh):
         there = fresh._replace(student=put(bank.student, spec), teacher=put(bank.teacher, spec))
         args = put((e_s, np.ascontiguousarray(e_s[::-1]), draws), P("data"))
@@ -184,14 +223,34 @@ REFUSED = [
     (lambda: L.correlation_congruence(e_s, e_t, kernel="rbf"), "kernel='rbf'"),
     (lambda: L.correlation_congruence(e_s, e_t, gamma=0.0), "gamma=0.0"),
     (lambda: L.correlation_congruence(e_s, e_t, order=0), "order=0"),
-    (lambda: L.crd(e_s[:, :5], e_s[:, :5], bank=bank, **draws), r"bank \(16, 6\) .* crd_init\(key, examples, 5\)"),
-    (lambda: L.crd(e_s, e_s, bank=bank, indices=draws["indices"][:4], negatives=draws["negatives"]), r"indices \(4,\)"),
-    (lambda: L.crd(e_s, e_s, bank=bank, **draws | {"indices": draws["indices"] + 9}), "indices: 24 is not a row"),
-    (lambda: L.crd(e_s, e_s, bank=bank, **draws | {"negatives": -draws["negatives"]}), "negatives: -.* is not a row"),
-    (lambda: L.crd(e_s, e_s, bank=bank, **draws | {"negatives": normal(0, 8, 7)}), "negatives: .* dtype float32"),
+    (
+        lambda: L.crd(e_s[:, :5], e_s[:, :5], bank=bank, **draws),
+        r"bank \(16, 6\) .* crd_init\(key, examples, 5\)",
+    ),
+    (
+        lambda: L.crd(
+            e_s, e_s, bank=bank, indices=draws["indices"][:4], negatives=draws["negatives"]
+        ),
+        r"indices \(4,\)",
+    ),
+    (
+        lambda: L.crd(e_s, e_s, bank=bank, **draws | {"indices": draws["indices"] + 9}),
+        "indices: 24 is not a row",
+    ),
+    (
+        lambda: L.crd(e_s, e_s, bank=bank, **draws | {"negatives": -draws["negatives"]}),
+        "negatives: -.* is not a row",
+    ),
+    (
+        lambda: L.crd(e_s, e_s, bank=bank, **draws | {"negatives": normal(0, 8, 7)}),
+        "negatives: .* dtype float32",
+    ),
     (lambda: L.crd(e_s, e_s, bank=bank, temperature=0, **draws), "temperature=0"),
     (lambda: L.crd_update(bank, e_s, e_s, momentum=1.5, **draws), "momentum=1.5"),
-    (lambda: L.crd_negatives(jax.random.key(0), draws["indices"], count=3, examples=1), "two examples or more"),
+    (
+        lambda: L.crd_negatives(jax.random.key(0), draws["indices"], count=3, examples=1),
+        "two examples or more",
+    ),
 ]
 
 

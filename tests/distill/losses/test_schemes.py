@@ -11,7 +11,8 @@ from tests.distill.losses.table import L, close, labels, normal, quick, z_s, z_t
 
 y = labels["labels"]
 peers = normal(11, 3, 8, 5)
-views, global_views = normal(12, 4, 8, 5), normal(13, 2, 8, 5)
+views = normal(12, 4, 8, 5)
+global_views = normal(13, 2, 8, 5)
 centre = normal(14, 5)
 
 
@@ -47,10 +48,14 @@ def test_confidence_weighs_and_its_mean_is_a_weighted_mean():
 
 
 def test_only_the_others_are_shuffled():
-    sorts = lambda x: np.sort(np.asarray(x), -1)
+    def sorts(x):
+        return np.sort(np.asarray(x), -1)
+
     teacher = np.tile(np.float32([[1.0, 0.0, 3.0, -1.0]]), (600, 1))
     flat = np.zeros((600, 4), np.float32)
-    f = quick(lambda s, key: jax.grad(lambda s: -L.born_again_permuted(s, teacher, key=key).sum())(s))
+    f = quick(
+        lambda s, key: jax.grad(lambda s: -L.born_again_permuted(s, teacher, key=key).sum())(s)
+    )
     p = np.asarray(f(flat, jax.random.key(0))) + 0.25  # the gradient is q - p, and q = 1/4
     close(sorts(p), sorts(jax.nn.softmax(teacher)), atol=1e-5)
     close(p[:, 2], jax.nn.softmax(teacher)[:, 2], atol=1e-5)
@@ -64,8 +69,13 @@ def test_only_the_others_are_shuffled():
 def test_permuted_targets_are_masked_and_stay_where_they_are():
     keep = np.arange(8) != 1
     rotten = np.where(keep[:, None], z_t, np.nan)
-    f = lambda s, t, mask: L.born_again_permuted(s, t, key=jax.random.key(0), mask=mask)
-    values, slope = quick(lambda s: (f(s, rotten, keep), jax.grad(lambda s: f(s, rotten, keep).sum())(s)))(z_s)
+
+    def f(s, t, mask):
+        return L.born_again_permuted(s, t, key=jax.random.key(0), mask=mask)
+
+    values, slope = quick(
+        lambda s: (f(s, rotten, keep), jax.grad(lambda s: f(s, rotten, keep).sum())(s))
+    )(z_s)
     assert values[1] == 0 and np.isfinite(values).all() and np.isfinite(slope).all()
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh):
@@ -83,7 +93,10 @@ def test_no_gradient_reaches_the_teacher():
         lambda t: L.dino(views, t[:2], centre=centre),
         lambda t: L.dino_centre(centre, t),
     ]
-    total = lambda t: sum(f(t).sum() for f in calls)
+
+    def total(t):
+        return sum(f(t).sum() for f in calls)
+
     assert not np.any(quick(jax.grad(total))(views))
 
 
@@ -94,7 +107,11 @@ def test_dino_skips_the_pairs_of_one_view():
     wanted = -(np.sum(p[0] * log_q[1], -1) + np.sum(p[1] * log_q[0], -1)) / 2
     f = quick(lambda s, t: L.dino(s, t, centre=centre))
     close(f(alike, alike), wanted, 1e-4)
-    close(f(views, views[:1]), np.mean([f(views[np.array([0, i])], views[:1]) for i in (1, 2, 3)], 0), 1e-4)
+    close(
+        f(views, views[:1]),
+        np.mean([f(views[np.array([0, i])], views[:1]) for i in (1, 2, 3)], 0),
+        1e-4,
+    )
 
 
 def test_the_centre_is_a_mean_over_views_examples_and_devices():
@@ -118,13 +135,22 @@ REFUSED = [
     (lambda: L.born_again(z_s, z_t, labels=y + 3), "labels: 7 is not one of the 5 classes"),
     (lambda: L.born_again_confidence(z_s, z_t, labels=y[:3]), r"labels: shape \(3,\)"),
     (lambda: L.dino(views[:1], views[:1], centre=centre), "two or more views"),
-    (lambda: L.dino(global_views, views, centre=centre), r"student \(2, 8, 5\) and teacher \(4, 8, 5\)"),
+    (
+        lambda: L.dino(global_views, views, centre=centre),
+        r"student \(2, 8, 5\) and teacher \(4, 8, 5\)",
+    ),
     (
         lambda: L.dino(views, global_views, centre=centre[:3]),
         r"centre: shape \(3,\); for logits \(4, 8, 5\) give \(5,\)",
     ),
-    (lambda: L.dino(views, global_views, centre=centre, student_temperature=0), "student_temperature=0"),
-    (lambda: L.dino(views, global_views, centre=centre, teacher_temperature=-1), "teacher_temperature=-1"),
+    (
+        lambda: L.dino(views, global_views, centre=centre, student_temperature=0),
+        "student_temperature=0",
+    ),
+    (
+        lambda: L.dino(views, global_views, centre=centre, teacher_temperature=-1),
+        "teacher_temperature=-1",
+    ),
     (lambda: L.dino_centre(centre, global_views, momentum=2), "momentum=2"),
     (lambda: L.dino_centre(centre, centre), r"teacher: shape \(5,\)"),
 ]

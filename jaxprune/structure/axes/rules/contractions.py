@@ -1,7 +1,7 @@
 """Rules of sums and products over axes: matrix products, convolutions, reductions, sorting.
 
-What is summed over may be cut; whether that is exact depends on zeros (`zeros`). What is compared or counted along an
-axis (max, argmax, cumsum, sort, pooling windows) freezes it.
+What is summed over may be cut; whether that is exact depends on zeros (`zeros`). What is compared
+or counted along an axis (max, argmax, cumsum, sort, pooling windows) freezes it.
 """
 
 from typing import Any
@@ -14,7 +14,10 @@ def dot_general(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
     left, right = ins
     walk.unify(eqn, [left[k] for k in (*lc, *lb)], [right[k] for k in (*rc, *rb)])
-    rest = lambda axes, gone: [e for k, e in enumerate(axes) if k not in gone]
+
+    def rest(axes, gone):
+        return [e for k, e in enumerate(axes) if k not in gone]
+
     out = [left[k] for k in lb] + rest(left, (*lc, *lb)) + rest(right, (*rc, *rb))
     return [out], [left[k] for k in lc]
 
@@ -22,18 +25,24 @@ def dot_general(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 def conv(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     """Extra: the axis of feature groups (None for one) and the input channels of a group."""
     p, (x, kernel) = eqn.params, ins
-    dims, groups, shape = p["dimension_numbers"], p["feature_group_count"], eqn.outvars[0].aval.shape
+    dims = p["dimension_numbers"]
+    groups = p["feature_group_count"]
+    shape = eqn.outvars[0].aval.shape
     if p["batch_group_count"] != 1:
         return walk.refuse(eqn, ins)
     walk.freeze(eqn, [x[k] for k in dims.lhs_spec[2:]], "a spatial axis")
     walk.freeze(eqn, [kernel[k] for k in dims.rhs_spec[2:]], "a kernel's window")
-    channels, features, inner = x[dims.lhs_spec[1]], kernel[dims.rhs_spec[0]], kernel[dims.rhs_spec[1]]
+    channels = x[dims.lhs_spec[1]]
+    features = kernel[dims.rhs_spec[0]]
+    inner = kernel[dims.rhs_spec[1]]
     out: list[Any] = [fresh(n, f"a spatial axis: {walk.place(eqn)}") for n in shape]
-    out[dims.out_spec[0]], out[dims.out_spec[1]] = x[dims.lhs_spec[0]], features
+    out[dims.out_spec[0]] = x[dims.lhs_spec[0]]
+    out[dims.out_spec[1]] = features
     if groups == 1:
         walk.unify(eqn, [channels], [inner])
         return [out], (None, inner)
-    group, of_group = fresh(groups), fresh(size(features) // groups)
+    group = fresh(groups)
+    of_group = fresh(size(features) // groups)
     why = f"the groups do not line up: {walk.place(eqn)}"
     unify(product((group, inner)), channels, why)
     unify(product((group, of_group)), features, why)
@@ -65,18 +74,28 @@ def sort(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 
 def top_k(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    axis, shape = eqn.params.get("axis", -1) % len(ins[0]), eqn.outvars[0].aval.shape
+    axis = eqn.params.get("axis", -1) % len(ins[0])
+    shape = eqn.outvars[0].aval.shape
     walk.freeze(eqn, [ins[0][axis]], "it is sorted")
-    out = [fresh(shape[k], f"it is sorted: {walk.place(eqn)}") if k == axis else e for k, e in enumerate(ins[0])]
+    out = [
+        fresh(shape[k], f"it is sorted: {walk.place(eqn)}") if k == axis else e
+        for k, e in enumerate(ins[0])
+    ]
     return [out, list(out)], None
 
 
 def window(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     """Pooling: axes with a window freeze, the others pass."""
-    p, out = eqn.params, []
+    p = eqn.params
+    out = []
     for k, e in enumerate(ins[0]):
         dilated = p.get("base_dilation", (1,) * len(ins[0]))[k] != 1
-        if p["window_dimensions"][k] == 1 and p["window_strides"][k] == 1 and not any(p["padding"][k]) and not dilated:
+        if (
+            p["window_dimensions"][k] == 1
+            and p["window_strides"][k] == 1
+            and not any(p["padding"][k])
+            and not dilated
+        ):
             out.append(e)
         else:
             walk.freeze(eqn, [e], "a pooling window")

@@ -1,4 +1,6 @@
-"""Rules of equations that call others. Extra: the inner programs that were walked, in the order of `calls.bodies`."""
+"""Rules of equations that call others. Extra: the inner programs that were walked, in the order of
+`calls.bodies`.
+"""
 
 from typing import Any
 
@@ -31,10 +33,15 @@ def cond(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 
 def scan(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    """What is carried keeps its axes from turn to turn; the axis that is run along is frozen, or one of layers."""
+    """What is carried keeps its axes from turn to turn; the axis that is run along is frozen, or
+    one of layers.
+    """
     [body] = bodies(eqn)
     consts, carry, slices = ([ins[k] for k in part] for part in scan_operands(eqn))
-    turn = fresh(body.times, None if slices and _may_lose_turns(walk) else f"a scan runs along it: {walk.place(eqn)}")
+    turn = fresh(
+        body.times,
+        None if slices and _may_lose_turns(walk) else f"a scan runs along it: {walk.place(eqn)}",
+    )
     for axes in slices:
         walk.unify(eqn, [turn], [axes[0]])
     inner = walk.program(body.jaxpr, body.consts, [*consts, *carry, *(axes[1:] for axes in slices)])
@@ -69,10 +76,11 @@ def while_(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 
 def custom_jvp(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    """Extra: [the function, the rule of its derivative (None inside such a rule), which tangents the rule leaves out].
+    """Extra: [the function, the rule of its derivative (None inside such a rule), which tangents
+    the rule leaves out].
 
-    A rule often calls the function that it is of (relu's does), so the rules inside it are walked when they are needed
-    (`Narrow`), for derivatives of a higher order.
+    A rule often calls the function that it is of (relu's does), so the rules inside it are walked
+    when they are needed (`Narrow`), for derivatives of a higher order.
     """
     floats = all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.invars)
     if not floats or not has_plain_derivative(eqn):

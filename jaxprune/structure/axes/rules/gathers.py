@@ -1,4 +1,6 @@
-"""Rules of gathers, scatters and dynamic slices: an axis that is indexed is frozen, those taken whole pass."""
+"""Rules of gathers, scatters and dynamic slices: an axis that is indexed is frozen, those taken
+whole pass.
+"""
 
 from typing import Any
 
@@ -6,14 +8,21 @@ from jaxprune.structure.axes.expressions import fresh, names, size, unify
 
 
 def gather(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    """Extra: for each axis of the operand its slice size, or the axis itself where it is taken whole."""
-    dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    """Extra: for each axis of the operand its slice size, or the axis itself where it is taken
+    whole.
+    """
+    dims = eqn.params["dimension_numbers"]
+    sizes = eqn.params["slice_sizes"]
     operand, indices = ins[:2]
     walk.freeze(eqn, [indices[-1]], "an index")
     walk.freeze(eqn, [operand[k] for k in dims.collapsed_slice_dims], "it is indexed")
     for a, b in zip(dims.operand_batching_dims, dims.start_indices_batching_dims):
         unify(operand[a], indices[b], f"the parts do not line up: {walk.place(eqn)}")
-    slices = [k for k in range(len(operand)) if k not in (*dims.collapsed_slice_dims, *dims.operand_batching_dims)]
+    slices = [
+        k
+        for k in range(len(operand))
+        if k not in (*dims.collapsed_slice_dims, *dims.operand_batching_dims)
+    ]
     out: list[Any] = [None] * len(eqn.outvars[0].aval.shape)
     whole: list[Any] = [int(n) for n in sizes]
     for o, k in zip(dims.offset_dims, slices):
@@ -51,7 +60,11 @@ def scatter(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     why = f"the parts do not line up: {walk.place(eqn)}"
     walk.freeze(eqn, [indices[-1]], "an index")
     walk.freeze(eqn, [operand[k] for k in dims.inserted_window_dims], "it is indexed")
-    windows = [k for k in range(len(operand)) if k not in (*dims.inserted_window_dims, *dims.operand_batching_dims)]
+    windows = [
+        k
+        for k in range(len(operand))
+        if k not in (*dims.inserted_window_dims, *dims.operand_batching_dims)
+    ]
     for u, k in zip(dims.update_window_dims, windows):
         if size(updates[u]) == size(operand[k]) and k not in dims.scatter_dims_to_operand_dims:
             unify(updates[u], operand[k], why)
@@ -59,7 +72,9 @@ def scatter(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
             walk.freeze(eqn, [updates[u], operand[k]], "it is indexed")
     for a, b in zip(dims.operand_batching_dims, dims.scatter_indices_batching_dims):
         unify(operand[a], indices[b], why)
-    for u, e in zip((k for k in range(len(updates)) if k not in dims.update_window_dims), indices[:-1]):
+    for u, e in zip(
+        (k for k in range(len(updates)) if k not in dims.update_window_dims), indices[:-1]
+    ):
         unify(updates[u], e, why)
     return [list(operand)], None
 
@@ -68,5 +83,7 @@ RULES = {
     "gather": gather,
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
-    **dict.fromkeys(names("scatter scatter_add scatter_sub scatter_mul scatter_min scatter_max"), scatter),
+    **dict.fromkeys(
+        names("scatter scatter_add scatter_sub scatter_mul scatter_min scatter_max"), scatter
+    ),
 }

@@ -1,24 +1,40 @@
 """Rules of what is elementwise, and of what moves elements around.
 
-A rule is (walk, eqn, axes of the operands) -> (axes of the results, what the other passes need to know).
+A rule is (walk, eqn, axes of the operands) -> (axes of the results, what the other passes need to
+know).
 """
 
 import math
 from typing import Any
 
-from jaxprune.structure.axes.expressions import Axis, concatenated, free, fresh, names, pieces, product, size, unify
+from jaxprune.structure.axes.expressions import (
+    Axis,
+    concatenated,
+    free,
+    fresh,
+    names,
+    pieces,
+    product,
+    size,
+    unify,
+)
 
 ELEMENTWISE = names(
-    """add sub mul div rem max min pow atan2 nextafter and or xor not shift_left shift_right_logical
-    shift_right_arithmetic eq ne lt le gt ge eq_to lt_to le_to neg sign floor ceil round exp exp2 log expm1 log1p tanh
-    sin cos tan asin acos atan sinh cosh asinh acosh atanh logistic sqrt rsqrt cbrt square integer_pow abs is_finite erf
-    erfc erf_inv lgamma digamma igamma igammac bessel_i0e bessel_i1e convert_element_type reduce_precision real imag
-    conj complex select_n clamp add_any population_count clz mul_add polynomial log2
-    one_minus_square polygamma zeta igamma_grad_a regularized_incomplete_beta"""
+    """
+    add sub mul div rem max min pow atan2 nextafter and or xor not shift_left
+    shift_right_logical shift_right_arithmetic eq ne lt le gt ge eq_to lt_to le_to neg sign
+    floor ceil round exp exp2 log expm1 log1p tanh sin cos tan asin acos atan sinh cosh asinh
+    acosh atanh logistic sqrt rsqrt cbrt square integer_pow abs is_finite erf erfc erf_inv
+    lgamma digamma igamma igammac bessel_i0e bessel_i1e convert_element_type reduce_precision
+    real imag conj complex select_n clamp add_any population_count clz mul_add polynomial log2
+    one_minus_square polygamma zeta igamma_grad_a regularized_incomplete_beta
+    """
 )
 IDENTITY = names(
-    """copy copy_p stop_gradient device_put sharding_constraint layout_constraint reshard pvary pcast name
-    optimization_barrier mesh_cast"""
+    """
+    copy copy_p stop_gradient device_put sharding_constraint layout_constraint reshard pvary
+    pcast name optimization_barrier mesh_cast
+    """
 )
 
 
@@ -62,9 +78,12 @@ def squeeze(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 
 def reshape(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    """Runs of axes with equal products are tied: (6, 4) -> (2, 3, 4) makes of the first axis a product 2 · 3."""
+    """Runs of axes with equal products are tied: (6, 4) -> (2, 3, 4) makes of the first axis a
+    product 2 · 3.
+    """
     order = eqn.params.get("dimensions") or range(len(ins[0]))
-    old, new = [ins[0][k] for k in order], list(eqn.params["new_sizes"])
+    old = [ins[0][k] for k in order]
+    new = list(eqn.params["new_sizes"])
     why = f"the parts do not line up: {walk.place(eqn)}"
     if 0 in new:
         return [[fresh(n, "empty") for n in new]], None
@@ -83,10 +102,14 @@ def reshape(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 def _runs(old: list[Axis], new: list[int]) -> list[tuple[list[Axis], list[int]]]:
     """The shortest runs of old and new axes with equal products."""
-    runs, i, k = [], 0, 0
+    runs = []
+    i = 0
+    k = 0
     while i < len(old) or k < len(new):
-        taken, made = old[i : i + 1], new[k : k + 1]
-        i, k = i + 1, k + 1
+        taken = old[i : i + 1]
+        made = new[k : k + 1]
+        i = i + 1
+        k = k + 1
         while (a := math.prod(map(size, taken))) != (b := math.prod(made)):
             if a < b:
                 taken.append(old[i])
@@ -106,10 +129,15 @@ def tile(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 def concatenate(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
     d = eqn.params["dimension"]
-    rest = lambda axes: [e for k, e in enumerate(axes) if k != d]
+
+    def rest(axes):
+        return [e for k, e in enumerate(axes) if k != d]
+
     for axes in ins[1:]:
         walk.unify(eqn, rest(ins[0]), rest(axes))
-    return [[concatenated([axes[d] for axes in ins]) if k == d else e for k, e in enumerate(ins[0])]], None
+    return [
+        [concatenated([axes[d] for axes in ins]) if k == d else e for k, e in enumerate(ins[0])]
+    ], None
 
 
 def stack(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
@@ -127,17 +155,26 @@ def unstack(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 
 def split(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    d, why = eqn.params["axis"], f"the parts do not line up: {walk.place(eqn)}"
+    d = eqn.params["axis"]
+    why = f"the parts do not line up: {walk.place(eqn)}"
     parts = pieces(ins[0][d], [int(n) for n in eqn.params["sizes"]], why)
     return [[p if k == d else e for k, e in enumerate(ins[0])] for p in parts], None
 
 
 def slice_(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    """x[a:b] is a term of a concatenation; x[a::k] a factor of a product with k, whose other factor is frozen."""
-    p, out = eqn.params, []
+    """x[a:b] is a term of a concatenation; x[a::k] a factor of a product with k, whose other factor
+    is frozen.
+    """
+    p = eqn.params
+    out = []
     strides = p["strides"] or (1,) * len(ins[0])
     for e, low, high, k, n in zip(
-        ins[0], p["start_indices"], p["limit_indices"], strides, eqn.outvars[0].aval.shape, strict=True
+        ins[0],
+        p["start_indices"],
+        p["limit_indices"],
+        strides,
+        eqn.outvars[0].aval.shape,
+        strict=True,
     ):
         if n == size(e):
             out.append(e)
@@ -145,7 +182,8 @@ def slice_(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
             why = f"the parts do not line up: {walk.place(eqn)}"
             out.append(pieces(e, [low, high - low, size(e) - high], why)[1])
         elif size(e) == n * k and low < k:
-            runs, steps = fresh(n), fresh(k)
+            runs = fresh(n)
+            steps = fresh(k)
             unify(e, product((runs, steps)), f"the parts do not line up: {walk.place(eqn)}")
             walk.freeze(eqn, [steps], "every k-th is taken")
             out.append(runs)
@@ -161,9 +199,14 @@ def rev(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
 
 
 def pad(walk: Any, eqn: Any, ins: list[Any]) -> tuple[list[Any], Any]:
-    """What is added before and after are terms of their own, which may be cut; holes and cropping freeze."""
-    out, around = [], []
-    for e, (low, high, inner), n in zip(ins[0], eqn.params["padding_config"], eqn.outvars[0].aval.shape):
+    """What is added before and after are terms of their own, which may be cut; holes and cropping
+    freeze.
+    """
+    out = []
+    around = []
+    for e, (low, high, inner), n in zip(
+        ins[0], eqn.params["padding_config"], eqn.outvars[0].aval.shape
+    ):
         if low < 0 or high < 0 or inner:
             walk.freeze(eqn, [e], "it is padded inside or cropped")
             out.append(fresh(n, f"it is padded inside or cropped: {walk.place(eqn)}"))

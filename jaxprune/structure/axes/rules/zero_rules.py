@@ -1,9 +1,12 @@
-"""What is known to be zero of an equation's result, given what is of its operands: one rule a primitive.
+"""What is known to be zero of an equation's result, given what is of its operands: one rule a
+primitive.
 
-Knowing v of a value means: an element is 0 if any of its positions along v is cut. Along two axes, or as two factors of
-one, v gives an element several positions (h[:, None] − h[None, :]), so an operand that lacks one of them tells nothing:
+Knowing v of a value means: an element is 0 if any of its positions along v is cut. Along two axes,
+or as two factors of one, v gives an element several positions (h[:, None] − h[None, :]), so an
+operand that lacks one of them tells nothing:
 
-    first     the first operand                    v it has as often as the result (a broadcast adds positions)
+    first     the first operand                    v it has as often as the result (a broadcast adds
+                                                   positions)
     every     all of some operands (x + y)         the same, of each
     sourced   any operand (x · y, dots)            v along each axis from an operand that knows it
 
@@ -38,7 +41,9 @@ def any_of(known: Iterable[Known]) -> Known:
 
 
 def times(e: Axis, v: Var) -> int:
-    """How many positions along v one position of an axis has: those of all factors, the most of a term."""
+    """How many positions along v one position of an axis has: those of all factors, the most of a
+    term.
+    """
     e = settled(e)
     if isinstance(e, Var):
         return int(e is v)
@@ -50,7 +55,10 @@ def held(known: Known, axes: Sequence[Axis], out: Sequence[Axis]) -> Known:
     """What an operand tells of a result with these axes."""
     if known == EVERYWHERE:
         return known
-    count = lambda axes, v: sum(times(e, v) for e in axes)
+
+    def count(axes, v):
+        return sum(times(e, v) for e in axes)
+
     return frozenset(v for v in known if count(axes, v) >= count(out, v))
 
 
@@ -72,7 +80,9 @@ def sourced(r: Any, known: list[Known], sources: list[list[tuple[int, int]]]) ->
         return any(v in known[i] and times(r.ins[i][k], v) >= times(e, v) for i, k in origins)
 
     pairs = list(zip(r.outs[0], sources, strict=True))
-    return frozenset(v for v in any_of(known) if all(told(v, e, o) for e, o in pairs if v in variables(e)))
+    return frozenset(
+        v for v in any_of(known) if all(told(v, e, o) for e, o in pairs if v in variables(e))
+    )
 
 
 def mul(r: Any, known: list[Known]) -> Known:
@@ -83,7 +93,10 @@ def mul(r: Any, known: list[Known]) -> Known:
 
 def dot(r: Any, known: list[Known]) -> Known:
     (lc, rc), (lb, rb) = r.eqn.params["dimension_numbers"]
-    free = lambda i, gone: [[(i, k)] for k in range(len(r.ins[i])) if k not in gone]
+
+    def free(i, gone):
+        return [[(i, k)] for k in range(len(r.ins[i])) if k not in gone]
+
     both = [[(0, a), (1, b)] for a, b in zip(lb, rb)]
     return sourced(r, known, both + free(0, (*lc, *lb)) + free(1, (*rc, *rb)))
 
@@ -102,9 +115,15 @@ def div(r: Any, known: list[Known]) -> Known:
 
 def bounds(r: Any, known: list[Known]) -> Known:
     """max(x, c) is 0 with x if c <= 0, min(x, c) if c >= 0; clamp(a, x, b) if a <= 0 <= b."""
-    low, high = np.less_equal, np.greater_equal
-    tests = {"max": (low, low), "min": (high, high), "clamp": (low, None, high)}[r.eqn.primitive.name]
-    harmless = lambda v, test: test and isinstance(v, jex.Literal) and bool(np.all(test(v.val, 0)))
+    low = np.less_equal
+    high = np.greater_equal
+    tests = {"max": (low, low), "min": (high, high), "clamp": (low, None, high)}[
+        r.eqn.primitive.name
+    ]
+
+    def harmless(v, test):
+        return test and isinstance(v, jex.Literal) and bool(np.all(test(v.val, 0)))
+
     asked = [i for i, (v, test) in enumerate(zip(r.eqn.invars, tests)) if not harmless(v, test)]
     return every(r, known, asked or None)
 
@@ -122,7 +141,12 @@ def joined(r: Any, known: list[Known]) -> Known:
 def gather(r: Any, known: list[Known]) -> Known:
     """What is out of bounds is filled; NaN spoils both functions alike."""
     fill = r.eqn.params["fill_value"]
-    fills = "FILL" in str(r.eqn.params["mode"]) and fill is not None and not np.isnan(fill) and fill != 0
+    fills = (
+        "FILL" in str(r.eqn.params["mode"])
+        and fill is not None
+        and not np.isnan(fill)
+        and fill != 0
+    )
     return NOTHING if fills else first(r, known)
 
 
@@ -132,10 +156,12 @@ def reduction(r: Any, known: list[Known]) -> Known:
 
 
 FIRST = (IDENTITY - {"optimization_barrier", "device_put"}) | names(
-    """neg sign floor ceil round expm1 log1p tanh sin tan asin atan sinh asinh atanh sqrt cbrt square abs erf erf_inv
-    convert_element_type reduce_precision real imag conj broadcast_in_dim transpose reshape squeeze split slice tile rev
-    dynamic_slice reduce_window_sum reduce_window_max reduce_window_min cumsum cumprod cummax cummin reduce_sum
-    unstack"""
+    """
+    neg sign floor ceil round expm1 log1p tanh sin tan asin atan sinh asinh atanh sqrt cbrt
+    square abs erf erf_inv convert_element_type reduce_precision real imag conj broadcast_in_dim
+    transpose reshape squeeze split slice tile rev dynamic_slice reduce_window_sum
+    reduce_window_max reduce_window_min cumsum cumprod cummax cummin reduce_sum unstack
+    """
 )
 RULES: dict[str, Callable[[Any, list[Known]], Known]] = {
     **dict.fromkeys(FIRST, first),
