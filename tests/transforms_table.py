@@ -48,7 +48,7 @@ def params_of(dtype=jnp.float32, seed=0):
     }
 
 
-GROUPS = jp.axes(network, params_of(), jnp.ones((1, 16))).groups
+GROUPS = jp.coupled_axes(network, params_of(), jnp.ones((1, 16))).groups
 
 
 def no_where(transform):
