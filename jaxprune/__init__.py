@@ -6,7 +6,8 @@ arrays`) or a function of one; `materialize` gives dense arrays back.
 """
 
 from jaxprune import distill as distill
-from jaxprune.app.recipes.recipe import recipe as recipe
+from jaxprune.app.recipe import recipe as recipe
+from jaxprune.core import where as where
 from jaxprune.core.arrays import Clustered as Clustered
 from jaxprune.core.arrays import Common as Common
 from jaxprune.core.arrays import CompressedArray as CompressedArray
@@ -25,7 +26,6 @@ from jaxprune.core.compression import Compression as Compression
 from jaxprune.core.factors import LowRank as LowRank
 from jaxprune.core.factors import Shared as Shared
 from jaxprune.core.factors import Tucker as Tucker
-from jaxprune.core.leaves import where as where
 from jaxprune.core.over import over as over
 from jaxprune.core.quantized import Binary as Binary
 from jaxprune.core.quantized import Packed as Packed

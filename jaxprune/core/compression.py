@@ -9,10 +9,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.trees.selection import select
 from jaxprune.core.trees.walk import IsSlot, never
 from jaxprune.core.types import Compressed, Params, WhereLike
+from jaxprune.core.where import Slot
 
 
 class Compression(NamedTuple):

@@ -14,10 +14,10 @@ from jaxprune.core.arrays import Stacked, is_code
 from jaxprune.core.combinators import refuse_swapped
 from jaxprune.core.compression import Compression, check_compression
 from jaxprune.core.leaves.companions import bias_of
-from jaxprune.core.leaves.where import Slot, Where
 from jaxprune.core.trees.selection import select, selector
 from jaxprune.core.trees.walk import slots, walk
 from jaxprune.core.types import Compressed, Params, WhereLike
+from jaxprune.core.where import Slot, Where
 
 
 def over(axis: int, compression: Compression) -> Compression:

@@ -26,9 +26,9 @@ from jaxprune.core.arrays import (
 )
 from jaxprune.core.factors import Shared
 from jaxprune.core.guesses import refuse_no_tree
-from jaxprune.core.leaves.where import Slot, is_float, leaf_slots
 from jaxprune.core.quantized import Packed, Quantized
 from jaxprune.core.trees.selection import no_match, selector
+from jaxprune.core.where import Slot, is_float, leaf_slots
 
 ALIGNED = ("values", "indices", "q", "signs", "each")
 

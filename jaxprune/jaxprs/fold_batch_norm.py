@@ -22,7 +22,7 @@ from jax.core import Tracer
 
 from jaxprune.core.arguments import positive
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
-from jaxprune.core.leaves.where import is_float
+from jaxprune.core.where import is_float
 from jaxprune.jaxprs.equations import Equation, evaluate, program
 from jaxprune.jaxprs.graph import AFFINE, Graph
 

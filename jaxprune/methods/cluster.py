@@ -17,11 +17,11 @@ from jaxtyping import Float, Shaped
 from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import Clustered, Common
 from jaxprune.core.compression import Compression, encode_once, keep
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.trees.checks import check_finite
 from jaxprune.core.trees.lookup import fold_path
 from jaxprune.core.trees.selection import select
 from jaxprune.core.types import Params, PRNGKey, WhereLike
+from jaxprune.core.where import Slot
 from jaxprune.core.words import choice
 from jaxprune.methods.curvature import (
     CurvatureLike,

@@ -9,9 +9,9 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from jaxprune.core.compression import call_with
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.trees.lookup import look_up
 from jaxprune.core.types import Params
+from jaxprune.core.where import Slot
 from jaxprune.numerics.affine import power_of_two, ratio
 from jaxprune.numerics.placement import not_finite
 

@@ -22,10 +22,10 @@ from jaxtyping import Bool, Float, Int
 from jaxprune.core.arguments import positive
 from jaxprune.core.arrays import Masked, is_code, materialize
 from jaxprune.core.compression import Compression, encode_once
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.quantized import Quantized
 from jaxprune.core.trees.checks import check_finite, dense_weights
 from jaxprune.core.types import Params, WhereLike
+from jaxprune.core.where import Slot
 from jaxprune.numerics import rate
 from jaxprune.numerics.placement import put_like
 from jaxprune.numerics.precision import wide

@@ -20,9 +20,9 @@ from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, encode_once
 from jaxprune.core.factors import LowRank, Tucker
 from jaxprune.core.leaves.layout import Axes, axes_of, check_layout
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.trees.checks import check_decoded, check_finite, dense_weights
 from jaxprune.core.types import Params, WhereLike
+from jaxprune.core.where import Slot
 from jaxprune.methods.curvature import (
     CurvatureLike,
     check_curvature,

@@ -19,10 +19,10 @@ from jaxprune.core.arguments import flag, whole
 from jaxprune.core.arrays import CompressedArray, Dense
 from jaxprune.core.compression import Compression, map_weights
 from jaxprune.core.leaves.layout import Axes, axes_of, check_layout
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.trees.checks import check_finite
 from jaxprune.core.trees.lookup import fold_path
 from jaxprune.core.types import PRNGKey, WhereLike
+from jaxprune.core.where import Slot
 from jaxprune.core.words import choice
 from jaxprune.methods.quantize_arguments import Kind, Range, Rounding, settle
 from jaxprune.methods.quantizers import QUANTIZERS, fixed_point

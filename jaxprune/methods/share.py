@@ -19,9 +19,9 @@ from jaxprune.core.arrays import CompressedArray, Dense, nbits
 from jaxprune.core.compression import Compression, map_weights
 from jaxprune.core.factors import Shared
 from jaxprune.core.leaves.layout import axes_of, check_layout
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.trees.checks import check_decoded, check_finite, dense_weights
 from jaxprune.core.types import WhereLike
+from jaxprune.core.where import Slot
 from jaxprune.numerics import directions
 from jaxprune.numerics.placement import gathered
 from jaxprune.numerics.precision import index_dtype

@@ -11,9 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxprune.core.arrays import Common, is_code, materialize
-from jaxprune.core.leaves.where import is_float
 from jaxprune.core.trees.lookup import by_path
 from jaxprune.core.trees.walk import slots
+from jaxprune.core.where import is_float
 from jaxprune.core.words import nearest
 from jaxprune.report.differences import difference, together
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from jaxprune.coding import code_lengths as codes
 from jaxprune.core.arrays import dtype_bits
-from jaxprune.core.leaves.where import is_float
 from jaxprune.core.pieces import Leaf, Piece, dense, kept, leaves, pieces, select
+from jaxprune.core.where import is_float
 from jaxprune.report.deep_compression import deep_compression_bits as deep_compression_bits
 from jaxprune.report.distortion import distortion as distortion
 from jaxprune.report.distortion import sqnr as sqnr

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.core import where as w
 from jaxprune.core.arrays import Dense, is_code
-from jaxprune.core.leaves import where as w
 from jaxprune.core.leaves.layout import Axes, axes_of
 from jaxprune.core.pieces import Leaf, dense, kept, leaves, pieces, select
 from jaxprune.report.describe import describe, percent

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune.core.leaves.where import is_float
 from jaxprune.core.trees.partition import partition
 from jaxprune.core.types import Compressed
+from jaxprune.core.where import is_float
 
 if TYPE_CHECKING:
     import optax

@@ -19,9 +19,9 @@ from jaxtyping import Float
 
 from jaxprune.core.arguments import at_least_zero
 from jaxprune.core.leaves.paths import leaf_path, map_with_path
-from jaxprune.core.leaves.where import Slot, is_float
 from jaxprune.core.trees.selection import no_match, selected_leaves
 from jaxprune.core.types import Params, Schedule, WhereLike
+from jaxprune.core.where import Slot, is_float
 from jaxprune.core.words import choice
 from jaxprune.numerics.precision import widen
 from jaxprune.structure.axes.groups import Group, Member

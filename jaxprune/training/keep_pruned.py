@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float
 from jaxprune.core.arrays import is_code
 from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.leaves.companions import bias_of, norm_of, zeroed_units
-from jaxprune.core.leaves.where import Slot, is_float, leaf_slots
 from jaxprune.core.trees.lookup import by_path
 from jaxprune.core.trees.selection import no_match, selected_leaves
 from jaxprune.core.types import Params, WhereLike
+from jaxprune.core.where import Slot, is_float, leaf_slots
 from jaxprune.core.words import nearest
 from jaxprune.training.steps import check_params
 from jaxprune.training.updating import map_updates

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from jaxprune.core.arguments import whole
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression, check_compression
-from jaxprune.core.leaves.where import is_float
 from jaxprune.core.trees.partition import join_arrays, split_arrays
 from jaxprune.core.types import Params
+from jaxprune.core.where import is_float
 from jaxprune.training.steps import StepState, check_params, first_step, next_step
 from jaxprune.training.updating import map_updates
 

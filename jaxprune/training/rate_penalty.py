@@ -24,9 +24,9 @@ from jaxtyping import Float
 from jaxprune.core.arguments import at_least_zero, finite, positive
 from jaxprune.core.arrays import is_code
 from jaxprune.core.leaves.layout import axes_of, check_layout
-from jaxprune.core.leaves.where import Slot, is_float, leaf_slots
 from jaxprune.core.trees.selection import no_match, selected_leaves
 from jaxprune.core.types import Params, Schedule, WhereLike
+from jaxprune.core.where import Slot, is_float, leaf_slots
 from jaxprune.numerics.precision import widen
 from jaxprune.training.steps import StepState, check_params, first_step, next_step, value_at
 from jaxprune.training.updating import map_updates

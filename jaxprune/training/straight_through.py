@@ -15,8 +15,8 @@ from jax import lax
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression, check_compression
 from jaxprune.core.guesses import refuse_no_tree
-from jaxprune.core.leaves.where import is_float
 from jaxprune.core.types import Params
+from jaxprune.core.where import is_float
 
 
 def straight_through(compression: Compression) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxprune.core.arrays import is_code
-from jaxprune.core.leaves.where import is_float
+from jaxprune.core.where import is_float
 
 
 def updated(optimizer: Any, grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from jaxprune.app.recipes.recipe import describe, one, parse, recipe
+from jaxprune.app.recipe import describe, one, parse, recipe
 from jaxprune.app.recipes.rules import to_toml
 from jaxprune.report.measure import density
 

@@ -11,7 +11,7 @@ import jaxprune as jp
 from jaxprune.core.leaves.layout import axes_of
 from jaxprune.core.leaves.names import Place, Surroundings, is_norm, why_no_weight
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
-from jaxprune.core.leaves.where import leaf_slots
+from jaxprune.core.where import leaf_slots
 
 KEY = jax.random.key(0)
 

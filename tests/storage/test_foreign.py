@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import jaxprune as jp
-from jaxprune.app.recipes.recipe import leaf_paths
+from jaxprune.app.recipe import leaf_paths
 from jaxprune.core.leaves.keys import joined as join
 from jaxprune.core.leaves.keys import split
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path

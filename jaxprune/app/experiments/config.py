@@ -15,7 +15,7 @@
     name = "prune"
     epochs = 30
     ramp = 0.6                                     the part of the phase over which sparsity rises
-    [[phase.rule]]                                 see jaxprune.app.recipes.recipe
+    [[phase.rule]]                                 see jaxprune.app.recipe
     where = "(.*/)?kernel"
     prune = { sparsity = 0.95, allocate = "global" }
 
@@ -38,7 +38,7 @@ import msgspec
 
 from jaxprune.app.experiments.overrides import assign, toml_value
 from jaxprune.app.experiments.settings import Phase, Train, distill_of, penalty_of
-from jaxprune.app.recipes.recipe import check
+from jaxprune.app.recipe import check
 from jaxprune.app.recipes.strict import Settings, convert, read_toml
 
 SEEDS = (

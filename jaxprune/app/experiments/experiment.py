@@ -23,7 +23,7 @@ from jaxprune.app.experiments.config import Config, dense_phases, run_name, seed
 from jaxprune.app.experiments.lab import Lab, make_lab
 from jaxprune.app.experiments.phases import phase_key, run_phase, seed_key
 from jaxprune.app.progress import Progress
-from jaxprune.app.recipes.recipe import describe
+from jaxprune.app.recipe import describe
 from jaxprune.app.recipes.rules import to_toml
 from jaxprune.core.arrays import materialize
 from jaxprune.distill.signals import Signals

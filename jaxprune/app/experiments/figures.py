@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxprune.app.experiments.results import mean_and_std
-from jaxprune.core.leaves import where
+from jaxprune.core import where
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
 
 INK = "#333333"

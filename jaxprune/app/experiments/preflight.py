@@ -13,7 +13,7 @@ import jax
 from jaxprune.app.experiments.config import Config, settings_of
 from jaxprune.app.experiments.training import Program
 from jaxprune.app.files.compression_plan import depends_on_weights
-from jaxprune.app.recipes.recipe import describe
+from jaxprune.app.recipe import describe
 
 
 def check_batches(config: Config, examples: int) -> None:

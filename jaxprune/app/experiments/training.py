@@ -29,7 +29,7 @@ from jaxprune.app.experiments.settings import (
     distill_of,
     penalty_of,
 )
-from jaxprune.app.recipes.recipe import recipe
+from jaxprune.app.recipe import recipe
 from jaxprune.core.arrays import materialize
 from jaxprune.core.compression import Compression
 from jaxprune.core.trees.partition import combine, partition, value_and_grad

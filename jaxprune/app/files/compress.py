@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxprune.app.files.compression_plan import Plan, Planned, pick, wide
-from jaxprune.app.recipes.recipe import one, recipe, taken_by
+from jaxprune.app.recipe import one, recipe, taken_by
 from jaxprune.app.recipes.rules import Prune
 from jaxprune.core.arrays import Common, fill_codebooks, materialize
 from jaxprune.core.combinators import at

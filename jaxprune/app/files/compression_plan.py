@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxprune.app.recipes.recipe import check, matched, one, taken_by, taker
+from jaxprune.app.recipe import check, matched, one, taken_by, taker
 from jaxprune.app.recipes.rules import (
     Cluster,
     EntropyQuantize,
@@ -33,7 +33,7 @@ from jaxprune.core.arrays import Common, Masked, dtype_bits, fill_codebooks, is_
 from jaxprune.core.combinators import at
 from jaxprune.core.leaves.layout import Axes, axes_of
 from jaxprune.core.leaves.names import Surroundings
-from jaxprune.core.leaves.where import is_float
+from jaxprune.core.where import is_float
 from jaxprune.storage.checkpoints import layouts
 from jaxprune.storage.checkpoints.tensors import Checkpoint, Tensor
 from jaxprune.storage.streaming import nested

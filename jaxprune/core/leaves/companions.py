@@ -21,7 +21,7 @@ from jax import Array
 
 from jaxprune.core.leaves.layout import axes_of
 from jaxprune.core.leaves.names import BIAS, MAYBE_BIAS, fits_as_bias, parts, words_of
-from jaxprune.core.leaves.where import Slot, is_float
+from jaxprune.core.where import Slot, is_float
 
 BATCH_NORM = ("batch", "batchnorm", "bn")  # words of a module's name
 COLLECTIONS = ("params", "batch_stats")  # of linen; they are no modules

@@ -8,7 +8,7 @@ from jax.core import Tracer
 from jaxtyping import Float
 
 from jaxprune.core.arrays import materialize
-from jaxprune.core.leaves.where import Slot, is_float
+from jaxprune.core.where import Slot, is_float
 from jaxprune.numerics.placement import not_finite
 from jaxprune.numerics.precision import widen
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxprune.core.arrays import is_code
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.types import PRNGKey
+from jaxprune.core.where import Slot
 from jaxprune.core.words import nearest
 
 

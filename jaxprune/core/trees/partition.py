@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxprune.core.arrays import is_code, materialize
 from jaxprune.core.guesses import refuse_no_tree
-from jaxprune.core.leaves.where import is_float
 from jaxprune.core.types import Compressed
+from jaxprune.core.where import is_float
 
 
 def split_arrays(tree: Any) -> tuple[Any, Any]:

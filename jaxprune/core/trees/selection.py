@@ -17,7 +17,11 @@ import numpy as np
 from jaxprune.core.arrays import is_code, materialize
 from jaxprune.core.guesses import refuse_no_tree
 from jaxprune.core.hidden import zero_hidden
-from jaxprune.core.leaves.where import (
+from jaxprune.core.trees.checks import check_weight
+from jaxprune.core.trees.lookup import by_path
+from jaxprune.core.trees.walk import IsSlot, never, slots, walk
+from jaxprune.core.types import Compressed, Params, WhereLike
+from jaxprune.core.where import (
     Slot,
     Where,
     as_rule,
@@ -26,10 +30,6 @@ from jaxprune.core.leaves.where import (
     weights,
     why_not,
 )
-from jaxprune.core.trees.checks import check_weight
-from jaxprune.core.trees.lookup import by_path
-from jaxprune.core.trees.walk import IsSlot, never, slots, walk
-from jaxprune.core.types import Compressed, Params, WhereLike
 from jaxprune.core.words import compiled
 
 Test = Callable[[Slot], bool]

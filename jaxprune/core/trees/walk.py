@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jaxprune.core.arrays import Masked, is_code
-from jaxprune.core.leaves.where import Slot, leaf_slots
+from jaxprune.core.where import Slot, leaf_slots
 
 IsSlot = Callable[[Any], bool]
 """Whether a code is one slot as it stands; else each of its fields is."""

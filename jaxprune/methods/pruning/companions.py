@@ -12,9 +12,9 @@ from jaxtyping import Bool
 
 from jaxprune.core.leaves.companions import bias_of, norm_of, units_of
 from jaxprune.core.leaves.layout import axes_of
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.trees.walk import IsSlot, slots, walk
 from jaxprune.core.types import Compressed
+from jaxprune.core.where import Slot
 from jaxprune.methods.pruning.leaves import PrunedLeaf
 from jaxprune.methods.pruning.masks import masked
 

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxprune.core.leaves.layout import axes_of
-from jaxprune.core.leaves.where import Slot
+from jaxprune.core.where import Slot
 from jaxprune.methods.patterns import Pattern, is_unstructured
 
 

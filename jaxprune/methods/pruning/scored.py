@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 
 from jaxprune.core.arrays import Masked, materialize
 from jaxprune.core.compression import call_with
-from jaxprune.core.leaves.where import Slot
 from jaxprune.core.trees.lookup import look_up
 from jaxprune.core.types import Params
+from jaxprune.core.where import Slot
 
 
 def leaf_scores(

@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from jaxprune.core.arguments import whole
 from jaxprune.core.leaves.layout import axes_of, check_layout
-from jaxprune.core.leaves.where import Slot, is_float, leaf_slots, weights
 from jaxprune.core.types import Params
+from jaxprune.core.where import Slot, is_float, leaf_slots, weights
 from jaxprune.methods.scores.leaves import on_selected
 from jaxprune.methods.scores.types import Scores
 from jaxprune.numerics.affine import power_of_two, ratio

@@ -8,9 +8,9 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxprune.core.leaves.paths import leaf_path, map_with_path
-from jaxprune.core.leaves.where import is_float
 from jaxprune.core.trees.lookup import fold_path
 from jaxprune.core.types import Params, PRNGKey
+from jaxprune.core.where import is_float
 from jaxprune.methods.scores.types import Scores, map_floats
 from jaxprune.numerics.affine import power_of_two, ratio
 

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 
 from jaxprune.core.compression import call_with
-from jaxprune.core.leaves.where import leaf_slots
 from jaxprune.core.trees.selection import no_match, selector
 from jaxprune.core.types import Params, WhereLike
+from jaxprune.core.where import leaf_slots
 from jaxprune.methods.scores.types import Score, Scores
 
 

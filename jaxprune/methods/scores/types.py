@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import jax
 
-from jaxprune.core.leaves.where import is_float
+from jaxprune.core.where import is_float
 from jaxprune.numerics.precision import widen
 
 Score: TypeAlias = Callable[..., Any]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
-from jaxprune.core.leaves.where import is_float
+from jaxprune.core.where import is_float
 from jaxprune.jaxprs.equations import of_arrays
 from jaxprune.jaxprs.float64 import in_float64
 from jaxprune.structure.apply.plan import Plan

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path, map_with_path
-from jaxprune.core.leaves.where import is_float
+from jaxprune.core.where import is_float
 from jaxprune.core.words import nearest
 from jaxprune.structure.axes.selection import in_turn, mesh, take
 

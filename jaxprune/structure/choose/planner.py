@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
-from jaxprune.core.leaves.where import is_float, leaf_slots, weights
 from jaxprune.core.trees.selection import no_match, selector
+from jaxprune.core.where import is_float, leaf_slots, weights
 from jaxprune.core.words import choice
 from jaxprune.methods.scores import from_words
 from jaxprune.structure.apply.narrow import Narrow

@@ -26,7 +26,7 @@ import numpy as np
 from jaxprune.core.arguments import at_least_zero, flag
 from jaxprune.core.arrays import Masked, is_code, materialize
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
-from jaxprune.core.leaves.where import is_float
+from jaxprune.core.where import is_float
 from jaxprune.numerics.precision import widen
 from jaxprune.structure.apply.narrow import Narrow
 from jaxprune.structure.apply.plan import Plan

@@ -16,7 +16,7 @@ import numpy as np
 from jaxprune.core.leaves.layout import axes_of
 from jaxprune.core.leaves.names import why_no_weight
 from jaxprune.core.leaves.paths import flatten_with_path, leaf_path
-from jaxprune.core.leaves.where import leaf_slots
+from jaxprune.core.where import leaf_slots
 
 
 class Weight(NamedTuple):

@@ -18,8 +18,8 @@ from jaxprune.core.arguments import fraction
 from jaxprune.core.arrays import Common
 from jaxprune.core.combinators import at, chain, identity
 from jaxprune.core.compression import Compression
-from jaxprune.core.leaves.where import Slot, Where, field, holds_floats
 from jaxprune.core.trees.walk import slots
+from jaxprune.core.where import Slot, Where, field, holds_floats
 from jaxprune.core.words import compiled, nearest
 from jaxprune.methods.cluster import cluster
 from jaxprune.methods.entropy_quantize import entropy_quantize
@@ -128,7 +128,7 @@ def describe(rules: Any, params: Any) -> tuple[Match, ...]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxprune.app.recipes.recipe import describe
+      >>> from jaxprune.app.recipe import describe
       >>> describe([{"where": "a|b", "cluster": 2}],
       ...     {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})[0].paths
       ('a', 'b')
