@@ -660,6 +660,7 @@ def test_every_numeric_argument_of_a_public_function_is_in_the_table():
         "Pattern spread",
         "leaf_sizes stored",
         "total n",
+        "total sparsity",
         "recipe schedule",
         "write_cache progress",
     }

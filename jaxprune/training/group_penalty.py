@@ -23,6 +23,7 @@ from jaxprune.core.trees.selection import no_match, selected_leaves
 from jaxprune.core.types import Params, Schedule, WhereLike
 from jaxprune.core.where import Slot, is_float
 from jaxprune.core.words import choice
+from jaxprune.numerics.placement import gathered
 from jaxprune.numerics.precision import widen
 from jaxprune.structure.axes.groups import Group, Member
 from jaxprune.training.steps import StepState, check_params, first_step, next_step, value_at
@@ -133,7 +134,8 @@ def _gamma(norms: Float[Array, " units"]) -> Float[Array, " units"]:
 def _unit_squares(member: Member, num_units: int, w: Float[Array, "..."]) -> Float[Array, " units"]:
     """Σ w² of the weights of a member that belong to each unit."""
     other_axes = tuple(axis for axis in range(w.ndim) if axis != member.axis)
-    squares = jnp.square(w).sum(other_axes)
+    # One number a position: small enough to be on every device, where indexing may mix positions.
+    squares = gathered(jnp.square(w).sum(other_axes))
     total = jnp.zeros(num_units)
     for unit_at in member.maps:  # the unit at each position of the axis; -1 for none
         positions = np.nonzero(unit_at >= 0)[0]

@@ -13,6 +13,14 @@ import jaxprune as jp
 from tests.helpers import avals, bits, compiled_once, normal, same
 from tests.transforms_table import TRANSFORMS, params_of
 
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """What optax's adamw asks for, and what JAX does by default."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 every_transform = pytest.mark.parametrize("row", TRANSFORMS, ids=lambda row: row.name)
 WHERES = {
     "text": "(.*/)?kernel",

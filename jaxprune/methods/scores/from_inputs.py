@@ -27,7 +27,10 @@ def wanda(norms: Any) -> Score:
     """
 
     def score_leaf(norm: Any, w: Any) -> Any:
-        return None if norm is None else jnp.abs(widen(w)) * norm
+        if norm is None:
+            return None
+        magnitude = jnp.abs(widen(w))
+        return magnitude * jnp.asarray(norm).astype(magnitude.dtype)
 
     def score(params: Params) -> Scores:
         return jax.tree.map(score_leaf, norms, params, is_leaf=lambda norm: norm is None)
