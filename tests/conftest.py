@@ -56,6 +56,9 @@ ONCE_FILES = (
     "test_contexts",
     "test_hostile",
     "test_reader",
+    "test_score_laws",
+    "test_allocation_laws",
+    "test_transform_laws",
 )
 
 
